@@ -1,0 +1,104 @@
+"""Checkpoints with Orbax: train state and data iterator, together."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint does not fit the model that is to go on from it."""
+
+
+def open_manager(
+  directory: str | os.PathLike, *, keep: int
+) -> ocp.CheckpointManager:
+  """Opens a stage's checkpoint folder, made if missing.
+
+  A save that was cut off is not listed: Orbax writes under a temporary name
+  and renames. What it left behind is removed here.
+
+  Args:
+    directory: `workdir/<stage>/checkpoints`.
+    keep: how many of the newest checkpoints stay.
+  """
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    create=True,
+    cleanup_tmp_directories=True,
+    # The caller decides when; Orbax is not to skip a step it is asked for.
+    save_interval_steps=1,
+  )
+  return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def save(
+  manager: ocp.CheckpointManager,
+  step: int,
+  state: Any,
+  iterator: grain.DatasetIterator,
+  metadata: Mapping[str, Any],
+) -> None:
+  """Starts to save; training may go on, for everything is copied first.
+
+  Args:
+    manager: of the stage.
+    step: optimiser updates done.
+    state: tree of arrays of one replica.
+    iterator: position in the data, after the batch of this step.
+    metadata: JSON-ready facts that give the weights their meaning (FlowSpec,
+      class names).
+  """
+  manager.save(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      data=grain.checkpoint.CheckpointSave(iterator),
+      metadata=ocp.args.JsonSave(dict(metadata)),
+    ),
+  )
+
+
+def restore(
+  manager: ocp.CheckpointManager,
+  state: Any,
+  iterator: grain.DatasetIterator | None,
+) -> Any:
+  """Restores the newest checkpoint.
+
+  Args:
+    manager: of the stage; it must have a checkpoint.
+    state: tree of the shapes and types that are expected.
+    iterator: set to the saved position; None leaves the data alone.
+
+  Returns:
+    The saved state, as NumPy arrays.
+
+  Raises:
+    CheckpointError: the saved tree has other keys or shapes.
+  """
+  step = manager.latest_step()
+  template = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
+  )
+  items = {"state": ocp.args.StandardRestore(template)}
+  if iterator is not None:
+    items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+  try:
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+  except ValueError as error:
+    raise CheckpointError(
+      f"checkpoint {step} in {manager.directory} does not fit this model:"
+      f" {error}"
+    ) from error
+  return jax.device_get(restored["state"])
+
+
+def restore_metadata(manager: ocp.CheckpointManager) -> dict[str, Any]:
+  """The metadata saved with the newest checkpoint."""
+  args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+  return manager.restore(manager.latest_step(), args=args)["metadata"]

@@ -1,0 +1,98 @@
+"""The report's training curves: records of `metrics.jsonl` to charts."""
+
+import html
+import math
+import numbers
+
+import numpy as np
+
+from twostream_jax import plots
+
+_MAX_POINTS = 200
+
+
+def is_number(value: object) -> bool:
+  """Whether `value` can be drawn: a real number, neither NaN nor infinite."""
+  return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _value(line: plots.Line, percent: bool) -> str:
+  last = line.y[-1]
+  return f"{last:.1%}" if percent else f"{last:.3g}"
+
+
+def training(curves: dict[str, list[dict]], styles: dict[str, str]) -> str:
+  """Loss and accuracy of every stage, as HTML.
+
+  Args:
+    curves: records of `metrics.jsonl` by stage; "step" and "split" ("train" or
+      "validation") in each, "loss", "accuracy", "learning_rate" where known.
+    styles: classes of the style sheet by stage; a stage that is no stream (and
+      so has no style) is drawn in plain ink.
+  """
+  figures = "".join(
+    _stage_curves(stage, records, styles.get(stage, "fused"))
+    for stage, records in curves.items()
+  )
+  if not figures:
+    return "<p>No training curves were recorded.</p>"
+  return (
+    '<p class="legend"><span><svg class="key line" width="26" height="8"'
+    ' aria-hidden="true"><path d="M0 4h26"/></svg> train</span><span><svg'
+    ' class="key line validation" width="26" height="8" aria-hidden="true">'
+    '<path d="M0 4h26"/></svg> validation</span></p>'
+    f"{figures}"
+  )
+
+
+def _curve(records: list[dict], split: str, key: str) -> plots.Line | None:
+  """A curve of at most 200 points, means of as many records each."""
+  known = sorted(
+    (r["step"], r[key])
+    for r in records
+    if r["split"] == split and is_number(r.get(key))
+  )
+  if not known:
+    return None
+  each = math.ceil(len(known) / _MAX_POINTS)
+  parts = np.array_split(np.array(known, float), math.ceil(len(known) / each))
+  x, y = np.array([part.mean(axis=0) for part in parts]).T
+  return plots.Line(split, split, x, y)
+
+
+def _stage_curves(stage: str, records: list[dict], style: str) -> str:
+  charts, remarks = "", []
+  for key, percent in (("loss", False), ("accuracy", True)):
+    pair = [_curve(records, split, key) for split in ("train", "validation")]
+    lines = [line for line in pair if line is not None]
+    if not lines:
+      continue
+    ends = ", ".join(f"{line.name} {_value(line, percent)}" for line in lines)
+    remarks.append(f"final {key}: {ends}")
+    charts += plots.line_chart(
+      lines,
+      title=key.capitalize(),
+      description=f"{stage}, {key} over steps; at the end: {ends}",
+      percent=percent,
+    )
+  if not charts:
+    return ""
+  if not any(r["split"] == "validation" for r in records):
+    remarks.append("no validation was run")
+  rates = [
+    r["learning_rate"] for r in records if is_number(r.get("learning_rate"))
+  ]
+  if rates:
+    remarks.append(f"learning rate: {max(rates):.3g} to {min(rates):.3g}")
+  bad = sum(
+    key in r and not is_number(r[key])
+    for r in records
+    for key in ("loss", "accuracy")
+  )
+  if bad:
+    remarks.append(f"{bad} values are not finite and left out")
+  return (
+    f'<figure class="stage {style}"><figcaption><h3>{html.escape(stage)}</h3>'
+    f'<p class="note">{html.escape("; ".join(remarks))}</p></figcaption>'
+    f'<div class="charts">{charts}</div></figure>'
+  )

@@ -1,0 +1,1 @@
+"""Videos to datasets, and datasets to batches."""

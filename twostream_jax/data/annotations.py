@@ -1,0 +1,323 @@
+"""Lists of labelled clips, from folders or from CSV files.
+
+Everything that can be wrong with a list is found here, before hours of
+decoding and flow.
+"""
+
+import csv
+import dataclasses
+import os
+import posixpath
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+_EXAMPLES = 3
+
+
+class AnnotationError(ValueError):
+  """The annotations of a dataset can't be used as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A labelled video file.
+
+  Attributes:
+    video_id: path relative to the folder of videos, with '/', extension kept.
+    path: the file.
+    split: 'train', 'validation' or 'test'.
+    label: name of the class.
+    group: subject, scene or source video: what must not be on both sides of a
+      split. Empty where unknown.
+  """
+
+  video_id: str
+  path: Path
+  split: str
+  label: str
+  group: str
+
+
+def class_names(clips: Iterable[Clip]) -> list[str]:
+  """Returns the names of the classes, sorted; a label is an index into it."""
+  return sorted({clip.label for clip in clips})
+
+
+def read_folder(
+  videos: str | os.PathLike, *, test_fraction: float = 0.25, seed: int = 0
+) -> list[Clip]:
+  """Lists the clips of a folder with one folder a class.
+
+  Every file below a class folder counts as a clip, hidden ones excepted. Where
+  the top folders are called train, validation and test and hold folders, they
+  are the splits. Otherwise each class is split on its own: the draw depends on
+  the seed, the class and its files, not on other classes. A class of one clip
+  goes to train, with a warning.
+
+  Args:
+    videos: the folder.
+    test_fraction: share of each class for test, in 0..1, both excluded; at
+      least one clip. Not used where the folders make the split.
+    seed: of the draw.
+
+  Returns:
+    Clips by split, then by class, then by path.
+
+  Raises:
+    AnnotationError: what is wrong and what to do.
+  """
+  videos = _existing_folder(videos)
+  folders = _visible(videos, folders=True)
+  if not folders:
+    raise AnnotationError(
+      f"{videos} holds no folders; it needs one folder a class"
+      f" ({videos}/<class>/<clip>)"
+    )
+  if _are_splits(folders):
+    clips = [
+      clip
+      for folder in sorted(folders, key=lambda f: SPLITS.index(f.name))
+      for clip in _class_clips(videos, folder, folder.name)
+    ]
+  else:
+    if not 0 < test_fraction < 1:
+      raise AnnotationError(
+        f"the test fraction must be between 0 and 1: {test_fraction}"
+      )
+    clips = _split_by_class(
+      list(_class_clips(videos, videos, "train")), test_fraction, seed
+    )
+  _check(clips)
+  return clips
+
+
+def read_csv(
+  videos: str | os.PathLike,
+  *,
+  train: str | os.PathLike,
+  test: str | os.PathLike,
+  validation: str | os.PathLike | None = None,
+) -> list[Clip]:
+  """Lists the clips that CSV files name, one file a split.
+
+  Args:
+    videos: the folder that paths are relative to.
+    train: UTF-8 file (a byte-order mark and CRLF are fine) with a header row
+      and the columns path, label and, if known, group. Others are ignored.
+    test: likewise.
+    validation: likewise, optional.
+
+  Returns:
+    Clips in the files' order: train, then validation, then test.
+
+  Raises:
+    AnnotationError: what is wrong and what to do.
+  """
+  videos = _existing_folder(videos)
+  lists = {"train": train, "validation": validation, "test": test}
+  clips = []
+  for split, path in lists.items():
+    if path is not None:
+      clips += _read_list(videos, Path(path), split)
+  missing = [c.video_id for c in clips if not c.path.is_file()]
+  if missing:
+    raise AnnotationError(
+      f"{_count(missing, 'video')} of {len(clips)} not found below {videos}:"
+      f" {_some(missing)}. Paths in the lists are relative to that folder:"
+      " pass another one, or remove the rows."
+    )
+  _check(clips)
+  return clips
+
+
+def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
+  clips, unlabelled = [], []
+  for line, row in _read_rows(path):
+    video, label = (row[name] or "").strip(), (row["label"] or "").strip()
+    if not video or not label or len(label.splitlines()) > 1:
+      unlabelled.append(f"line {line}")
+      continue
+    video_id = Path(os.path.relpath(videos / video, videos)).as_posix()
+    group = (row.get("group") or "").strip()
+    clips.append(Clip(video_id, videos / video_id, split, label, group))
+  if unlabelled:
+    raise AnnotationError(
+      f"{path}: {_count(unlabelled, 'row')} without a path or a label of one"
+      f" line: {_some(unlabelled)}. Fill them in or remove the rows."
+    )
+  if not clips:
+    raise AnnotationError(f"{path} lists no video; the {split} split needs some")
+  return clips
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+      reader = csv.DictReader(file)
+      header = [name.strip() for name in reader.fieldnames or []]
+      reader.fieldnames = header
+      missing = [name for name in ("path", "label") if name not in header]
+      if missing:
+        raise AnnotationError(
+          f"{path}: no column {' and no column '.join(missing)}; its first row"
+          f" is {','.join(header)!r}. The first row must name the columns, with"
+          " commas between them: path,label or path,label,group"
+        )
+      yield from ((reader.line_num, row) for row in reader)
+  except OSError as error:
+    raise AnnotationError(f"can't read {path}: {error.strerror}") from error
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise AnnotationError(
+      f"{path} is not a CSV file in UTF-8: {error}. Save it as one."
+    ) from error
+
+
+def _existing_folder(videos: str | os.PathLike) -> Path:
+  videos = Path(videos)
+  if not videos.is_dir():
+    raise AnnotationError(f"no such folder of videos: {videos}")
+  return videos
+
+
+def _visible(folder: Path, *, folders: bool) -> list[Path]:
+  return sorted(
+    entry
+    for entry in folder.iterdir()
+    if not entry.name.startswith(".")
+    and (entry.is_dir() if folders else entry.is_file())
+  )
+
+
+def _are_splits(folders: Sequence[Path]) -> bool:
+  names = {folder.name for folder in folders}
+  return names <= set(SPLITS) and all(
+    _visible(folder, folders=True) for folder in folders
+  )
+
+
+def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
+  """One clip for each file below each folder of `parent`."""
+  for folder in _visible(parent, folders=True):
+    files = list(_files_below(folder))
+    if not files:
+      warnings.warn(f"no files in {folder}: no such class", stacklevel=4)
+    for file in files:
+      video_id = file.relative_to(videos).as_posix()
+      yield Clip(video_id, file, split, folder.name, "")
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+  yield from _visible(folder, folders=False)
+  for child in _visible(folder, folders=True):
+    yield from _files_below(child)
+
+
+def _split_by_class(
+  clips: Sequence[Clip], test_fraction: float, seed: int
+) -> list[Clip]:
+  train, test, single = [], [], []
+  for name in class_names(clips):
+    members = [clip for clip in clips if clip.label == name]
+    if len(members) == 1:
+      single.append(name)
+    wanted = max(1, round(test_fraction * len(members)))
+    n_test = min(wanted, len(members) - 1)
+    rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(name))])
+    drawn = set(rng.permutation(len(members))[:n_test].tolist())
+    for i, clip in enumerate(members):
+      (test if i in drawn else train).append(clip)
+  if single:
+    warnings.warn(
+      f"{_count(single, 'class', 'classes')} with a single clip, which goes to"
+      f" train, so that the test split has none: {_some(single)}",
+      stacklevel=3,
+    )
+  return train + [dataclasses.replace(clip, split="test") for clip in test]
+
+
+def _check(clips: Sequence[Clip]) -> None:
+  _check_names(clips)
+  _check_splits(clips)
+  _check_duplicates(clips)
+  _check_groups(clips)
+  _check_labels(clips)
+
+
+def _check_names(clips: Sequence[Clip]) -> None:
+  undecodable = [c for c in clips if not _is_unicode(c.video_id)]
+  if undecodable:
+    names = [repr(os.fsencode(clip.video_id)) for clip in undecodable]
+    raise AnnotationError(
+      f"{_count(names, 'file name')} not in UTF-8: {_some(names)}. Rename them."
+    )
+
+
+def _is_unicode(name: str) -> bool:
+  return name.encode("utf-8", "replace").decode() == name
+
+
+def _check_splits(clips: Sequence[Clip]) -> None:
+  present = {clip.split for clip in clips}
+  missing = [split for split in ("train", "test") if split not in present]
+  if missing:
+    raise AnnotationError(
+      f"no clips in the {' and the '.join(missing)} split; both train and test"
+      " are needed (a class needs two clips to be in both)"
+    )
+
+
+def _check_duplicates(clips: Sequence[Clip]) -> None:
+  normal = [posixpath.normpath(clip.video_id) for clip in clips]
+  twice = [name for name, count in Counter(normal).items() if count > 1]
+  if not twice:
+    return
+  splits = {name: [] for name in twice}
+  for name, clip in zip(normal, clips, strict=True):
+    if name in splits:
+      splits[name].append(clip.split)
+  found = [f"{name} ({', '.join(found)})" for name, found in splits.items()]
+  raise AnnotationError(
+    f"{_count(found, 'video')} listed more than once: {_some(found)}. Keep one"
+    " row for each: a video in two splits makes the test result worthless."
+  )
+
+
+def _check_groups(clips: Sequence[Clip]) -> None:
+  tested = {clip.group for clip in clips if clip.split == "test"}
+  learned = {clip.group for clip in clips if clip.split != "test"}
+  shared = sorted((tested & learned) - {""})
+  if shared:
+    raise AnnotationError(
+      f"{_count(shared, 'group')} in test and also in train or validation:"
+      f" {_some(shared)}. Such leakage makes the test result too good. Move each"
+      " group to one side, or drop the group column to do it all the same."
+    )
+
+
+def _check_labels(clips: Sequence[Clip]) -> None:
+  learned = {clip.label for clip in clips if clip.split == "train"}
+  unknown = sorted({clip.label for clip in clips} - learned)
+  if unknown:
+    raise AnnotationError(
+      f"{_count(unknown, 'label')} in validation or test that no train clip"
+      f" has: {_some(unknown)}. Correct the spelling, or add train clips."
+    )
+  if len(learned) < 2:
+    raise AnnotationError(
+      f"only one class ({', '.join(learned)}); a classifier needs at least two"
+    )
+
+
+def _count(items: Sequence, one: str, many: str = "") -> str:
+  return f"{len(items)} {one if len(items) == 1 else many or one + 's'}"
+
+
+def _some(items: Sequence[str]) -> str:
+  shown = ", ".join(items[:_EXAMPLES])
+  return shown + (", ..." if len(items) > _EXAMPLES else "")

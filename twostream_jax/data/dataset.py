@@ -1,0 +1,229 @@
+"""The stored dataset: its records, its metadata, and how to open it.
+
+A dataset is a TFDS dataset in ArrayRecord files. Images stay JPEG bytes on
+reading, so that a loader decodes only the frames it samples. TensorFlow plays
+no part.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
+
+FORMAT_VERSION = 1
+INFO_FILE = "dataset_info.json"
+METADATA_FILE = "metadata.json"
+
+
+class DatasetNotFoundError(FileNotFoundError):
+  """There is no dataset where one was looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One video as it is stored; the reader gives the fields by name, in a dict.
+
+  Attributes:
+    video_id: path of the video file relative to the folder of videos. Read as
+      UTF-8 bytes, like the group.
+    label: name of the class. Stored and read as an index into the class names.
+    group: subject, scene or source video; empty where unknown.
+    fps: frame rate that the file's header states.
+    num_frames: t, the number of frames that were decoded.
+    height: of the stored frames and fields, in pixels.
+    width: likewise.
+    rgb: t JPEG images; see `decode_rgb`.
+    flow: t - step JPEG images, field i from frame i to frame i + step; see
+      `decode_flow_codes`.
+  """
+
+  video_id: str
+  label: str
+  group: str
+  fps: float
+  num_frames: int
+  height: int
+  width: int
+  rgb: Sequence[bytes]
+  flow: Sequence[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoDataset:
+  """A dataset that was opened for reading.
+
+  Attributes:
+    path: the folder of its files.
+    name: name of the dataset.
+    class_names: sorted; a label is an index into it.
+    flow_spec: what the stored flow means.
+    rgb_quality: JPEG quality (0..100) of the frames.
+    rejected: the files that could not be used: dicts with video_id, split,
+      label and reason.
+    sources: for each split a random-access source: `len(source)` videos,
+      `source[i]` a dict of the fields of `Record`, images as JPEG bytes. Can be
+      pickled.
+  """
+
+  path: Path
+  name: str
+  class_names: tuple[str, ...]
+  flow_spec: FlowSpec
+  rgb_quality: int
+  rejected: tuple[dict[str, str], ...]
+  sources: Mapping[str, Any]
+
+
+def record_features(names: Sequence[str]) -> tfds.features.FeaturesDict:
+  """Returns the TFDS features of a record; see `Record`."""
+  # Text, because it is the one TFDS feature that gives bytes back undecoded.
+  return tfds.features.FeaturesDict(
+    {
+      "video_id": tfds.features.Text(),
+      "label": tfds.features.ClassLabel(names=list(names)),
+      "group": tfds.features.Text(),
+      "fps": np.float32,
+      "num_frames": np.int32,
+      "height": np.int32,
+      "width": np.int32,
+      "rgb": tfds.features.Sequence(tfds.features.Text()),
+      "flow": tfds.features.Sequence(tfds.features.Text()),
+    }
+  )
+
+
+def dataset_metadata(
+  name: str, names: Sequence[str], flow_spec: FlowSpec, rgb_quality: int
+) -> dict[str, Any]:
+  """Returns the JSON-ready metadata of a dataset with nothing rejected yet."""
+  return {
+    "format_version": FORMAT_VERSION,
+    "name": name,
+    "class_names": list(names),
+    "flow_spec": to_dict(flow_spec),
+    "rgb_quality": rgb_quality,
+    "rejected": [],
+  }
+
+
+def open_dataset(path: str | os.PathLike) -> VideoDataset:
+  """Opens the dataset in a folder.
+
+  Args:
+    path: the folder of the dataset's files, or any folder above that holds
+      exactly one dataset.
+
+  Raises:
+    DatasetNotFoundError: there is none.
+    ValueError: there are several, or it was not built by `build_dataset` of
+      this version.
+    FlowSpecError: the stored flow can't be read.
+  """
+  folder = _find_dataset(Path(path))
+  reader = tfds.builder_from_directory(folder)
+  metadata = dict(reader.info.metadata or {})
+  if metadata.get("format_version") != FORMAT_VERSION:
+    raise ValueError(
+      f"{folder} is not a dataset of format version {FORMAT_VERSION}"
+      f" (it states {metadata.get('format_version')});"
+      " build it with data_prep/build_tfds.py"
+    )
+  return VideoDataset(
+    path=folder,
+    name=metadata["name"],
+    class_names=tuple(metadata["class_names"]),
+    flow_spec=from_dict(metadata["flow_spec"]),
+    rgb_quality=metadata["rgb_quality"],
+    rejected=tuple(metadata["rejected"]),
+    sources={s: reader.as_data_source(split=s) for s in reader.info.splits},
+  )
+
+
+def encode_rgb(frame: np.ndarray, quality: int) -> bytes:
+  """Encodes an RGB frame, uint8 [h, w, 3], as JPEG of a quality in 0..100."""
+  return _encode(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), quality)
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+  """Decodes a frame.
+
+  Returns:
+    RGB uint8 [h, w, 3].
+
+  Raises:
+    ValueError: `data` is no image.
+  """
+  return cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def encode_flow(flow: np.ndarray, spec: FlowSpec) -> bytes:
+  """Quantises and encodes a field as one gray JPEG, x left of y.
+
+  Args:
+    flow: pixels per step, x then y, [h, w, 2], w a multiple of 8.
+    spec: gives the bound and the quality.
+
+  Raises:
+    ValueError: a component is not a number.
+  """
+  codes = quantise(flow, spec.bound)
+  return _encode(np.hstack([codes[..., 0], codes[..., 1]]), spec.quality)
+
+
+def decode_flow_codes(data: bytes) -> np.ndarray:
+  """Decodes a field; `dequantise` turns it into pixels.
+
+  Returns:
+    uint8 [h, w, 2], x then y.
+
+  Raises:
+    ValueError: `data` is no image.
+  """
+  image = _decode(data, cv2.IMREAD_GRAYSCALE)
+  return np.stack(np.split(image, 2, axis=1), axis=-1)
+
+
+def _encode(image: np.ndarray, quality: int) -> bytes:
+  _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+  return data.tobytes()
+
+
+def _decode(data: bytes, mode: int) -> np.ndarray:
+  codes = np.frombuffer(data, np.uint8)
+  image = cv2.imdecode(codes, mode) if codes.size else None
+  if image is None:
+    raise ValueError(f"{len(data)} bytes that are no image")
+  return image
+
+
+def _find_dataset(path: Path) -> Path:
+  found = []
+  for folder, children, files in os.walk(path):
+    if INFO_FILE in files:
+      found.append(Path(folder))
+      children.clear()
+    # A build in progress, or a killed one, is no dataset.
+    children[:] = sorted(c for c in children if not is_unfinished(c))
+  if not found:
+    raise DatasetNotFoundError(
+      f"no dataset in {path.absolute()} or below (looked for {INFO_FILE});"
+      " build one with data_prep/build_tfds.py, or correct the path"
+    )
+  if len(found) > 1:
+    listed = "\n".join(f"  {folder}" for folder in found)
+    raise ValueError(
+      f"{len(found)} datasets in {path}; pass the path of one:\n{listed}"
+    )
+  return found[0]
+
+
+def is_unfinished(folder_name: str) -> bool:
+  """Whether a folder's name says that it is no finished dataset."""
+  return folder_name.startswith(".") or ".incomplete" in folder_name

@@ -1,0 +1,259 @@
+"""From records to batches, with grain: sample, decode, crop, flip.
+
+Only the frames that a sample shows are decoded. Everything random is drawn from
+a generator that is a function of (seed, position in the sequence of samples),
+so that a batch depends on the seed and the step alone: not on threads, and not
+on where training was interrupted.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from twostream_jax.data import augment, dataset, sampling
+from twostream_jax.flow import spec as flow_spec
+
+MODALITIES = ("rgb", "flow")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+  """What one look at a video gives a model.
+
+  Attributes:
+    modalities: which of "rgb" and "flow".
+    image_size: side of the square input, pixels.
+    stack_length: flow fields a stack, l; not used without flow.
+    flow_step: frames a field spans, from the dataset's FlowSpec.
+    short_clip: "loop" or "hold", see `sampling.stack_fields`.
+  """
+
+  modalities: tuple[str, ...]
+  image_size: int
+  stack_length: int
+  flow_step: int
+  short_clip: str
+
+  def __post_init__(self):
+    unknown = set(self.modalities) - set(MODALITIES)
+    if unknown or not self.modalities:
+      raise ValueError(f"modalities {self.modalities} must be of {MODALITIES}")
+    if self.image_size < 1:
+      raise ValueError(f"image_size must be positive: {self.image_size}")
+    if "flow" in self.modalities and self.stack_length < 1:
+      raise ValueError(f"stack_length must be positive: {self.stack_length}")
+
+  def num_starts(self, num_frames: int) -> int:
+    """Number of windows of a video of `num_frames` frames."""
+    length = self.stack_length if "flow" in self.modalities else 0
+    return sampling.num_starts(num_frames, length, self.flow_step)
+
+
+def load_views(
+  record: Mapping[str, Any],
+  spec: InputSpec,
+  starts: np.ndarray,
+  views: Sequence[augment.View],
+) -> dict[str, np.ndarray]:
+  """Decodes the windows at `starts`, each as seen by every view.
+
+  Args:
+    record: one example of the dataset, images encoded.
+    spec: what to load.
+    starts: int [t].
+    views: v crops.
+
+  Returns:
+    "rgb": uint8 [v t h w 3] and "flow": uint8 [v t h w 2l], interleaved
+    x1 y1 x2 y2 ..., as far as `spec.modalities` names them.
+  """
+  num_frames = int(record["num_frames"])
+  loaded = {}
+  stack_length = spec.stack_length if "flow" in spec.modalities else 0
+  if "rgb" in spec.modalities:
+    frames = sampling.centre_frames(
+      starts, num_frames, stack_length, spec.flow_step
+    )
+    images = [dataset.decode_rgb(record["rgb"][i]) for i in frames]
+    loaded["rgb"] = np.stack(
+      [_see_frames(images, view, spec) for view in views]
+    )
+  if "flow" in spec.modalities:
+    fields = sampling.stack_fields(
+      starts, num_frames, stack_length, spec.flow_step, spec.short_clip
+    )
+    # Windows overlap: a field is decoded once however many stacks show it.
+    codes = {
+      i: dataset.decode_flow_codes(record["flow"][i]) for i in np.unique(fields)
+    }
+    loaded["flow"] = np.stack(
+      [_see_stacks(codes, fields, view, spec) for view in views]
+    )
+  return loaded
+
+
+def _see_frames(images, view, spec) -> np.ndarray:
+  """Frames of one view, uint8 [t h w 3]."""
+  seen = np.stack([_see(image, view, spec) for image in images])
+  return seen[..., ::-1, :] if view.flip else seen
+
+
+def _see_stacks(codes, fields, view, spec) -> np.ndarray:
+  """Stacks of one view, uint8 [t h w 2l]."""
+  seen = {i: _see(field, view, spec) for i, field in codes.items()}
+  stacks = np.stack(
+    [np.concatenate([seen[i] for i in row], axis=-1) for row in fields]
+  )
+  return flow_spec.flip_codes(stacks) if view.flip else stacks
+
+
+def _see(image, view, spec) -> np.ndarray:
+  return augment.crop_and_resize(image, view.box, spec.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform(grain.transforms.RandomMap):
+  """A record to a random training sample.
+
+  Gives {"rgb": uint8 [t h w 3], "flow": uint8 [t h w 2l], "label": int32,
+  "mask": True, "video_id"}, with t = num_segments.
+  """
+
+  spec: InputSpec
+  num_segments: int
+  scale: tuple[float, float]
+  max_ratio: float
+  flip: bool
+
+  def random_map(self, element, rng: np.random.Generator):
+    """Draws one sample of a record."""
+    available = self.spec.num_starts(int(element["num_frames"]))
+    starts = sampling.random_starts(rng, available, self.num_segments)
+    view = augment.random_view(
+      rng,
+      int(element["height"]),
+      int(element["width"]),
+      scale=self.scale,
+      max_ratio=self.max_ratio,
+      flip=self.flip,
+    )
+    loaded = load_views(element, self.spec, starts, [view])
+    sample = {name: array[0] for name, array in loaded.items()}
+    return sample | _label(element)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform(grain.transforms.Map):
+  """A record to all views of a test protocol.
+
+  Gives {"rgb": uint8 [v t h w 3], "flow": uint8 [v t h w 2l], "label",
+  "mask", "video_id"}, with t = 1 and v = num_clips times num_crops.
+  """
+
+  spec: InputSpec
+  num_clips: int
+  num_crops: int
+  crop_fraction: float
+
+  def map(self, element):
+    """Lays out the views of a record: clips outermost, crops innermost."""
+    available = self.spec.num_starts(int(element["num_frames"]))
+    starts = sampling.even_starts(available, self.num_clips)
+    views = augment.eval_views(
+      int(element["height"]),
+      int(element["width"]),
+      fraction=self.crop_fraction,
+      count=self.num_crops,
+    )
+    loaded = load_views(element, self.spec, starts, views)
+    return {
+      name: _clips_outermost(array) for name, array in loaded.items()
+    } | _label(element)
+
+
+def _clips_outermost(views: np.ndarray) -> np.ndarray:
+  """[crops clips h w c] to [clips * crops 1 h w c]."""
+  by_clip = views.swapaxes(0, 1)
+  return by_clip.reshape((-1, 1) + by_clip.shape[2:])
+
+
+def _label(record) -> dict[str, Any]:
+  return {
+    "label": np.int32(record["label"]),
+    "mask": np.bool_(True),
+    "video_id": text(record["video_id"]),
+  }
+
+
+def text(value: bytes | str) -> str:
+  """A record's text, whichever way it was read."""
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def train_batches(
+  source, transform: TrainTransform, *, batch_size: int, seed: int, threads: int
+) -> grain.IterDataset:
+  """Endless shuffled batches; every epoch shows every video once.
+
+  Args:
+    source: random access to records.
+    transform: a record to a sample.
+    batch_size: videos a batch, over all devices.
+    seed: of the order and of the samples.
+    threads: decoding threads; each prepares a whole batch.
+
+  Returns:
+    Batches of stacked samples. The iterator's state is its position.
+
+  Raises:
+    ValueError: the split has no video.
+  """
+  if not len(source):
+    raise ValueError("the training split has no video")
+  samples = (
+    grain.MapDataset.source(source)
+    .seed(seed)
+    .shuffle()
+    .repeat()
+    .random_map(transform)
+  )
+  return _threaded(samples.batch(batch_size, drop_remainder=True), threads)
+
+
+def eval_batches(
+  source, transform: EvalTransform, *, batch_size: int, threads: int
+) -> grain.IterDataset:
+  """Every video once, in the order of the split; the last batch is padded.
+
+  Padding repeats the last video with mask False, so that all batches have one
+  shape and every video counts exactly once.
+  """
+  videos = grain.MapDataset.source(source).map(transform)
+  batches = videos.batch(batch_size, drop_remainder=False)
+  return _threaded(
+    batches.map(lambda batch: pad_batch(batch, batch_size)), threads
+  )
+
+
+def pad_batch(
+  batch: Mapping[str, np.ndarray], batch_size: int
+) -> dict[str, np.ndarray]:
+  """Repeats the last example up to `batch_size`, with mask False."""
+  missing = batch_size - len(batch["mask"])
+  padded = {
+    name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+    for name, array in batch.items()
+  }
+  padded["mask"][batch_size - missing :] = False
+  return padded
+
+
+def _threaded(batches: grain.MapDataset, threads: int) -> grain.IterDataset:
+  # Batches in flight are what costs memory: hold no more than are being made.
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(2, threads)
+  )
+  return batches.to_iter_dataset(options)

@@ -1,0 +1,138 @@
+"""The flow contract: what a stored flow field means, and its quantisation.
+
+Optical flow from another algorithm, bound or channel order ruins a temporal
+stream without any error, so everything that gives stored flow its meaning is
+one value, `FlowSpec`. It is written into the dataset's metadata, checked when
+the dataset is read, and copied into every checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+ENCODING = "jpeg, gray, x left of y"
+CHANNEL_ORDER = "x1 y1 x2 y2 ..."
+
+
+class FlowSpecError(ValueError):
+  """Stored flow does not mean what the reader expects."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSpec:
+  """How flow was computed and stored.
+
+  Attributes:
+    algorithm: name of the algorithm, a key of `twostream_jax.flow.FLOWS`.
+    parameters: the algorithm's own parameters, by name.
+    step: frames between the two images of a field (1: consecutive frames).
+    short_side: shorter side, in pixels, of the images it was computed at.
+    bound: largest stored magnitude of a component, in pixels per step.
+    quality: JPEG quality (0..100) of the stored fields.
+    encoding: how one field is stored as one image.
+    channel_order: order of the channels of a stack.
+  """
+
+  algorithm: str
+  parameters: Mapping[str, Any]
+  step: int = 1
+  short_side: int = 256
+  bound: float = 20.0
+  quality: int = 95
+  encoding: str = ENCODING
+  channel_order: str = CHANNEL_ORDER
+
+  def __post_init__(self):
+    if self.bound <= 0:
+      raise FlowSpecError(f"bound must be positive, in pixels: {self.bound}")
+    if self.step < 1:
+      raise FlowSpecError(f"step must be at least 1 frame: {self.step}")
+    if self.encoding != ENCODING or self.channel_order != CHANNEL_ORDER:
+      raise FlowSpecError(
+        f"flow stored as {self.encoding!r}, {self.channel_order!r} can't be"
+        f" read; this version reads {ENCODING!r}, {CHANNEL_ORDER!r}."
+        " Build the dataset again."
+      )
+
+
+def to_dict(spec: FlowSpec) -> dict[str, Any]:
+  """Returns `spec` as JSON-ready values."""
+  values = dataclasses.asdict(spec)
+  return values | {"parameters": dict(spec.parameters)}
+
+
+def from_dict(values: Mapping[str, Any]) -> FlowSpec:
+  """Returns the spec that `to_dict` gave `values` for.
+
+  Raises:
+    FlowSpecError: a field is missing or not known.
+  """
+  known = {field.name for field in dataclasses.fields(FlowSpec)}
+  missing, unknown = known - set(values), set(values) - known
+  if missing or unknown:
+    raise FlowSpecError(
+      f"not a flow specification: missing {sorted(missing)},"
+      f" not known {sorted(unknown)}"
+    )
+  return FlowSpec(**values)
+
+
+def differences(ours: FlowSpec, theirs: FlowSpec) -> list[str]:
+  """Names the fields in which two specs differ, with both values."""
+  a, b = to_dict(ours), to_dict(theirs)
+  return [f"{key}: {a[key]!r} != {b[key]!r}" for key in a if a[key] != b[key]]
+
+
+def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
+  """Maps flow in pixels, clipped to [-bound, bound], to uint8 linearly.
+
+  `q = round((clip(f, -B, B) + B) 255 / 2B)` (Simonyan & Zisserman 2014, §5,
+  with an explicit, fixed bound). It is symmetric: the code of -f is 255 minus
+  the code of f, up to one step where f falls between two codes.
+
+  Args:
+    flow: pixels per step, any shape. Not-a-number is refused.
+    bound: pixels.
+
+  Returns:
+    uint8 array of the same shape.
+
+  Raises:
+    ValueError: a component is not a number.
+  """
+  if np.isnan(flow).any():
+    raise ValueError("flow holds values that are not a number")
+  clipped = np.clip(flow, -bound, bound)
+  return np.round((clipped + bound) * (255.0 / (2.0 * bound))).astype(np.uint8)
+
+
+def dequantise(codes, bound: float):
+  """Inverse of `quantise` to within half a step, which is bound / 255 px.
+
+  Args:
+    codes: 0..255, any shape; a NumPy or a JAX array, integer or float. Integer
+      arrays become float32.
+    bound: pixels.
+
+  Returns:
+    Flow in pixels per step, of the same kind and shape.
+  """
+  if codes.dtype.kind in "ui":
+    codes = codes.astype(np.float32)
+  return codes * (2.0 * bound / 255.0) - bound
+
+
+def flip_codes(codes: np.ndarray) -> np.ndarray:
+  """Mirrors quantised flow left to right: moves pixels and negates x.
+
+  Args:
+    codes: uint8 [..., h, w, 2l], interleaved x1 y1 x2 y2 ...
+
+  Returns:
+    uint8 of the same shape; applying it twice gives `codes` back, to the bit.
+  """
+  flipped = codes[..., ::-1, :].copy()
+  flipped[..., 0::2] = 255 - flipped[..., 0::2]
+  return flipped

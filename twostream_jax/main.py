@@ -1,0 +1,119 @@
+"""Command line: trains, evaluates, fuses and reports one config.
+
+  python -m twostream_jax.main --config=configs/quickstart.py
+
+Run it again to resume. Any setting can be changed on the command line, as in
+--config.temporal.optim.learning_rate=0.001.
+"""
+
+import sys
+from pathlib import Path
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from twostream_jax import checkpoints, run
+from twostream_jax.data import annotations, builder, dataset, synthetic
+from twostream_jax.flow import default_parameters
+from twostream_jax.flow.spec import FlowSpec
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, such as configs/quickstart.py."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; default: runs/<name of the config>."
+)
+_STAGE = flags.DEFINE_string("stage", "", "Train and evaluate this stage only.")
+
+# What a user can mend; anything else is a defect and keeps its traceback.
+_USER_ERRORS = (
+  ValueError,
+  FileNotFoundError,
+  FloatingPointError,
+  checkpoints.CheckpointError,
+)
+
+
+def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
+  """Opens the run's dataset; renders and builds it where it is synthetic.
+
+  Raises:
+    DatasetNotFoundError: there is none; the message says what builds it.
+    ValueError: the dataset found is not the one that the config describes.
+  """
+  counts = config.data.synthetic.to_dict()
+  try:
+    data = dataset.open_dataset(config.data.dir)
+  except dataset.DatasetNotFoundError as error:
+    if not any(counts.values()):
+      raise dataset.DatasetNotFoundError(
+        f"{error}\nBuild the dataset first, for example with\n"
+        f"  {config.data.build_command}\n"
+        "or name its folder with --config.data.dir=DIR"
+      ) from error
+    build_synthetic(config)
+    data = dataset.open_dataset(config.data.dir)
+  if any(counts.values()):
+    _check_synthetic(config, data)
+  return data
+
+
+def build_synthetic(config: ml_collections.ConfigDict) -> None:
+  """Renders the synthetic videos and builds their dataset."""
+  directory = Path(config.data.dir)
+  videos = directory / "videos"
+  counts = config.data.synthetic.to_dict()
+  if not videos.exists():
+    print(f"Rendering synthetic videos into {videos}", flush=True)
+    synthetic.write_videos(videos, counts, seed=0)
+  builder.build_dataset(
+    directory,
+    name="synthetic",
+    clips=annotations.read_folder(videos),
+    flow_spec=FlowSpec(
+      algorithm="dis",
+      parameters=default_parameters("dis"),
+      short_side=config.data.synthetic_short_side,
+    ),
+  )
+
+
+def _check_synthetic(config, data) -> None:
+  classes = len(data.class_names)
+  found = {
+    name: len(source) // classes for name, source in data.sources.items()
+  }
+  expected = {k: v for k, v in config.data.synthetic.to_dict().items() if v}
+  side = data.flow_spec.short_side
+  if found != expected or side != config.data.synthetic_short_side:
+    raise ValueError(
+      f"{config.data.dir} holds a synthetic dataset of {found} clips a class at"
+      f" {side} px, but config.data.synthetic asks for {expected} at"
+      f" {config.data.synthetic_short_side} px: delete that folder, or name"
+      " another with --config.data.dir=DIR"
+    )
+
+
+def main(argv) -> None:
+  """Runs the config given by the flags."""
+  if len(argv) > 1:
+    sys.exit(f"twostream_jax.main: not a flag: {' '.join(argv[1:])}")
+  config = _CONFIG.value
+  name = Path(_CONFIG.config_filename).stem
+  workdir = Path(_WORKDIR.value or Path("runs") / name)
+  try:
+    data = open_or_build(config)
+    results = run.train_and_evaluate(config, workdir, data, _STAGE.value)
+  except _USER_ERRORS as error:
+    sys.exit(f"twostream_jax.main: {error}")
+  if results is None:
+    print(f"Stage {_STAGE.value!r} is done; other stages are still to be run.")
+    return
+  print(run.table(results))
+  print(f"\nReport: {workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,197 @@
+"""Layers that the backbones share and that flax does not have."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+MIN_SIZE = 64
+
+# The first fine-tuning steps should not be spent on undoing the random
+# scores of a new classifier.
+LOGITS_INIT = nn.initializers.normal(stddev=0.01)
+
+
+class Dropout(nn.Module):
+  """Inverted dropout that does not depend on the number of devices.
+
+  The mask of an example is a function of the 'dropout' key and the example's
+  index in the global batch only. A training run on one device and one on
+  eight therefore drop the same units, provided that every replica is given
+  the same key (and that the key is of JAX's default kind, threefry: with
+  `rbg` keys a vmapped draw may depend on the batch).
+
+  Fields:
+    rate: probability that a unit is dropped, in [0, 1). 0 is the identity and
+      needs no key.
+    axis_name: the pmap axis over which the global batch is split, in order
+      and evenly; None where the batch is not split.
+  """
+
+  rate: float
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, *, deterministic: bool) -> Array:
+    """Drops units of x [b ...] and scales the others by 1 / (1 - rate).
+
+    Raises:
+      ValueError: rate is not in [0, 1).
+    """
+    if not 0.0 <= self.rate < 1.0:
+      raise ValueError(f"dropout rate must be in [0, 1), got {self.rate}")
+    if deterministic or self.rate == 0.0:
+      return x
+    keep = 1.0 - self.rate
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+      self.make_rng("dropout"), self._global_index(x.shape[0])
+    )
+    draw = functools.partial(jax.random.bernoulli, p=keep, shape=x.shape[1:])
+    return jnp.where(jax.vmap(draw)(keys), x / keep, 0).astype(x.dtype)
+
+  def _global_index(self, local_batch: int) -> Array:
+    index = jnp.arange(local_batch)
+    # Model.init runs outside pmap, where no axis is bound.
+    if self.axis_name is None or self.is_initializing():
+      return index
+    return lax.axis_index(self.axis_name) * local_batch + index
+
+
+def local_response_normalisation(
+  x: Array,
+  size: int = 5,
+  k: float = 2.0,
+  alpha: float = 1e-4,
+  beta: float = 0.75,
+) -> Array:
+  """Normalises each value by the energy of its neighbours in channel.
+
+  y_i = x_i / (k + alpha * sum_j x_j^2) ** beta, where j runs over the `size`
+  channels centred on i that exist (Krizhevsky et al. 2012, section 3.3). The
+  sum is not divided by `size`, as in the paper. Caffe and PyTorch divide it:
+  their alpha is `size` times the alpha here.
+
+  Args:
+    x: [... c], any float type. The sum is accumulated in float32.
+    size: number of channels in the sum, odd.
+    k, alpha, beta: the constants of the equation; defaults from the paper.
+
+  Returns:
+    An array like x.
+
+  Raises:
+    ValueError: size is not a positive odd number.
+  """
+  if size < 1 or size % 2 == 0:
+    raise ValueError(f"size must be a positive odd number, got {size}")
+  channels = x.shape[-1]
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  padding = [(0, 0)] * (x.ndim - 1) + [(size // 2, size // 2)]
+  squares = jnp.pad(jnp.square(wide), padding)
+  # A few shifted slices fuse into one elementwise kernel; a window reduction
+  # over the minor axis does not.
+  energy = sum(squares[..., i : i + channels] for i in range(size))
+  return (wide / (k + alpha * energy) ** beta).astype(x.dtype)
+
+
+def max_pool_ceil(x: Array, window: int = 3, stride: int = 2) -> Array:
+  """Max pooling that rounds the output size up, as Caffe and MatConvNet do.
+
+  Every input pixel between two windows counts: where the last window reaches
+  over the border, the input is padded with -inf at its end (never at its
+  start). A last window that would start outside the input is dropped, so no
+  output is -inf.
+
+  Args:
+    x: [b h w c] float.
+    window: height and width of the window in pixels, at least 1.
+    stride: step between windows in pixels, at least 1.
+
+  Returns:
+    [b h' w' c] with h' = ceil((h - window) / stride) + 1 (one less where the
+    last window is dropped, and 1 where the window is larger than the input).
+
+  Raises:
+    ValueError: window or stride is smaller than 1.
+  """
+  if window < 1 or stride < 1:
+    raise ValueError(
+      f"window and stride must be at least 1, got {window} and {stride}"
+    )
+  padding = [(0, _ceil_padding(size, window, stride)) for size in x.shape[1:3]]
+  return nn.max_pool(x, (window, window), (stride, stride), padding)
+
+
+def _ceil_padding(size: int, window: int, stride: int) -> int:
+  steps = max(0, -(-(size - window) // stride))
+  if steps * stride >= size:
+    steps -= 1
+  return max(0, steps * stride + window - size)
+
+
+def batch_norm(
+  *, train: bool, dtype: DTypeLike, axis_name: str | None, sync: bool
+) -> Callable[..., nn.BatchNorm]:
+  """Returns a constructor of batch norm layers with this project's constants.
+
+  Epsilon 1e-5 and a running average that keeps 0.9 of its old value (what
+  PyTorch calls momentum 0.1); the running variance is the biased one.
+
+  Args:
+    train: normalise with the batch's statistics and update the running ones.
+    dtype: compute dtype; parameters and statistics are always float32.
+    axis_name: the pmap axis.
+    sync: take the batch's statistics over all replicas of axis_name instead
+      of over the replica's own examples.
+
+  Raises:
+    ValueError: sync in training without an axis_name.
+  """
+  if train and sync and axis_name is None:
+    raise ValueError(
+      "sync_batch_norm=True needs axis_name, the name of the pmap axis; "
+      "set it, or set sync_batch_norm=False"
+    )
+  return functools.partial(
+    nn.BatchNorm,
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=dtype,
+    axis_name=axis_name if sync else None,
+  )
+
+
+def scale_width(count: int, width: float) -> int:
+  """Number of channels or units of a layer that has `count` at width 1.
+
+  Raises:
+    ValueError: width is not positive.
+  """
+  if width <= 0.0:
+    raise ValueError(f"width must be positive, got {width}")
+  return max(8, round(count * width))
+
+
+def check_input(x: Array) -> None:
+  """Refuses what a backbone cannot classify.
+
+  Raises:
+    ValueError: x is not a float array [b h w c], or h or w is below MIN_SIZE.
+  """
+  if x.ndim != 4:
+    raise ValueError(f"expected images [b h w c], got shape {x.shape}")
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f"expected normalised float images, got {x.dtype}; preprocess them first"
+    )
+  height, width = x.shape[1:3]
+  if min(height, width) < MIN_SIZE:
+    raise ValueError(
+      f"images are {height} x {width} pixels (height x width); "
+      f"the minimum is {MIN_SIZE} x {MIN_SIZE}"
+    )

@@ -1,0 +1,121 @@
+"""VGG-11, VGG-16 and VGG-19, with or without batch norm."""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from twostream_jax.models.layers import (
+  LOGITS_INIT,
+  Dropout,
+  batch_norm,
+  check_input,
+  scale_width,
+)
+
+_CHANNELS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+  """VGG (Simonyan & Zisserman 2015, arXiv 1409.1556, table 1).
+
+  Five stages of 3 x 3 convolutions, each stage ending in 2 x 2 max pooling,
+  then two hidden layers of 4096 units. The map after the last pooling (7 x 7
+  at 224 x 224 pixels) is flattened in the order h, w, c (PyTorch and Caffe
+  flatten c, h, w: imported fc6 kernels must be permuted), so the size of fc6
+  follows the input size. Parameter names are the paper's: conv1_1 ... fc7.
+
+  Kernels are drawn after He et al. 2015 (fan-in), the classifier with a
+  standard deviation of 0.01; biases are zero.
+
+  Fields:
+    num_classes: number of classes n.
+    stage_sizes: number of convolutions of the five stages.
+    use_batch_norm: batch norm between every convolution and its ReLU. The
+      convolutions keep their bias, so that published weights fit.
+    width: multiplies every channel and hidden unit count (at least 8 remain).
+    dropout_rate: after fc6 and fc7; 0.5 in the paper.
+    dtype: compute dtype; parameters are always float32.
+    axis_name: the pmap axis, or None.
+    sync_batch_norm: batch norm statistics over axis_name.
+  """
+
+  num_classes: int
+  stage_sizes: tuple[int, int, int, int, int]
+  use_batch_norm: bool = False
+  width: float = 1.0
+  dropout_rate: float = 0.5
+  dtype: DTypeLike = jnp.float32
+  axis_name: str | None = None
+  sync_batch_norm: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Array, *, train: bool
+  ) -> tuple[Array, dict[str, Array]]:
+    """Classifies images or stacks of flow fields.
+
+    Args:
+      x: [b h w c] float, normalised; any c, h and w of at least 64.
+      train: dropout on (needs a 'dropout' key), batch norm by the batch.
+
+    Returns:
+      Logits [b n] float32 and the features 'conv' [b h' w' c'] (the last
+      convolution after ReLU, before pooling), 'fc6' and 'fc7' [b 4096]
+      (after ReLU, before dropout).
+
+    Raises:
+      ValueError: x has a wrong rank, dtype or size, or a field is wrong.
+    """
+    check_input(x)
+    features = {"conv": self._convolutions(x, train)}
+    x = nn.max_pool(features["conv"], (2, 2), (2, 2))
+    x = x.reshape(x.shape[0], -1)
+    for name in ("fc6", "fc7"):
+      x = nn.Dense(
+        scale_width(4096, self.width),
+        dtype=self.dtype,
+        kernel_init=nn.initializers.he_normal(),
+        name=name,
+      )(x)
+      features[name] = nn.relu(x)
+      dropout = Dropout(self.dropout_rate, self.axis_name)
+      x = dropout(features[name], deterministic=not train)
+    logits = nn.Dense(
+      self.num_classes,
+      dtype=self.dtype,
+      kernel_init=LOGITS_INIT,
+      name="logits",
+    )(x)
+    return logits.astype(jnp.float32), features
+
+  def _convolutions(self, x: Array, train: bool) -> Array:
+    norm = batch_norm(
+      train=train,
+      dtype=self.dtype,
+      axis_name=self.axis_name,
+      sync=self.sync_batch_norm,
+    )
+    for stage, size in enumerate(self.stage_sizes, start=1):
+      if stage > 1:
+        x = nn.max_pool(x, (2, 2), (2, 2))
+      for layer in range(1, size + 1):
+        x = nn.Conv(
+          scale_width(_CHANNELS[stage - 1], self.width),
+          (3, 3),
+          padding=1,
+          dtype=self.dtype,
+          kernel_init=nn.initializers.he_normal(),
+          name=f"conv{stage}_{layer}",
+        )(x)
+        if self.use_batch_norm:
+          x = norm(name=f"bn{stage}_{layer}")(x)
+        x = nn.relu(x)
+    return x
+
+
+VGG11 = functools.partial(VGG, stage_sizes=(1, 1, 2, 2, 2))
+VGG16 = functools.partial(VGG, stage_sizes=(2, 2, 3, 3, 3))
+VGG19 = functools.partial(VGG, stage_sizes=(2, 2, 4, 4, 4))

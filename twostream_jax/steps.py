@@ -1,0 +1,209 @@
+"""The pure steps of training and prediction, for one replica.
+
+`train_step` names the axis over which replicas are mapped; nothing here knows
+how many there are.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from twostream_jax.flow import spec as flow_spec
+
+Batch = Mapping[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What training changes; everything a checkpoint needs of the model."""
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The collections that `model.apply` takes."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """uint8 batches to the network's input, on the device.
+
+  RGB becomes (x / 255 - mean) / std. Flow is de-quantised to pixels a frame;
+  then, where asked for, each field loses its own mean vector (Simonyan &
+  Zisserman 2014, §3, "mean flow subtraction": camera motion); then it is
+  divided by `flow_scale`.
+
+  Attributes:
+    rgb_mean: of each channel, in 0..1.
+    rgb_std: of each channel, in 0..1.
+    flow_bound: of the dataset's FlowSpec, pixels.
+    flow_scale: pixels that become 1.
+    subtract_mean_flow: whether fields lose their mean vector.
+  """
+
+  rgb_mean: tuple[float, float, float]
+  rgb_std: tuple[float, float, float]
+  flow_bound: float
+  flow_scale: float
+  subtract_mean_flow: bool
+
+  def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+    """Maps uint8 [... h w c] to float32 of the same shape, by modality."""
+    inputs = {}
+    if "rgb" in batch:
+      # Of the rank of the images: ranks are never promoted silently.
+      shape = (1,) * (batch["rgb"].ndim - 1) + (3,)
+      mean = jnp.asarray(self.rgb_mean, jnp.float32).reshape(shape)
+      std = jnp.asarray(self.rgb_std, jnp.float32).reshape(shape)
+      inputs["rgb"] = (batch["rgb"].astype(jnp.float32) / 255.0 - mean) / std
+    if "flow" in batch:
+      flow = flow_spec.dequantise(
+        batch["flow"].astype(jnp.float32), self.flow_bound
+      )
+      if self.subtract_mean_flow:
+        flow = flow - flow.mean(axis=(-3, -2), keepdims=True)
+      inputs["flow"] = flow / self.flow_scale
+    return inputs
+
+
+def create_train_state(
+  rng: jax.Array,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  preprocess: Preprocess,
+  batch: Batch,
+) -> TrainState:
+  """Initialises parameters for the shapes of one batch.
+
+  Args:
+    rng: key of the initial parameters.
+    model: maps preprocessed inputs to logits and features.
+    tx: optimiser.
+    preprocess: see `Preprocess`.
+    batch: a training batch; only its shapes matter.
+  """
+  inputs = {name: array[:1] for name, array in batch.items()}
+
+  @jax.jit
+  def init():
+    variables = model.init({"params": rng}, preprocess(inputs), train=False)
+    params = variables["params"]
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get("batch_stats", {}),
+      opt_state=tx.init(params),
+    )
+
+  return init()
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  rng: jax.Array,
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  preprocess: Preprocess,
+  loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
+  axis_name: str,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update from this replica's part of the global batch.
+
+  Args:
+    state: the same on every replica.
+    batch: "rgb" and / or "flow" uint8 [b t h w c], "label", "mask" bool [b].
+    rng: key of the whole run, the same on every replica and in every step.
+    model: maps inputs to logits [b n] and features.
+    tx: optimiser.
+    preprocess: see `Preprocess`.
+    loss_fn: logits [b n] and labels to a loss per example [b].
+    axis_name: the axis over replicas.
+
+  Returns:
+    The new state and sums over the global batch: loss, correct, count; and the
+    global gradient norm before clipping.
+  """
+  rng = jax.random.fold_in(rng, state.step)
+  mask = batch["mask"].astype(jnp.float32)
+  count = jax.lax.psum(mask.sum(), axis_name)
+
+  def mean_loss(params):
+    (logits, _), changed = model.apply(
+      {"params": params, "batch_stats": state.batch_stats},
+      preprocess(batch),
+      train=True,
+      rngs={"dropout": rng},
+      mutable=["batch_stats"],
+    )
+    loss = (loss_fn(logits, batch["label"]) * mask).sum() / count
+    return loss, (logits, changed.get("batch_stats", {}))
+
+  (loss, (logits, batch_stats)), grads = jax.value_and_grad(
+    mean_loss, has_aux=True
+  )(state.params)
+  # Each replica's loss is already divided by the global count.
+  grads = jax.lax.psum(grads, axis_name)
+  batch_stats = jax.lax.pmean(batch_stats, axis_name)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  correct = (logits.argmax(axis=-1) == batch["label"]) * mask
+  metrics = {
+    "loss": jax.lax.psum(loss, axis_name) * count,
+    "correct": jax.lax.psum(correct.sum(), axis_name),
+    "count": count,
+    "grad_norm": optax.global_norm(grads),
+  }
+  new_state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  return new_state, metrics
+
+
+def predict_step(
+  variables: Mapping[str, Any],
+  batch: Batch,
+  *,
+  model: nn.Module,
+  preprocess: Preprocess,
+  views_per_pass: int,
+) -> jax.Array:
+  """Video-level logits: the mean over the views of each video.
+
+  Args:
+    variables: params and batch_stats.
+    batch: "rgb" and / or "flow" uint8 [b v t h w c]; other keys are ignored.
+    model: maps inputs to logits and features.
+    preprocess: see `Preprocess`.
+    views_per_pass: views that pass through the network together, which bounds
+      the memory whatever the protocol.
+
+  Returns:
+    float32 [b n].
+  """
+  views = {k: v for k, v in batch.items() if k in ("rgb", "flow")}
+  b, v = next(iter(views.values())).shape[:2]
+  flat = {k: x.reshape((b * v,) + x.shape[2:]) for k, x in views.items()}
+
+  def logits_of_view(view):
+    one = {k: x[None] for k, x in view.items()}
+    logits, _ = model.apply(variables, preprocess(one), train=False)
+    return logits[0]
+
+  logits = jax.lax.map(
+    logits_of_view, flat, batch_size=min(views_per_pass, b * v)
+  )
+  return logits.reshape((b, v, -1)).mean(axis=1)
