@@ -103,8 +103,10 @@ def _class_table(
     f'<td class="clips">{totals[i]}</td></tr>'
     for i in rows
   )
+  kind = "classes wordy" if plots.are_long(names) else "classes"
   return (
-    '<table class="classes sortable"><thead><tr><th scope="col">Class</th>'
+    f'<table class="{kind} sortable" style="--models: {len(models)}"><thead>'
+    '<tr><th scope="col">Class</th>'
     '<th scope="col" class="plot"><span class="scale"><span>0%</span><span>'
     f'50%</span><span>100%</span></span></th>{heads}<th scope="col"'
     f' class="clips">Clips</th></tr></thead><tbody>{body}</tbody></table>'
@@ -132,9 +134,10 @@ def confusions(models: Sequence[Model], names: Sequence[str]) -> str:
 
 def _key(num_classes: int) -> str:
   """How to read a heat map."""
+  cell = "cell fixed" if num_classes > plots.MAX_NAMED else "cell"
   swatches = "".join(
     f'<span><svg class="heat" width="20" height="14" aria-hidden="true"><rect'
-    f' class="frame" width="20" height="14"/><rect class="cell" width="20"'
+    f' class="frame" width="20" height="14"/><rect class="{cell}" width="20"'
     f' height="14" fill-opacity="{float(plots.opacity(share)):.3f}"/></svg>'
     f" {share:.0%}</span>"
     for share in (0, 0.01, 0.1, 0.3, 1)
@@ -182,7 +185,8 @@ def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
   totals = confusion.sum(axis=1)
   rows = "".join(
     f'<tr><th scope="row">{html.escape(names[t])}</th><td class="text">'
-    f"{html.escape(names[p])}</td><td>{confusion[t, p]} of {totals[t]}</td>"
+    f'{html.escape(names[p])}</td><td class="count">{confusion[t, p]} of'
+    f" {totals[t]}</td>"
     f"<td>{confusion[t, p] / totals[t]:.0%}</td></tr>"
     for t, p in pairs
   )

@@ -258,13 +258,14 @@ def gallery(
   cards = "".join(
     _card(e, scores, styles, names, scale, badges) for e in examples
   )
+  kind = "cards wordy" if plots.are_long(names) else "cards"
   buttons = "".join(
-    f'<button type="button" data-show="{kind}" aria-pressed="false">{text}'
+    f'<button type="button" data-show="{shown}" aria-pressed="false">{text}'
     "</button>"
-    for kind, text in badges.items()
+    for shown, text in badges.items()
   )
   return (
     f'{_wheel(scale)}<div class="filter" hidden><button type="button"'
     f' data-show="" aria-pressed="true">All {len(examples)}</button>{buttons}'
-    f'</div><div class="cards">{cards}</div>'
+    f'</div><div class="{kind}">{cards}</div>'
   )

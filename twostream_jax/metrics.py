@@ -18,7 +18,8 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     0..1. With k >= n it is 1.
   """
   own = np.take_along_axis(logits, labels[:, None], axis=1)
-  rank = (logits >= own).sum(axis=1) - 1
+  # "Not below" rather than "at least": NaN counts against the model as well.
+  rank = (~(logits < own)).sum(axis=1) - 1
   return float((rank < min(k, logits.shape[1])).mean())
 
 

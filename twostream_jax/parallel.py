@@ -32,10 +32,10 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 def replicate(tree: Any) -> Any:
   """Copies a tree of arrays to every local device, with a leading axis."""
-  n = jax.local_device_count()
-  return jax.pmap(lambda _, leaves: leaves, in_axes=(0, None))(
-    np.zeros(n), tree
-  )
+  # Mapped over the same named axis as the steps: a state laid out in any other
+  # way would make them compile a second time.
+  copy = jax.pmap(lambda _, leaves: leaves, axis_name=AXIS, in_axes=(0, None))
+  return copy(np.zeros(jax.local_device_count()), tree)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -27,6 +27,7 @@ MARKERS = {
 # Above these numbers of classes a confusion matrix drops its counts, then its
 # class names.
 MAX_COUNTED, MAX_NAMED = 15, 30
+_LONG_NAME = 20  # In characters: what fits beside a plot on a phone.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,8 @@ def heat_map(counts: np.ndarray, names: Sequence[str], description: str) -> str:
 
 def _image_map(shares: np.ndarray) -> tuple[int, int, str]:
   n, left, size = len(shares), 34, 320
-  # One colour for both themes: the page shows through where it is transparent.
+  # One colour (`fixed` in the sheet) for both themes: the page shows through
+  # where the image is transparent.
   pixels = np.zeros((n, n, 4), np.uint8)
   pixels[..., :3] = (43, 123, 196)
   pixels[..., 3] = np.round(255 * opacity(shares))
@@ -286,6 +288,11 @@ def _cell(*, x, y, size, count, share, hint, counted) -> str:
     f' class="cell" x="{x}" y="{y}" width="{size}" height="{size}"'
     f' fill-opacity="{strength:.3f}"/>{text}</g>'
   )
+
+
+def are_long(names: Sequence[str]) -> bool:
+  """Whether class names need a line of their own on a narrow screen."""
+  return max(len(name) for name in names) > _LONG_NAME
 
 
 def shorten(text: str, length: int) -> str:

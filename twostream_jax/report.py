@@ -202,7 +202,8 @@ def _results(data: ReportData, models: list[Model]) -> str:
   cells = "".join(f"<td>{_percent(chance[key])}</td>" for key in _METRICS)
   heads = "".join(f'<th scope="col">{name}</th>' for name in _METRICS.values())
   return (
-    f'<p class="lead">{_esc(_gain_in_words(data.results, models))}</p>'
+    f'<p class="lead">{_esc(_gain_in_words(data.results))}</p>'
+    f'<p class="note">{_esc(_caution(data.results, models))}</p>'
     '<div class="scroll"><table class="results"><thead><tr><th scope="col">'
     f'Model</th><th scope="col"><span class="hidden">Top-1 as a bar</span></th>'
     f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody><tfoot><tr>"
@@ -241,7 +242,7 @@ def _uncertainty(model: Model) -> str:
   )
 
 
-def _gain_in_words(results: dict, models: list[Model]) -> str:
+def _gain_in_words(results: dict) -> str:
   """What fusion gained over the best single stream, or lost."""
   best_stream, best_rule = _best(results["streams"]), _best(results["fusion"])
   if best_stream is None:
@@ -271,15 +272,22 @@ def _gain_in_words(results: dict, models: list[Model]) -> str:
       f" {_percent(together)} of the test clips, {points} less than the best"
       f" single stream, {best_stream}"
     )
+  return f"{verdict} ({_percent(alone)})."
+
+
+def _caution(results: dict, models: list[Model]) -> str:
+  """How sure the gain is."""
+  best_stream, best_rule = _best(results["streams"]), _best(results["fusion"])
+  if best_stream is None or best_rule is None:
+    return ""
   by_name = {model.name: model for model in models}
-  changes = _changes(by_name[best_stream], by_name[best_rule])
-  picked = ""
+  text = _changes(by_name[best_stream], by_name[best_rule])
   if len(results["fusion"]) > 1:
-    picked = (
+    text += (
       f" The rule is the best of {len(results['fusion'])} on this very split,"
       " which flatters it a little."
     )
-  return f"{verdict} ({_percent(alone)}). {changes}{picked}"
+  return text
 
 
 def _changes(alone: Model, fused: Model) -> str:
@@ -290,9 +298,9 @@ def _changes(alone: Model, fused: Model) -> str:
   clear = abs(won - lost) - 1 > 1.96 * math.sqrt(won + lost)
   verdict = "more than" if clear else "no more than"
   return (
-    f"It corrects {won} clips that {alone.name} gets wrong and spoils {lost}"
-    f" that {alone.name} gets right: {verdict} chance would explain (McNemar,"
-    " 95%)."
+    f"Fusion corrects {won} clips that {alone.name} gets wrong and spoils"
+    f" {lost} that {alone.name} gets right: {verdict} chance would explain"
+    " (McNemar, 95%)."
   )
 
 

@@ -7,6 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+# What np.load raises for files that are not whole: EOFError for an empty one,
+# TypeError for a lone array, RuntimeError for a changed header of the archive.
+_UNREADABLE = (
+  OSError,
+  EOFError,
+  KeyError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+  zipfile.BadZipFile,
+)
+
 
 class ScoresError(ValueError):
   """A score file can't be used, or two of them do not fit together."""
@@ -30,7 +42,8 @@ class Scores:
 
   def __post_init__(self):
     b = len(self.ids)
-    if self.labels.shape != (b,) or self.logits.shape[:1] != (b,):
+    fits = self.labels.shape == (b,) and self.logits.shape[:1] == (b,)
+    if not fits or self.logits.ndim != 2:
       raise ScoresError(
         f"{b} ids, labels of shape {self.labels.shape} and logits of shape"
         f" {self.logits.shape} do not belong together"
@@ -50,15 +63,18 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "wb") as file:
-    np.savez(
-      file,
-      ids=np.array(scores.ids, dtype=np.str_),
-      labels=scores.labels.astype(np.int32),
-      logits=scores.logits.astype(np.float32),
-      protocol=np.array(scores.protocol, dtype=np.str_),
-    )
-  os.replace(temporary, path)
+  try:
+    with open(temporary, "wb") as file:
+      np.savez(
+        file,
+        ids=np.array(scores.ids, dtype=np.str_),
+        labels=scores.labels.astype(np.int32),
+        logits=scores.logits.astype(np.float32),
+        protocol=np.array(scores.protocol, dtype=np.str_),
+      )
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def load_scores(path: str | os.PathLike) -> Scores:
@@ -75,7 +91,7 @@ def load_scores(path: str | os.PathLike) -> Scores:
         logits=arrays["logits"],
         protocol=str(arrays["protocol"]),
       )
-  except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+  except _UNREADABLE as error:
     raise ScoresError(f"{path} can't be read as scores: {error}") from error
 
 

@@ -139,7 +139,7 @@ def read_csv(
 def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
   clips, unlabelled = [], []
   for line, row in _read_rows(path):
-    video, label = (row[name] or "").strip(), (row["label"] or "").strip()
+    video, label = (row["path"] or "").strip(), (row["label"] or "").strip()
     if not video or not label or len(label.splitlines()) > 1:
       unlabelled.append(f"line {line}")
       continue
@@ -152,7 +152,9 @@ def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
       f" line: {_some(unlabelled)}. Fill them in or remove the rows."
     )
   if not clips:
-    raise AnnotationError(f"{path} lists no video; the {split} split needs some")
+    raise AnnotationError(
+      f"{path} lists no video; the {split} split needs some"
+    )
   return clips
 
 
@@ -295,8 +297,8 @@ def _check_groups(clips: Sequence[Clip]) -> None:
   if shared:
     raise AnnotationError(
       f"{_count(shared, 'group')} in test and also in train or validation:"
-      f" {_some(shared)}. Such leakage makes the test result too good. Move each"
-      " group to one side, or drop the group column to do it all the same."
+      f" {_some(shared)}. Such leakage makes the test result too good. Move"
+      " each group to one side, or drop the group column to do it all the same."
     )
 
 

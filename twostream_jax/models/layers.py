@@ -95,7 +95,9 @@ def local_response_normalisation(
   # A few shifted slices fuse into one elementwise kernel; a window reduction
   # over the minor axis does not.
   energy = sum(squares[..., i : i + channels] for i in range(size))
-  return (wide / (k + alpha * energy) ** beta).astype(x.dtype)
+  # exp and log vectorise on the CPU; pow does not.
+  scale = jnp.exp(-beta * jnp.log(k + alpha * energy))
+  return (wide * scale).astype(x.dtype)
 
 
 def max_pool_ceil(x: Array, window: int = 3, stride: int = 2) -> Array:

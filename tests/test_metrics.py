@@ -1,0 +1,111 @@
+"""Metrics: known answers, and agreement with scikit-learn."""
+
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from twostream_jax import metrics
+
+LOGITS = np.array(
+  [[0.9, 0.5, 0.1], [0.2, 0.7, 0.6], [0.8, 0.1, 0.3], [0.1, 0.2, 0.3]],
+  np.float32,
+)
+LABELS = np.array([0, 2, 1, 2], np.int32)  # Ranks 1, 2, 3, 1.
+
+
+@pytest.mark.parametrize("k, expected", [(1, 0.5), (2, 0.75), (3, 1), (9, 1)])
+def test_top_k_known(k, expected):
+  assert metrics.top_k_accuracy(LOGITS, LABELS, k) == expected
+
+
+def test_confusion_known():
+  confusion = metrics.confusion_matrix(LOGITS, LABELS, 3)
+  assert confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+  recall = metrics.per_class_accuracy(confusion)
+  np.testing.assert_array_equal(recall, [1, 0, 0.5])
+
+
+def test_classification_metrics_known():
+  assert metrics.classification_metrics(LOGITS, LABELS) == {
+    "top1": 0.5,
+    "top5": 1.0,
+    "mean_class_accuracy": 0.5,
+  }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_scikit_learn(seed):
+  rng = np.random.default_rng(seed)
+  n = 12
+  labels = rng.integers(n, size=300)
+  # Far from chance, so that a wrong k or axis would show.
+  logits = rng.normal(size=(300, n)) + 1.5 * np.eye(n)[labels]
+  for k in (1, 2, 5):
+    expected = sklearn.metrics.top_k_accuracy_score(
+      labels, logits, k=k, labels=range(n)
+    )
+    ours = metrics.top_k_accuracy(logits, labels, k)
+    assert ours == pytest.approx(expected)
+  guesses = logits.argmax(axis=1)
+  np.testing.assert_array_equal(
+    metrics.confusion_matrix(logits, labels, n),
+    sklearn.metrics.confusion_matrix(labels, guesses, labels=range(n)),
+  )
+  ours = metrics.classification_metrics(logits, labels)
+  assert ours["top1"] == pytest.approx((guesses == labels).mean())
+  assert ours["mean_class_accuracy"] == pytest.approx(
+    sklearn.metrics.balanced_accuracy_score(labels, guesses)
+  )
+
+
+def test_class_without_an_example_is_left_out_of_the_mean():
+  logits = np.eye(4)[[0, 1, 0, 0]]
+  labels = np.array([0, 1, 1, 3])  # No clip of class 2.
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    recall = metrics.per_class_accuracy(
+      metrics.confusion_matrix(logits, labels, 4)
+    )
+    result = metrics.classification_metrics(logits, labels)
+  np.testing.assert_array_equal(recall, [1, 0.5, np.nan, 0])
+  assert result["mean_class_accuracy"] == 0.5
+
+
+def test_ties_count_against_the_model():
+  logits = np.zeros((3, 4))
+  labels = np.array([0, 1, 3])
+  assert metrics.top_k_accuracy(logits, labels, 1) == 0
+  assert metrics.top_k_accuracy(logits, labels, 3) == 0
+  assert metrics.top_k_accuracy(logits, labels, 4) == 1
+
+
+def test_tie_below_the_label_does_not_matter():
+  logits = np.array([[2.0, 1.0, 1.0]])
+  assert metrics.top_k_accuracy(logits, np.array([0]), 1) == 1
+
+
+def test_nan_never_counts_as_right():
+  logits = np.array([[np.nan, 1.0, 0.0], [2.0, np.nan, 1.0]])
+  assert metrics.top_k_accuracy(logits, np.array([0, 0]), 1) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_scores_are_refused(value):
+  logits = LOGITS.copy()
+  logits[2, 1] = value
+  with pytest.raises(ValueError, match="1 rows of scores .* first 2"):
+    metrics.classification_metrics(logits, LABELS)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_outside_the_classes_are_refused(label):
+  labels = np.array([0, 1, 2, label])
+  with pytest.raises(ValueError, match=f"labels run from .*{label}.*0-based"):
+    metrics.classification_metrics(LOGITS, labels)
+
+
+def test_no_examples_are_refused():
+  with pytest.raises(ValueError, match="no examples"):
+    metrics.classification_metrics(np.zeros((0, 3)), np.zeros(0, int))

@@ -1,0 +1,747 @@
+"""The report: sound HTML, true numbers, nothing from elsewhere, no gaps."""
+
+import base64
+import dataclasses
+import html.parser
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from twostream_jax import metrics, plots
+from twostream_jax.breakdown import worst_pairs
+from twostream_jax.report import (
+  Example,
+  ReportData,
+  choose_examples,
+  render_report,
+  write_report,
+)
+from twostream_jax.scores import Scores, ScoresError
+
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+NAMES = tuple(
+  f"{c}·{m}" for c in ("amber", "teal", "violet") for m in ("slide", "rise")
+)
+HOSTILE = """<script>alert("1")</script>&'$title"""
+
+
+class Page(html.parser.HTMLParser):
+  """A page as lists of what the tests ask about; refuses unbalanced tags."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags, self.text, self.tables = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open, f"never closed: {self.open}"
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in VOID:
+      self.open.append(tag)
+    if tag == "table":
+      self.tables.append([])
+    if tag == "tr":
+      self.tables[-1].append([])
+    if tag in ("td", "th"):
+      self.tables[-1][-1].append("")
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open[-1] == tag, f"</{tag}> in {self.open[-3:]}"
+    self.open.pop()
+
+  def handle_data(self, data):
+    if not {"style", "script"} & set(self.open):
+      self.text.append(data)
+    if "td" in self.open or "th" in self.open:
+      self.tables[-1][-1][-1] += data
+
+  @property
+  def words(self):
+    return " ".join(" ".join(self.text).split())
+
+  def classed(self, name):
+    return [a for _, a in self.tags if name in a.get("class", "").split()]
+
+
+def make_scores(names, per_class=10, seed=0):
+  """Two streams that see a half of the label each, and two fusions."""
+  rng = np.random.default_rng(seed)
+  n = len(names)
+  labels = np.repeat(np.arange(n), per_class).astype(np.int32)
+  ids = tuple(f"clip-{i:04d}" for i in range(len(labels)))
+
+  def stream(part):
+    hit = part(np.arange(n))[None] == part(labels)[:, None]
+    return (3 * hit + rng.normal(0, 0.5, hit.shape)).astype(np.float32)
+
+  spatial, temporal = stream(lambda i: i // 2), stream(lambda i: i % 2)
+  logits = {
+    "spatial": spatial,
+    "temporal": temporal,
+    "average": spatial + 0.2 * temporal,
+    "weighted": spatial + temporal,
+  }
+  return {
+    name: Scores(ids, labels, values, "one view")
+    for name, values in logits.items()
+  }
+
+
+def make_curve():
+  records = [
+    {
+      "step": step,
+      "split": "train",
+      "loss": 2 / (1 + step / 100),
+      "accuracy": step / 2000,
+      "learning_rate": 0.01,
+    }
+    for step in range(0, 1000, 2)
+  ]
+  return records + [
+    {"step": 500, "split": "validation", "loss": 1.25, "accuracy": 0.4375}
+  ]
+
+
+def make_example(scores, video_id):
+  rng = np.random.default_rng(0)
+  return Example(
+    video_id,
+    int(scores.labels[scores.ids.index(video_id)]),
+    rng.integers(0, 256, (30, 40, 3), np.uint8),
+    rng.normal(size=(15, 20, 2)).astype(np.float32),
+  )
+
+
+def make_data(names=NAMES, per_class=10, num_examples=4, **changes):
+  scores = make_scores(names, per_class)
+  values = {
+    name: metrics.classification_metrics(s.logits, s.labels)
+    for name, s in scores.items()
+  }
+  chosen = choose_examples(
+    scores,
+    fused="weighted",
+    streams=["spatial", "temporal"],
+    count=num_examples,
+  )
+  data = ReportData(
+    title="Two streams",
+    results={
+      "dataset": "synthetic",
+      "split": "test",
+      "protocol": "one view",
+      "videos": len(scores["spatial"].ids),
+      "skipped": 3,
+      "streams": {k: values[k] for k in ("spatial", "temporal")},
+      "fusion": {k: values[k] for k in ("average", "weighted")},
+    },
+    class_names=names,
+    scores=scores,
+    curves={"spatial": make_curve(), "temporal": make_curve()},
+    examples=[make_example(scores["spatial"], i) for i in chosen],
+    rejected=[
+      {
+        "video_id": f"bad-{i}",
+        "split": "train",
+        "label": "teal·rise",
+        "reason": ("no frames", "too short")[i % 2],
+      }
+      for i in range(5)
+    ],
+    notes={"Fusion weights": "spatial 1, temporal 1.5"},
+    config_json='{"seed": 0}',
+    environment={"jax": "0.10.2"},
+  )
+  return dataclasses.replace(data, **changes)
+
+
+def with_results(data, **changes):
+  return dataclasses.replace(data, results={**data.results, **changes})
+
+
+def one_stream(data):
+  streams = {"spatial": data.results["streams"]["spatial"]}
+  data = with_results(data, streams=streams, fusion={})
+  return dataclasses.replace(data, scores={"spatial": data.scores["spatial"]})
+
+
+def percent(value):
+  return f"{100 * value:.1f}%"
+
+
+def test_page_is_sound_and_self_contained():
+  page = Page(render_report(make_data()))
+  for tag, attrs in page.tags:
+    assert tag not in ("link", "iframe", "base")
+    assert not (tag == "script" and "src" in attrs)
+    for key in ("src", "href", "srcset", "xlink:href"):
+      value = attrs.get(key) or "#"
+      assert value.startswith(("data:image/", "#")), value
+    if tag == "img":
+      assert attrs["alt"] and attrs["width"] and attrs["height"]
+    if attrs.get("role") == "img":
+      assert attrs["aria-label"]
+    if tag == "th":
+      assert attrs["scope"] in ("row", "col")
+  text = render_report(make_data())
+  assert "@import" not in text and "url(" not in text
+  assert "http://" not in text and "https://" not in text
+  anchors = {a["href"][1:] for tag, a in page.tags if tag == "a"}
+  assert anchors <= {a.get("id") for _, a in page.tags}
+  assert page.words.count("Two streams") == 2  # <title> and <h1>.
+
+
+def test_result_table_equals_the_results():
+  data = make_data()
+  rows = {row[0].split()[0]: row for row in Page(render_report(data)).tables[0]}
+  everything = {**data.results["streams"], **data.results["fusion"]}
+  best = {
+    key: max(m[key] for m in everything.values())
+    for key in ("top1", "top5", "mean_class_accuracy")
+  }
+  for name, values in everything.items():
+    for cell, key in zip(rows[name][2:], best, strict=True):
+      assert percent(values[key]) in cell
+      assert ("★" in cell) == (values[key] == best[key])
+      assert ("best" in cell) == (values[key] == best[key])
+  assert rows["Chance"][2:] == ["16.7%", "83.3%", "16.7%"]
+
+
+def test_chance_of_top_5_is_at_most_one():
+  names = NAMES[:4]
+  table = Page(render_report(make_data(names))).tables[0]
+  assert table[-1][2:] == ["25.0%", "100.0%", "25.0%"]
+
+
+@pytest.mark.parametrize(
+  "fused, expected",
+  [
+    (0.75, "right on 75.0% of the test clips, 25.0 percentage points more"),
+    (0.5, "Fusion gained nothing"),
+    (0.4, "Fusion lost: its best rule, weighted, is right on 40.0%"),
+  ],
+)
+def test_gain_in_words(fused, expected):
+  data = make_data()
+  metric = {"top5": 1.0, "mean_class_accuracy": 0.5}
+  data = with_results(
+    data,
+    streams={
+      "spatial": {"top1": 0.5, **metric},
+      "temporal": {"top1": 0.3, **metric},
+    },
+    fusion={"weighted": {"top1": fused, **metric}},
+  )
+  words = Page(render_report(data)).words
+  assert expected in words
+  assert "spatial (50.0%)" in words
+
+
+@pytest.mark.parametrize(
+  "won, lost, verdict",
+  [
+    (5, 0, "no more than chance"),  # The exact sign test: p = 0.063.
+    (6, 0, "more than chance"),  # p = 0.031.
+    (20, 15, "no more than chance"),
+    (2, 20, "more than chance"),
+  ],
+)
+def test_changes_by_fusion_are_counted(won, lost, verdict):
+  data = make_data()
+  labels = data.scores["spatial"].labels
+  before, after = np.ones((2, len(labels)), bool)
+  before[:won] = False
+  after[won : won + lost] = False
+
+  def scores(right):
+    logits = np.eye(6, dtype=np.float32)[np.where(right, labels, labels - 1)]
+    return dataclasses.replace(data.scores["spatial"], logits=logits)
+
+  metric = {"top1": 0.5, "top5": 1.0, "mean_class_accuracy": 0.5}
+  data = with_results(
+    data, streams={"spatial": metric}, fusion={"average": metric}
+  )
+  data = dataclasses.replace(
+    data,
+    scores={"spatial": scores(before), "average": scores(after)},
+    examples=[],
+  )
+  words = Page(render_report(data)).words
+  assert (
+    f"corrects {won} clips that spatial gets wrong and spoils {lost} that"
+    f" spatial gets right: {verdict} would explain"
+  ) in words
+
+
+def test_hostile_text_stays_text():
+  names = (HOSTILE, *NAMES[1:])
+  data = make_data(names)
+  scores = {
+    name: dataclasses.replace(s, ids=(HOSTILE, *s.ids[1:]))
+    for name, s in data.scores.items()
+  }
+  metric = data.results["streams"]["spatial"]
+  data = with_results(
+    data,
+    **dict.fromkeys(("dataset", "split", "protocol"), HOSTILE),
+    streams={HOSTILE: metric, "temporal": metric},
+    fusion={f"fused {HOSTILE}": {**metric, "top1": 0.9}},
+  )
+  data = dataclasses.replace(
+    data,
+    title=HOSTILE,
+    scores={
+      HOSTILE: scores["spatial"],
+      "temporal": scores["temporal"],
+      f"fused {HOSTILE}": scores["weighted"],
+    },
+    curves={HOSTILE: make_curve()},
+    examples=[make_example(scores["spatial"], HOSTILE)],
+    rejected=[dict.fromkeys(("video_id", "split", "label", "reason"), HOSTILE)],
+    notes={HOSTILE: HOSTILE},
+    config_json=HOSTILE,
+    environment={HOSTILE: HOSTILE},
+  )
+  text = render_report(data)
+  assert "alert(&quot;1&quot;)" in text
+  assert 'alert("1")' not in text
+  page = Page(text)
+  scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+  assert scripts == [{}]
+  assert page.words.count(HOSTILE) > 20
+
+
+def test_curves_show_the_last_values():
+  page = Page(render_report(make_data()))
+  charts = page.classed("chart")
+  assert len(charts) == 4
+  assert "validation 1.25" in charts[0]["aria-label"]
+  assert "validation 43.8%" in charts[1]["aria-label"]
+  for tag, attrs in page.tags:
+    if tag == "polyline":
+      points = [p.split(",") for p in attrs["points"].split()]
+      assert len(points) <= 250
+      x, y = np.array(points, float).T
+      assert (np.diff(x) > 0).all()
+      assert x.min() >= 42 and x.max() <= 346
+      assert y.min() >= 30 and y.max() <= 182
+
+
+def test_no_validation_curve():
+  records = [r for r in make_curve() if r["split"] == "train"]
+  page = Page(render_report(make_data(curves={"spatial": records})))
+  assert "no validation was run" in page.words
+  assert len(page.classed("chart")) == 2
+
+
+@pytest.mark.parametrize("curves", [{}, {"spatial": []}])
+def test_no_curves(curves):
+  page = Page(render_report(make_data(curves=curves)))
+  assert "No training curves were recorded." in page.words
+  assert not page.classed("chart")
+
+
+def test_diverged_training_is_said():
+  records = [
+    {"step": 1, "split": "train", "loss": 2.0, "accuracy": 0.1},
+    {"step": 2, "split": "train", "loss": float("nan"), "accuracy": 0.1},
+    {"step": 3, "split": "train", "loss": None, "accuracy": 0.1},
+  ]
+  text = render_report(make_data(curves={"spatial": records}))
+  assert "2 values are not finite" in Page(text).words
+  assert "nan" not in "".join(re.findall(r'points="[^"]*"', text))
+
+
+def test_one_stream_without_fusion():
+  page = Page(render_report(one_stream(make_data())))
+  assert "No fusion was run." in page.words
+  assert "Ordered by accuracy." in page.words
+  assert "Most confused pairs of spatial" in page.words
+  assert "Fusion right" not in page.words
+  assert len(page.classed("card")) == 4
+  assert len(page.classed("opinion")) == 4
+
+
+def test_class_table_holds_the_recall_in_order_of_the_gain():
+  data = make_data()
+  page = Page(render_report(data))
+  recall = [
+    metrics.per_class_accuracy(
+      metrics.confusion_matrix(s.logits, s.labels, len(NAMES))
+    )
+    for s in (data.scores[k] for k in ("spatial", "temporal", "weighted"))
+  ]
+  rows = page.tables[1][1:]
+  assert sorted(row[0] for row in rows) == sorted(NAMES)
+  for row in rows:
+    i = NAMES.index(row[0])
+    assert row[2:5] == [f"{r[i]:.0%}" for r in recall]
+    assert row[5] == "10"
+  gains = [(recall[1] - recall[0])[NAMES.index(row[0])] for row in rows]
+  assert gains == sorted(gains, reverse=True)
+
+
+def test_class_without_a_test_clip():
+  data = make_data(examples=[])
+  kept = data.scores["spatial"].labels != 2
+  data = dataclasses.replace(
+    data,
+    scores={
+      name: Scores(
+        tuple(np.array(s.ids)[kept].tolist()),
+        s.labels[kept],
+        s.logits[kept],
+        s.protocol,
+      )
+      for name, s in data.scores.items()
+    },
+  )
+  text = render_report(data)
+  page = Page(text)
+  assert page.tables[1][-1] == [NAMES[2], "", "–", "–", "–", "0"]
+  assert "1 of 6 classes have no test clip" in page.words
+  assert "nan" not in page.words.lower()
+  assert not re.search(r'="[^"]*\bnan\b', text)
+
+
+def test_missing_metrics_are_dashes():
+  data = make_data()
+  fusion = {
+    "weighted": {"top1": 0.9, "top5": float("nan")},
+    "average": {"top1": 0.1, "top5": None, "mean_class_accuracy": 0.1},
+  }
+  table = Page(render_report(with_results(data, fusion=fusion))).tables[0]
+  assert table[3][3:] == ["–", "–"]
+  assert table[4][3] == "–"
+
+
+def test_confusion_counts_are_printed_for_few_classes():
+  data = make_data()
+  text = render_report(data)
+  heats = [a for a in Page(text).classed("heat") if "role" in a]
+  assert len(heats) == 3
+  confusion = metrics.confusion_matrix(
+    data.scores["weighted"].logits, data.scores["weighted"].labels, 6
+  )
+  label = heats[2]["aria-label"]
+  assert f"{np.trace(confusion)} of 60 clips on the diagonal" in label
+  drawn = plots.heat_map(confusion, NAMES, label)
+  assert drawn in text
+  for true, guess in zip(*np.nonzero(confusion), strict=True):
+    count = confusion[true, guess]
+    share = count / 10
+    pair = f"{NAMES[true]} → {NAMES[guess]}: {count} ({share:.0%})"
+    assert f"<title>{pair}</title>" in drawn
+
+
+def test_image_of_a_large_confusion_matrix_is_true():
+  rng = np.random.default_rng(0)
+  counts = rng.integers(0, 3, (40, 40)) + 20 * np.eye(40, dtype=int)
+  counts[7] = 0  # A class without a clip.
+  code = re.search(r"base64,([^\"]+)", plots.heat_map(counts, ["x"] * 40, ""))[
+    1
+  ]
+  image = cv2.imdecode(
+    np.frombuffer(base64.b64decode(code), np.uint8), cv2.IMREAD_UNCHANGED
+  )
+  shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  np.testing.assert_allclose((image[..., 3] / 255) ** 2, shares, atol=0.005)
+
+
+def test_many_classes_stay_usable():
+  names = tuple(f"Pretending to do thing {i}" for i in range(174))
+  text = render_report(make_data(names, per_class=2))
+  page = Page(text)
+  top, bottom, full = page.tables[1:4]
+  assert (len(top), len(bottom), len(full)) == (16, 16, 175)
+  assert [r[0] for r in full[1:16]] == [r[0] for r in top[1:]]
+  assert [r[0] for r in full[-15:]] == [r[0] for r in bottom[1:]]
+  assert len(text) < 1_000_000
+  assert not page.classed("on")  # No count is printed.
+
+
+def test_ends_of_the_classes_do_not_overlap():
+  names = tuple(f"c{i}" for i in range(41))
+  data = make_data(names, per_class=2, examples=[])
+  kept = data.scores["spatial"].labels < 20
+  scores = {
+    k: Scores(
+      tuple(np.array(s.ids)[kept].tolist()), s.labels[kept], s.logits[kept], ""
+    )
+    for k, s in data.scores.items()
+  }
+  page = Page(render_report(dataclasses.replace(data, scores=scores)))
+  top, bottom, full = page.tables[1:4]
+  assert (len(top), len(bottom), len(full)) == (16, 6, 42)
+
+
+def test_worst_pairs():
+  confusion = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 2]])
+  assert worst_pairs(confusion) == [(2, 1), (0, 1), (1, 0)]
+  assert worst_pairs(np.eye(3, dtype=int)) == []
+
+
+def test_perfect_model_has_no_confused_pairs():
+  data = make_data(examples=[])
+  labels = data.scores["weighted"].labels
+  perfect = dataclasses.replace(
+    data.scores["weighted"], logits=np.eye(6, dtype=np.float32)[labels]
+  )
+  scores = {**data.scores, "weighted": perfect}
+  page = Page(render_report(dataclasses.replace(data, scores=scores)))
+  assert "There are none: every test clip is right." in page.words
+
+
+@pytest.mark.parametrize("count", [1, 5, 60])
+def test_gallery_shows_every_example(count):
+  data = make_data(num_examples=count)
+  page = Page(render_report(data))
+  assert len(data.examples) == count
+  assert len(page.classed("card")) == count
+  assert len(page.classed("opinion")) == 3 * count
+  pictures = [a for tag, a in page.tags if tag == "img"]
+  assert len(pictures) == 2 * count + 1  # And the wheel.
+  for example in data.examples:
+    assert example.video_id in page.words
+
+
+def test_gallery_marks_right_and_wrong():
+  data = make_data(num_examples=8)
+  page = Page(render_report(data))
+  verdicts = [
+    s.logits[s.ids.index(e.video_id)].argmax() == e.label
+    for e in data.examples
+    for s in (data.scores[k] for k in ("spatial", "temporal", "weighted"))
+  ]
+  signs = re.findall("[✓✗]", page.words)
+  assert [sign == "✓" for sign in signs] == verdicts
+  assert set(verdicts) == {True, False}
+
+
+def test_no_examples():
+  page = Page(render_report(make_data(examples=[])))
+  assert "No example clips were kept" in page.words
+  assert not page.classed("card")
+
+
+def test_flow_scale_fits_all_examples():
+  data = make_data()
+  still = [
+    dataclasses.replace(e, flow=np.zeros_like(e.flow)) for e in data.examples
+  ]
+  page = Page(render_report(dataclasses.replace(data, examples=still)))
+  assert "the rim moves at 1\N{NO-BREAK SPACE}px/frame" in " ".join(page.text)
+  fast = [dataclasses.replace(e, flow=e.flow * 0 + 10) for e in data.examples]
+  page = Page(render_report(dataclasses.replace(data, examples=fast)))
+  assert "the rim moves at 15\N{NO-BREAK SPACE}px/frame" in " ".join(page.text)
+
+
+def test_large_frames_are_shrunk():
+  data = make_data(num_examples=1)
+  (example,) = data.examples
+  example = dataclasses.replace(
+    example, frame=np.full((1080, 1920, 3), 200, np.uint8)
+  )
+  text = render_report(dataclasses.replace(data, examples=[example]))
+  pictures = [a for tag, a in Page(text).tags if tag == "img"][1:]
+  assert (pictures[0]["width"], pictures[0]["height"]) == ("320", "180")
+  image = cv2.imdecode(
+    np.frombuffer(base64.b64decode(pictures[0]["src"].split(",")[1]), np.uint8),
+    cv2.IMREAD_COLOR,
+  )
+  assert image.shape == (180, 320, 3)
+  assert abs(image.astype(int) - 200).max() <= 2
+
+
+def test_data_uri_keeps_red_red():
+  image = np.zeros((4, 4, 3), np.uint8)
+  image[..., 0] = 255
+  code = plots.data_uri(image, ".png").split(",")[1]
+  decoded = cv2.imdecode(
+    np.frombuffer(base64.b64decode(code), np.uint8), cv2.IMREAD_COLOR
+  )
+  assert decoded[0, 0].tolist() == [0, 0, 255]  # OpenCV's order: BGR.
+
+
+def test_rejected_files_are_counted_by_reason():
+  page = Page(render_report(make_data()))
+  summary, files = page.tables[-2:]
+  assert summary[1:] == [
+    ["no frames", "train", "3"],
+    ["too short", "train", "2"],
+  ]
+  assert [row[0] for row in files[1:]] == [f"bad-{i}" for i in range(5)]
+  page = Page(render_report(make_data(rejected=[])))
+  assert "Every file of the data set could be used." in page.words
+
+
+@pytest.mark.parametrize(
+  "low, high", [(0, 1), (0, 0), (0, 3.7), (0, 12345), (-2, 0.3), (0, 1e-7)]
+)
+def test_ticks_cover_the_range(low, high):
+  ticks = plots.ticks(low, high)
+  assert ticks[0] <= low and ticks[-1] >= high * 0.999
+  assert 2 <= len(ticks) <= 8
+  np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda d: with_results(d, streams={}), "no stream"),
+    (
+      lambda d: dataclasses.replace(d, class_names=NAMES[:-1]),
+      "there are 5 class names",
+    ),
+    (
+      lambda d: dataclasses.replace(d, scores={"spatial": d.scores["spatial"]}),
+      r"no scores of \['temporal', 'weighted'\]",
+    ),
+    (
+      lambda d: dataclasses.replace(
+        d, examples=[dataclasses.replace(d.examples[0], video_id="other")]
+      ),
+      "'other' has label .*missing",
+    ),
+    (
+      lambda d: dataclasses.replace(
+        d, examples=[dataclasses.replace(d.examples[0], label=5)]
+      ),
+      "has label 5",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+  with pytest.raises(ValueError, match=message):
+    render_report(change(make_data()))
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"frame": np.zeros((4, 4, 3), np.float32)}, "must be RGB uint8"),
+    ({"frame": np.zeros((4, 4), np.uint8)}, "must be RGB uint8"),
+    ({"flow": np.zeros((4, 4, 3), np.float32)}, r"must be \[h w 2\]"),
+    ({"flow": np.full((4, 4, 2), np.nan, np.float32)}, "not finite"),
+  ],
+)
+def test_bad_examples_are_refused(change, message):
+  example = make_data().examples[0]
+  with pytest.raises(ValueError, match=f"{example.video_id}.*{message}"):
+    dataclasses.replace(example, **change)
+
+
+def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / "run" / "report.html"
+  data = make_data()
+  write_report(path, data)
+  assert path.read_text(encoding="utf-8") == render_report(data)
+  assert list(path.parent.iterdir()) == [path]
+  before = path.read_bytes()
+
+  def fail(*args):
+    raise OSError("disk full")
+
+  monkeypatch.setattr("os.replace", fail)
+  with pytest.raises(OSError, match="disk full"):
+    write_report(path, dataclasses.replace(data, title="Another"))
+  assert path.read_bytes() == before
+  assert list(path.parent.iterdir()) == [path]
+
+
+def outcomes(rows, fused="fused"):
+  """Scores of two classes from strings such as "✓✗✓": streams, then fusion."""
+  labels = np.array([i % 2 for i in range(len(rows))], np.int32)
+  ids = tuple(f"v{i}" for i in range(len(rows)))
+  return {
+    name: Scores(
+      ids,
+      labels,
+      np.eye(2)[
+        [
+          y if row[k] == "✓" else 1 - y
+          for row, y in zip(rows, labels, strict=True)
+        ]
+      ],
+      "",
+    )
+    for k, name in enumerate(("a", "b", fused))
+  }
+
+
+def choose(rows, count):
+  return choose_examples(
+    outcomes(rows), fused="fused", streams=["a", "b"], count=count
+  )
+
+
+def test_examples_mix_the_cases():
+  rows = ["✓✓✓"] * 20 + ["✓✗✓"] * 6 + ["✗✓✓"] * 6 + ["✗✗✓"] * 6
+  rows += ["✗✗✗"] * 6 + ["✓✗✗"] * 6
+  chosen = [rows[int(i[1:])] for i in choose(rows, 12)]
+  assert len(chosen) == 12
+  assert chosen.count("✓✓✓") == 3
+  assert sum(row in ("✓✗✓", "✗✓✓", "✗✗✓") for row in chosen) == 6
+  assert {"✓✗✓", "✗✓✓", "✗✗✓", "✗✗✗", "✓✗✗"} <= set(chosen)
+
+
+def test_examples_fill_up_from_what_there_is():
+  rows = ["✓✓✓"] * 4 + ["✗✗✗"]
+  assert sorted(choose(rows, 9)) == [f"v{i}" for i in range(5)]
+  assert len(choose(rows, 3)) == 3
+  assert choose(rows, 0) == []
+
+
+def test_examples_are_spread_over_classes():
+  scores = make_scores(NAMES)
+  chosen = choose_examples(
+    scores, fused="weighted", streams=["spatial", "temporal"], count=6
+  )
+  first = scores["spatial"]
+  shown = [int(first.labels[first.ids.index(i)]) for i in chosen]
+  assert len(set(chosen)) == 6
+  assert len(set(shown)) >= 4
+
+
+def test_examples_are_deterministic_and_ignore_the_order_of_others():
+  scores = make_scores(NAMES)
+  arguments = {
+    "fused": "weighted",
+    "streams": ["spatial", "temporal"],
+    "count": 7,
+  }
+  expected = choose_examples(scores, **arguments)
+  assert choose_examples(scores, **arguments) == expected
+  back = scores["spatial"]
+  turned = Scores(
+    back.ids[::-1], back.labels[::-1], back.logits[::-1], back.protocol
+  )
+  scores = {**scores, "spatial": turned}
+  assert choose_examples(scores, **arguments) == expected
+
+
+def test_examples_of_a_single_stream():
+  scores = make_scores(NAMES)
+  chosen = choose_examples(
+    scores, fused="spatial", streams=["spatial"], count=6
+  )
+  assert len(set(chosen)) == 6
+
+
+def test_examples_of_different_videos_are_refused():
+  scores = make_scores(NAMES)
+  other = make_scores(NAMES, per_class=9)["temporal"]
+  with pytest.raises(ScoresError, match="do not score the same videos"):
+    choose_examples(
+      {**scores, "temporal": other},
+      fused="weighted",
+      streams=["spatial", "temporal"],
+      count=3,
+    )
