@@ -300,7 +300,8 @@ def test_hostile_text_stays_text():
     scores={
       HOSTILE: scores["spatial"],
       "temporal": scores["temporal"],
-      f"fused {HOSTILE}": scores["weighted"],
+      # With mistakes, so that the class is among the confused pairs.
+      f"fused {HOSTILE}": scores["temporal"],
     },
     curves={HOSTILE: make_curve()},
     examples=[make_example(scores["spatial"], HOSTILE)],
@@ -316,6 +317,9 @@ def test_hostile_text_stays_text():
   scripts = [attrs for tag, attrs in page.tags if tag == "script"]
   assert scripts == [{}]
   assert page.words.count(HOSTILE) > 20
+  pairs = page.tables[-3]
+  assert HOSTILE in [row[0] for row in pairs]
+  assert HOSTILE in [row[1] for row in pairs]
 
 
 def test_curves_show_the_last_values():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ml_collections
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from twostream_jax import checkpoints, run
@@ -97,10 +98,11 @@ def _check_synthetic(config, data) -> None:
 
 def main(argv) -> None:
   """Runs the config given by the flags."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
   if len(argv) > 1:
     sys.exit(f"twostream_jax.main: not a flag: {' '.join(argv[1:])}")
   config = _CONFIG.value
-  name = Path(_CONFIG.config_filename).stem
+  name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value or Path("runs") / name)
   try:
     data = open_or_build(config)

@@ -1,0 +1,283 @@
+"""Lists of clips: what is read, and every way in which a list can be wrong."""
+
+import os
+
+import pytest
+
+from twostream_jax.data.annotations import (
+  AnnotationError,
+  Clip,
+  class_names,
+  read_csv,
+  read_folder,
+)
+
+
+def _files(root, *names):
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+  return root
+
+
+def _class_files(root, **counts):
+  return _files(
+    root, *(f"{name}/{i}.avi" for name, n in counts.items() for i in range(n))
+  )
+
+
+def _by_split(clips):
+  found = {}
+  for clip in clips:
+    found.setdefault(clip.split, []).append(clip.video_id)
+  return found
+
+
+def _lists(tmp_path, train, test, validation=None, make_files=True):
+  """Writes lists of (path, label[, group]) rows and the files they name."""
+  arguments = {}
+  rows = {"train": train, "test": test, "validation": validation}
+  for split, lines in rows.items():
+    if lines is None:
+      continue
+    header = "path,label,group" if lines and len(lines[0]) > 2 else "path,label"
+    text = "\n".join([header, *(",".join(line) for line in lines)]) + "\n"
+    (tmp_path / f"{split}.csv").write_text(text)
+    arguments[split] = tmp_path / f"{split}.csv"
+    if make_files:
+      _files(tmp_path / "videos", *(line[0] for line in lines if line[0]))
+  return {"videos": tmp_path / "videos", **arguments}
+
+
+_TRAIN = [("a/1.avi", "a"), ("b/1.avi", "b")]
+_TEST = [("a/2.avi", "a"), ("b/2.avi", "b")]
+
+
+def test_folder_split_is_stratified_and_complete(tmp_path):
+  clips = read_folder(_class_files(tmp_path, hug=8, kick=4, wave=2))
+  assert class_names(clips) == ["hug", "kick", "wave"]
+  tested = [clip.label for clip in clips if clip.split == "test"]
+  assert tested == ["hug", "hug", "kick", "wave"]
+  assert len({clip.video_id for clip in clips}) == len(clips) == 14
+  for clip in clips:
+    assert clip.path == tmp_path / clip.video_id
+    assert clip.video_id.split("/")[0] == clip.label
+    assert clip.group == ""
+
+
+def test_folder_split_depends_on_the_seed_only(tmp_path):
+  _class_files(tmp_path, hug=20, kick=20)
+  first = read_folder(tmp_path)
+  assert read_folder(tmp_path) == first
+  other = read_folder(tmp_path, seed=1)
+  assert _by_split(other)["test"] != _by_split(first)["test"]
+
+
+def test_folder_split_of_a_class_does_not_depend_on_other_classes(tmp_path):
+  _class_files(tmp_path, hug=12, kick=12)
+  before = [c for c in read_folder(tmp_path) if c.label == "kick"]
+  _class_files(tmp_path, bow=7)
+  assert [c for c in read_folder(tmp_path) if c.label == "kick"] == before
+
+
+def test_high_test_fraction_leaves_a_train_clip(tmp_path):
+  clips = read_folder(_class_files(tmp_path, a=3, b=3), test_fraction=0.99)
+  splits = [(clip.label, clip.split) for clip in clips]
+  assert splits.count(("a", "train")) == splits.count(("b", "train")) == 1
+
+
+def test_class_of_one_clip_goes_to_train_with_a_warning(tmp_path):
+  _class_files(tmp_path, a=4, lonely=1)
+  with pytest.warns(UserWarning, match="1 class with a single clip.*lonely"):
+    clips = read_folder(tmp_path)
+  assert [c.split for c in clips if c.label == "lonely"] == ["train"]
+
+
+def test_empty_class_folder_gives_a_warning(tmp_path):
+  _class_files(tmp_path, a=2, b=2)
+  (tmp_path / "void").mkdir()
+  with pytest.warns(UserWarning, match="no files in .*void"):
+    assert class_names(read_folder(tmp_path)) == ["a", "b"]
+
+
+def test_folder_takes_every_visible_file(tmp_path):
+  _class_files(tmp_path, a=2, b=2)
+  _files(tmp_path, "a/notes.txt", "a/deep/er/3.avi", "readme.md")
+  _files(tmp_path, "a/.hidden.avi", "a/.thumbs/1.avi", ".git/config")
+  ids = {clip.video_id for clip in read_folder(tmp_path)}
+  assert ids == {
+    *("a/0.avi", "a/1.avi", "a/notes.txt", "a/deep/er/3.avi"),
+    *("b/0.avi", "b/1.avi"),
+  }
+
+
+def test_split_folders(tmp_path):
+  names = ["test/a/1.avi", "test/b/2.avi", "train/a/3.avi", "train/b/4.avi"]
+  _files(tmp_path, *names, "validation/a/5.avi")
+  clips = read_folder(tmp_path)
+  assert _by_split(clips) == {
+    "train": ["train/a/3.avi", "train/b/4.avi"],
+    "validation": ["validation/a/5.avi"],
+    "test": ["test/a/1.avi", "test/b/2.avi"],
+  }
+  assert [clip.label for clip in clips] == ["a", "b", "a", "a", "b"]
+
+
+def test_classes_that_are_called_like_splits(tmp_path):
+  clips = read_folder(_class_files(tmp_path, train=2, test=2))
+  assert class_names(clips) == ["test", "train"]
+
+
+def test_split_folders_need_train_and_test(tmp_path):
+  _files(tmp_path, "train/a/1.avi", "train/b/1.avi")
+  with pytest.raises(AnnotationError, match="no clips in the test split"):
+    read_folder(tmp_path)
+
+
+def test_folder_errors(tmp_path):
+  with pytest.raises(AnnotationError, match="no such folder of videos"):
+    read_folder(tmp_path / "nowhere")
+  with pytest.raises(AnnotationError, match="one folder a class"):
+    read_folder(_files(tmp_path, "1.avi"))
+  with pytest.raises(AnnotationError, match="only one class .a."):
+    read_folder(_class_files(tmp_path, a=4))
+  with pytest.raises(AnnotationError, match="between 0 and 1: 1"):
+    read_folder(tmp_path, test_fraction=1)
+
+
+@pytest.mark.filterwarnings("ignore:2 classes with a single clip")
+def test_folder_of_single_clips_has_no_test_split(tmp_path):
+  with pytest.raises(AnnotationError, match="no clips in the test split"):
+    read_folder(_class_files(tmp_path, a=1, b=1))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX")
+def test_file_name_that_is_not_text(tmp_path):
+  _class_files(tmp_path, a=2, b=2)
+  try:
+    (tmp_path / "a" / os.fsdecode(b"\xff.avi")).write_bytes(b"x")
+  except OSError:
+    pytest.skip("this file system takes only UTF-8 names")
+  with pytest.raises(AnnotationError, match=r"1 file name not in UTF-8.*xff"):
+    read_folder(tmp_path)
+
+
+def test_csv(tmp_path):
+  arguments = _lists(
+    tmp_path,
+    [("v/x.avi", "a", "g1"), ("v/y.avi", "b", "")],
+    [("v/z.avi", "a", "g2")],
+    [("v/w.avi", "b", "g1")],
+  )
+  videos = arguments["videos"]
+  assert read_csv(**arguments) == [
+    Clip("v/x.avi", videos / "v/x.avi", "train", "a", "g1"),
+    Clip("v/y.avi", videos / "v/y.avi", "train", "b", ""),
+    Clip("v/w.avi", videos / "v/w.avi", "validation", "b", "g1"),
+    Clip("v/z.avi", videos / "v/z.avi", "test", "a", "g2"),
+  ]
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path):
+  arguments = _lists(tmp_path, _TRAIN, _TEST)
+  expected = read_csv(**arguments)
+  (tmp_path / "train.csv").write_bytes(
+    "\ufefflabel,note,path \r\na,é,./a/1.avi\r\n\r\nb,,b/1.avi \r\n".encode()
+  )
+  assert read_csv(**arguments) == expected
+
+
+def test_csv_takes_absolute_paths(tmp_path):
+  absolute = str(tmp_path / "videos" / "a" / "1.avi")
+  train = [(absolute, "a"), _TRAIN[1]]
+  assert read_csv(**_lists(tmp_path, train, _TEST))[0].video_id == "a/1.avi"
+
+
+def test_csv_missing_videos_are_counted(tmp_path):
+  arguments = _lists(tmp_path, _TRAIN, _TEST, make_files=False)
+  _files(tmp_path / "videos", "b/2.avi")
+  with pytest.raises(AnnotationError) as caught:
+    read_csv(**arguments)
+  message = str(caught.value)
+  assert "3 videos of 4 not found" in message
+  assert "a/1.avi, b/1.avi, a/2.avi" in message
+
+
+def test_examples_are_at_most_three(tmp_path):
+  train = [(f"a/{i}.avi", "a") for i in range(9)] + [("b/1.avi", "b")]
+  arguments = _lists(tmp_path, train, [("c", "a")], make_files=False)
+  _files(tmp_path / "videos", "c", "b/1.avi")
+  with pytest.raises(
+    AnnotationError, match=r"9 .*: a/0.avi, .*, a/2.avi, \.\."
+  ):
+    read_csv(**arguments)
+
+
+@pytest.mark.parametrize(
+  "train, test, message",
+  [
+    (_TRAIN, [], "test.csv lists no video"),
+    ([("a/1.avi", ""), *_TRAIN], _TEST, "train.csv: 1 row .*: line 2"),
+    ([("", "a"), *_TRAIN], _TEST, "without a path or a label"),
+    ([*_TRAIN, _TRAIN[0]], _TEST, r"1 video .*a/1.avi \(train, train\)"),
+    ([*_TRAIN, ("./a//1.avi", "a")], _TEST, r"1 video listed more than once"),
+    (_TRAIN, [*_TEST, _TRAIN[1]], r"b/1.avi \(train, test\)"),
+    (_TRAIN, [*_TEST, ("c/1.avi", "c")], "1 label .* no train clip has: c"),
+    (_TRAIN[:1], _TEST[:1], "only one class"),
+  ],
+)
+def test_csv_errors(tmp_path, train, test, message):
+  with pytest.raises(AnnotationError, match=message):
+    read_csv(**_lists(tmp_path, train, test))
+
+
+@pytest.mark.parametrize("side", ["train", "validation"])
+def test_group_on_both_sides_is_leakage(tmp_path, side):
+  rows = {
+    "train": [("a/1.avi", "a", "g1"), ("b/1.avi", "b", "g2")],
+    "validation": [("a/3.avi", "a", "g3")],
+    "test": [("a/2.avi", "a", rf"{'g2' if side == 'train' else 'g3'}")],
+  }
+  with pytest.raises(
+    AnnotationError, match="1 group .*leakage.*drop the group"
+  ):
+    read_csv(**_lists(tmp_path, **rows))
+
+
+def test_empty_groups_are_not_shared(tmp_path):
+  train = [(*row, "") for row in _TRAIN]
+  test = [(*row, "") for row in _TEST]
+  assert len(read_csv(**_lists(tmp_path, train, test))) == 4
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (
+      b"file,label\na/1.avi,a\n",
+      "no column path; its first row is 'file,label'",
+    ),
+    (b"path;label\na/1.avi;a\n", "no column path and no column label"),
+    (b"", "no column path and no column label"),
+    (b"path,label\n", "lists no video"),
+    (b"path,label\n\xff\xfe,a\n", "not a CSV file in UTF-8"),
+    (b"path,label\na/1.avi\n", "1 row without a path or a label"),
+    (b'path,label\na/1.avi,"a\nb"\n', "label of one line"),
+  ],
+)
+def test_malformed_csv(tmp_path, content, message):
+  arguments = _lists(tmp_path, _TRAIN, _TEST)
+  (tmp_path / "train.csv").write_bytes(content)
+  with pytest.raises(AnnotationError, match=message):
+    read_csv(**arguments)
+
+
+def test_csv_that_is_not_there(tmp_path):
+  arguments = _lists(tmp_path, _TRAIN, _TEST) | {"test": tmp_path / "no.csv"}
+  with pytest.raises(
+    AnnotationError, match="can't read .*no.csv: No such file"
+  ):
+    read_csv(**arguments)
+  with pytest.raises(AnnotationError, match="no such folder of videos"):
+    read_csv(**arguments | {"videos": tmp_path / "nowhere"})

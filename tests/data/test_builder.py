@@ -1,0 +1,371 @@
+"""The builder and what it stores, from small videos to opened records."""
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from twostream_jax.data import builder, dataset
+from twostream_jax.data.annotations import Clip
+from twostream_jax.flow import compute_flow, default_parameters
+from twostream_jax.flow.spec import FlowSpec, dequantise, quantise
+
+_SPEC = FlowSpec("farneback", default_parameters("farneback"), short_side=64)
+
+
+def _moving_frames(n, seed=0, height=64, width=80):
+  """A texture that moves 2 pixels to the right a frame."""
+  noise = np.random.default_rng(seed).random((height, width + 2 * n, 3))
+  smooth = cv2.GaussianBlur(noise, (0, 0), 2)
+  image = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+  return [image[:, 2 * (n - i) :][:, :width] for i in range(n)]
+
+
+def _write_video(path, frames, fps=12.5):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  height, width = frames[0].shape[:2]
+  fourcc = cv2.VideoWriter.fourcc(*"MJPG")
+  writer = cv2.VideoWriter(str(path), fourcc, fps, (width, height))
+  for frame in frames:
+    writer.write(frame[..., ::-1])
+  writer.release()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+  root = tmp_path_factory.mktemp("videos")
+  for i in range(4):
+    _write_video(root / f"{i}.avi", _moving_frames(4 + i, seed=i))
+  return root
+
+
+def _clip(path, split="train", label="b", group=""):
+  return Clip(path.name, path, split, label, group)
+
+
+def _four(root):
+  return [
+    _clip(root / "0.avi", label="b", group="é"),
+    _clip(root / "1.avi", label="a"),
+    _clip(root / "2.avi", "test"),
+    _clip(root / "3.avi", "test", label="a"),
+  ]
+
+
+def _build(out, clips, **options):
+  arguments = {"name": "tiny", "flow_spec": _SPEC, "num_workers": 1}
+  return builder.build_dataset(
+    out, clips=clips, **arguments | {"progress": False} | options
+  )
+
+
+def _hashes(path):
+  return {
+    file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in path.iterdir()
+  }
+
+
+def test_record_of_a_clip(videos):
+  record = builder.process_clip(_clip(videos / "1.avi", group="g"), _SPEC, 95)
+  frames = [dataset.decode_rgb(data) for data in record.rgb]
+  fields = [dataset.decode_flow_codes(data) for data in record.flow]
+  assert (record.video_id, record.label, record.group) == ("1.avi", "b", "g")
+  assert (record.fps, record.num_frames) == (12.5, 5)
+  assert (record.height, record.width) == (64, 80)
+  assert len(frames) == 5
+  assert len(fields) == 4
+  for frame, true in zip(frames, _moving_frames(5, seed=1), strict=True):
+    assert frame.shape == (64, 80, 3)
+    assert np.abs(frame.astype(int) - true).mean() < 6
+  for codes in fields:
+    assert codes.shape == (64, 80, 2)
+    motion = np.median(dequantise(codes, 20.0)[16:-16, 16:-16], axis=(0, 1))
+    np.testing.assert_allclose(motion, [2, 0], atol=0.2)
+
+
+def test_step_is_the_distance_of_the_frames_of_a_field(videos):
+  spec = dataclasses.replace(_SPEC, step=2)
+  record = builder.process_clip(_clip(videos / "1.avi"), spec, 95)
+  assert record.num_frames == len(record.rgb) == 5
+  assert len(record.flow) == 3
+  codes = dataset.decode_flow_codes(record.flow[1])
+  motion = np.median(dequantise(codes, 20.0)[16:-16, 16:-16], axis=(0, 1))
+  np.testing.assert_allclose(motion, [4, 0], atol=0.3)
+
+
+def test_stored_flow_is_the_flow_of_the_decoded_frames(tmp_path):
+  # Frames of one gray level survive Motion JPEG, so all is known but the flow's
+  # own JPEG.
+  frames = [np.full((64, 80, 3), level, np.uint8) for level in (80, 160)]
+  _write_video(tmp_path / "a.avi", frames)
+  record = builder.process_clip(_clip(tmp_path / "a.avi"), _SPEC, 95)
+  flow = compute_flow(_SPEC, frames[0][..., 0], frames[1][..., 0])
+  stored = dataset.decode_flow_codes(record.flow[0]).astype(int)
+  assert np.abs(stored - quantise(flow, _SPEC.bound)).max() <= 3
+
+
+def test_x_and_y_do_not_bleed_into_each_other():
+  flow = np.stack(np.broadcast_arrays(np.ones((64, 88)), -20.0), -1)
+  flow[..., 0] = 20.0
+  codes = dataset.decode_flow_codes(dataset.encode_flow(flow, _SPEC))
+  np.testing.assert_array_equal(codes[..., 0], 255)
+  np.testing.assert_array_equal(codes[..., 1], 0)
+
+
+@pytest.mark.parametrize(
+  "decode", [dataset.decode_rgb, dataset.decode_flow_codes]
+)
+@pytest.mark.parametrize("data", [b"", b"no image"])
+def test_decoding_what_is_no_image(decode, data):
+  with pytest.raises(ValueError, match=f"{len(data)} bytes that are no image"):
+    decode(data)
+
+
+def test_quality_is_used():
+  frame = _moving_frames(1)[0]
+  sizes = [len(dataset.encode_rgb(frame, quality)) for quality in (20, 95)]
+  assert sizes[0] < sizes[1] / 2
+
+
+@pytest.mark.parametrize(
+  "n, step, reason",
+  [
+    (1, 1, "1 frame decoded, at least 2 needed"),
+    (3, 3, "3 frames decoded, at least 4 needed"),
+  ],
+)
+def test_too_few_frames(tmp_path, n, step, reason):
+  _write_video(tmp_path / "a.avi", _moving_frames(n))
+  spec = dataclasses.replace(_SPEC, step=step)
+  result = builder.process_clip(_clip(tmp_path / "a.avi"), spec, 95)
+  assert result == builder.Rejection(reason)
+
+
+def test_clip_above_the_size_limit(videos):
+  result = builder.process_clip(
+    _clip(videos / "1.avi"), _SPEC, 95, max_bytes=5000
+  )
+  assert isinstance(result, builder.Rejection)
+  assert "longer than a record can be" in result.reason
+
+
+def test_unexpected_error_becomes_a_reason(videos, monkeypatch):
+  def fail(*_):
+    raise ZeroDivisionError("oh")
+
+  monkeypatch.setattr(builder, "encode_flow", fail)
+  result = builder.process_clip(_clip(videos / "1.avi"), _SPEC, 95)
+  assert result == builder.Rejection("unexpected ZeroDivisionError: oh")
+
+
+def test_round_trip_of_a_dataset(videos, tmp_path):
+  clips = _four(videos)
+  summary = _build(tmp_path, clips)
+  assert summary.path == tmp_path / "tiny" / "1.0.0"
+  assert summary.counts == {"train": 2, "test": 2}
+  assert summary.rejected == summary.untrained == ()
+  assert summary.size == sum(f.stat().st_size for f in summary.path.iterdir())
+  assert [f.name for f in tmp_path.rglob("*") if f.is_dir()] == [
+    "tiny",
+    "1.0.0",
+  ]
+
+  opened = dataset.open_dataset(tmp_path)
+  assert (opened.path, opened.name) == (summary.path, "tiny")
+  assert opened.class_names == ("a", "b")
+  assert opened.flow_spec == _SPEC
+  assert (opened.rgb_quality, opened.rejected) == (95, ())
+  assert set(opened.sources) == {"train", "test"}
+  for split, source in opened.sources.items():
+    expected = [clip for clip in clips if clip.split == split]
+    assert len(source) == len(expected)
+    source = pickle.loads(pickle.dumps(source))
+    for i, clip in enumerate(expected):
+      record = builder.process_clip(clip, _SPEC, 95)
+      assert source[i] == dataclasses.asdict(record) | {
+        "label": opened.class_names.index(clip.label),
+        "video_id": clip.video_id.encode(),
+        "group": clip.group.encode(),
+      }
+
+
+def test_number_of_workers_does_not_change_a_byte(videos, tmp_path):
+  clips = [*_four(videos), _clip(videos / "no.avi")]
+  one = _build(tmp_path / "one", clips, num_workers=1)
+  two = _build(tmp_path / "two", clips, num_workers=2)
+  assert len(one.rejected) == 1
+  assert _hashes(one.path) == _hashes(two.path)
+
+
+def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
+  whole = (videos / "0.avi").read_bytes()
+  noise = np.random.default_rng(0).bytes(len(whole))
+  (tmp_path / "corrupted.avi").write_bytes(whole[:16] + noise[16:])
+  (tmp_path / "text.txt").write_text("no video\n" * 99)
+  _write_video(tmp_path / "one.avi", _moving_frames(1))
+  broken = [
+    _clip(tmp_path / "corrupted.avi"),
+    _clip(tmp_path / "one.avi", "test"),
+    _clip(tmp_path / "text.txt", label="c"),
+  ]
+  first, *rest = _four(videos)
+  summary = _build(tmp_path / "out", [first, *broken, *rest])
+  assert summary.counts == {"train": 2, "test": 2}
+  assert summary.untrained == ("c",)
+  reasons = {r["video_id"]: r["reason"] for r in summary.rejected}
+  assert reasons == {
+    "corrupted.avi": "can't be opened as a video",
+    "one.avi": "1 frame decoded, at least 2 needed",
+    "text.txt": "can't be opened as a video",
+  }
+  opened = dataset.open_dataset(tmp_path / "out")
+  assert opened.rejected == summary.rejected
+  assert opened.rejected[1] == {
+    "video_id": "one.avi",
+    "split": "test",
+    "label": "b",
+    "reason": "1 frame decoded, at least 2 needed",
+  }
+  assert opened.class_names == ("a", "b", "c")
+
+
+def _crash_on_1(clip, flow_spec, rgb_quality):
+  if clip.video_id == "1.avi":
+    os.abort()
+  return builder.process_clip(clip, flow_spec, rgb_quality)
+
+
+def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
+  clips = [*_four(videos), _clip(videos / "0.avi")]
+  summary = _build(tmp_path, clips, num_workers=2, process=_crash_on_1)
+  assert summary.counts == {"train": 2, "test": 2}
+  assert [(r["video_id"], r["reason"]) for r in summary.rejected] == [
+    ("1.avi", "the decoder crashed")
+  ]
+  source = dataset.open_dataset(tmp_path).sources["test"]
+  assert [record["video_id"] for record in source] == [b"2.avi", b"3.avi"]
+
+
+def test_split_without_usable_clips_writes_nothing(videos, tmp_path):
+  clips = [_clip(videos / "0.avi"), _clip(videos / "no.avi", "test")]
+  with pytest.raises(builder.BuildError, match="test split.*1 x no such file"):
+    _build(tmp_path / "out", clips)
+  assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_existing_dataset_is_kept_or_replaced(videos, tmp_path):
+  clips = _four(videos)
+  path = _build(tmp_path, clips).path
+  before = _hashes(path)
+  with pytest.raises(FileExistsError, match="--overwrite"):
+    _build(tmp_path, clips)
+  missing = [dataclasses.replace(c, path=videos / "no.avi") for c in clips]
+  with pytest.raises(builder.BuildError):
+    _build(tmp_path, missing, overwrite=True)
+  assert _hashes(path) == before
+  _build(tmp_path, [clips[0], *clips[2:]], overwrite=True)
+  assert len(dataset.open_dataset(tmp_path).sources["train"]) == 1
+  assert [f.name for f in path.parent.iterdir()] == ["1.0.0"]
+
+
+def _kill_on_2(clip, flow_spec, rgb_quality):
+  if clip.video_id == "2.avi":
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(0.5)
+  return builder.process_clip(clip, flow_spec, rgb_quality)
+
+
+def test_what_a_killed_build_left_is_removed(videos, tmp_path):
+  code = f"""
+import pathlib, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import test_builder as t
+if __name__ == "__main__":
+  t._build({str(tmp_path)!r}, t._four(pathlib.Path({str(videos)!r})),
+           process=t._kill_on_2)
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert [f.name for f in (tmp_path / "tiny").iterdir()] == ["1.0.0.incomplete"]
+  with pytest.raises(dataset.DatasetNotFoundError):
+    dataset.open_dataset(tmp_path)
+  _build(tmp_path, _four(videos))
+  assert [f.name for f in (tmp_path / "tiny").iterdir()] == ["1.0.0"]
+
+
+def test_half_a_replacement_is_undone(videos, tmp_path):
+  path = _build(tmp_path, _four(videos)).path
+  path.rename(path.with_name(".replaced-1.0.0"))
+  with pytest.raises(FileExistsError):
+    _build(tmp_path, _four(videos))
+  assert dataset.open_dataset(path).name == "tiny"
+
+
+def test_script_without_a_main_guard_is_told_so(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import pathlib, test_builder as t
+clips = t._four(pathlib.Path("."))
+t._build({str(tmp_path / "out")!r}, clips)
+""")
+  done = subprocess.run(
+    [sys.executable, script], capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  assert "RuntimeError: worker processes can't start" in done.stderr
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"name": "My-Data"}, "lower-case.*'My-Data'"),
+    ({"clips": []}, "no clips"),
+    ({"rgb_quality": 0}, "rgb JPEG quality must be 1 to 100: 0"),
+    ({"num_workers": 0}, "at least one worker"),
+    (
+      {"flow_spec": dataclasses.replace(_SPEC, quality=101)},
+      "flow JPEG quality",
+    ),
+    (
+      {"flow_spec": dataclasses.replace(_SPEC, short_side=100)},
+      "multiple of 8",
+    ),
+    ({"flow_spec": dataclasses.replace(_SPEC, algorithm="no")}, "known: dis"),
+  ],
+)
+def test_wrong_arguments_are_found_before_any_work(tmp_path, options, message):
+  clips = options.pop("clips", [_clip(tmp_path / "a.avi")])
+  with pytest.raises(ValueError, match=message):
+    _build(tmp_path / "out", clips, **options)
+  assert not (tmp_path / "out").exists()
+
+
+def test_opening_where_there_is_no_dataset(tmp_path):
+  with pytest.raises(dataset.DatasetNotFoundError, match=str(tmp_path)):
+    dataset.open_dataset(tmp_path)
+  with pytest.raises(FileNotFoundError):
+    dataset.open_dataset(tmp_path / "nowhere")
+
+
+def test_opening_needs_one_dataset_of_this_format(videos, tmp_path):
+  path = _build(tmp_path, _four(videos)).path
+  second = path.parent / "2.0.0"
+  second.mkdir()
+  for file in path.iterdir():
+    (second / file.name).write_bytes(file.read_bytes())
+  with pytest.raises(ValueError, match="2 datasets(.|\n)*1.0.0(.|\n)*2.0.0"):
+    dataset.open_dataset(tmp_path)
+  (second / dataset.METADATA_FILE).write_text("{}")
+  with pytest.raises(ValueError, match="not a dataset of format version 1"):
+    dataset.open_dataset(second)
