@@ -16,7 +16,7 @@ def get_config():
   """The quickstart: small networks, 64 px."""
   config = default.get_config()
   config.data.dir = "data/quickstart"
-  config.data.synthetic = {"train": 24, "validation": 4, "test": 10}
+  config.data.synthetic = {"train": 40, "validation": 8, "test": 10}
   config.data.validation_split = "validation"
 
   for stage in (config.spatial, config.temporal):
@@ -28,23 +28,23 @@ def get_config():
     stage.optim.max_grad_norm = 1.0
 
   config.spatial.model.name = "resnet18"
-  config.spatial.model.width = 0.25
+  config.spatial.model.width = 0.125
   config.spatial.model.dropout_rate = 0.0
-  config.spatial.total_steps = 200
+  config.spatial.total_steps = 120
   config.spatial.optim.learning_rate = 0.05
 
   config.temporal.model.name = "cnn_m"
   config.temporal.model.width = 0.25
-  config.temporal.model.dropout_rate = 0.5
+  config.temporal.model.dropout_rate = 0.3
   config.temporal.input.stack_length = 5
-  config.temporal.total_steps = 400
+  config.temporal.total_steps = 500
   config.temporal.optim.learning_rate = 0.02
 
   config.train.log_every = 20
   config.train.validate_every = 40
   config.train.checkpoint_every = 40
 
-  config.eval.num_clips = 5
+  config.eval.num_clips = 8
   config.eval.num_crops = 1
   config.eval.crop_fraction = 1.0
   config.eval.batch_size = 24

@@ -57,12 +57,13 @@ def create_stage(
   if stage.kind != "stream":
     raise ValueError(f"config.{name}.kind={stage.kind!r} must be 'stream'")
   parallel.check_batch_size(f"config.{name}.batch_size", stage.batch_size)
-  options = stage.model.to_dict()
   backbone = models.create_model(
-    options.pop("name"),
+    stage.model.name,
     num_classes=len(data.class_names),
+    width=stage.model.width,
+    dropout_rate=stage.model.dropout_rate,
     axis_name=parallel.AXIS,
-    **options,
+    **stage.model.fields.to_dict(),
   )
   optimiser = stage.optim
   schedule = optim.create_schedule(

@@ -176,11 +176,11 @@ def build_dataset(
       f"{final} exists. Use another name or folder, or ask for it to be"
       " replaced (overwrite=True, --overwrite)."
     )
-  staging.mkdir(parents=True)
-  work = _Work(process, flow_spec, rgb_quality)
   workers = min(num_workers or os.cpu_count() or 1, len(clips))
+  work = _Work(process, flow_spec, rgb_quality)
   metadata = dataset_metadata(name, class_names(clips), flow_spec, rgb_quality)
   try:
+    staging.mkdir(parents=True)
     with contextlib.closing(
       map_in_processes(work, clips, workers, _start_worker)
     ) as results:
@@ -192,14 +192,25 @@ def build_dataset(
     staging.rename(final)
   finally:
     _recover(final, staging, replaced)
+  seconds = time.monotonic() - start
+  return _summarise(final, clips, used, metadata["rejected"], seconds)
+
+
+def _summarise(
+  path: Path,
+  clips: Sequence[Clip],
+  used: Sequence[Clip],
+  rejected: Sequence[dict[str, str]],
+  seconds: float,
+) -> BuildSummary:
   trained = {clip.label for clip in used if clip.split == "train"}
   return BuildSummary(
-    path=final,
+    path=path,
     counts=dict(collections.Counter(clip.split for clip in used)),
-    rejected=tuple(metadata["rejected"]),
+    rejected=tuple(rejected),
     untrained=tuple(n for n in class_names(clips) if n not in trained),
-    seconds=time.monotonic() - start,
-    size=sum(file.stat().st_size for file in final.iterdir()),
+    seconds=seconds,
+    size=sum(file.stat().st_size for file in path.iterdir()),
   )
 
 

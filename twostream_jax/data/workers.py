@@ -3,10 +3,11 @@
 import collections
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 
@@ -122,4 +123,11 @@ def _start_pool(
 def _start_worker(start: Callable[[], None]) -> None:
   # Ctrl-C ends workers without a word; the main process reports.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
   start()
+
+
+def _exit_with_parent() -> None:
+  # Workers of a parent that was killed would wait for ever.
+  parent_process().join()
+  os._exit(1)

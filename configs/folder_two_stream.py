@@ -1,0 +1,49 @@
+"""Two streams on your own labelled videos, small enough for 2 CPU cores.
+
+  python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS \\
+    --short_side=128 --out=data/my_videos
+  python -m twostream_jax.main --config=configs/folder_two_stream.py \\
+    --config.data.dir=data/my_videos
+
+Both networks start from random weights, so a small set is learned from motion
+more than from appearance. Where labels name a direction, turn mirroring off:
+--config.spatial.input.flip=False --config.temporal.input.flip=False
+--config.eval.num_crops=5.
+"""
+
+from configs import default
+
+
+def get_config():
+  """112 px, reduced width."""
+  config = default.get_config()
+  config.data.dir = "data/my_videos"
+
+  for stage in (config.spatial, config.temporal):
+    stage.batch_size = 32
+    stage.input.image_size = 112
+    stage.optim.warmup_steps = 50
+    stage.optim.max_grad_norm = 1.0
+
+  config.spatial.model.name = "resnet18"
+  config.spatial.model.width = 0.25
+  config.spatial.model.dropout_rate = 0.5
+  config.spatial.total_steps = 600
+  config.spatial.optim.learning_rate = 0.05
+
+  config.temporal.model.name = "cnn_m"
+  config.temporal.model.width = 0.25
+  config.temporal.model.dropout_rate = 0.5
+  config.temporal.model.fields = {"normalisation": "batch"}
+  config.temporal.input.stack_length = 10
+  config.temporal.total_steps = 1200
+  config.temporal.optim.learning_rate = 0.02
+
+  config.train.log_every = 25
+  config.train.validate_every = 100
+  config.train.checkpoint_every = 100
+
+  config.eval.num_clips = 10
+  config.eval.num_crops = 10
+  config.eval.batch_size = 8
+  return config

@@ -1,0 +1,88 @@
+"""Windows are in range, spread and run on without a gap."""
+
+import numpy as np
+import pytest
+
+from twostream_jax.data import sampling
+
+LENGTHS = [2, 3, 10, 11, 25, 100, 301]
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+@pytest.mark.parametrize("stack_length", [0, 1, 5, 10])
+@pytest.mark.parametrize("num_segments", [1, 3, 7])
+def test_random_windows_are_in_range(num_frames, stack_length, num_segments):
+  available = sampling.num_starts(num_frames, stack_length)
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    starts = sampling.random_starts(rng, available, num_segments)
+    assert starts.shape == (num_segments,)
+    assert (np.diff(starts) >= 0).all()
+    assert starts.min() >= 0 and starts.max() < available
+    frames = sampling.centre_frames(starts, num_frames, stack_length)
+    assert frames.min() >= 0 and frames.max() < num_frames
+    if stack_length:
+      fields = sampling.stack_fields(starts, num_frames, stack_length)
+      assert fields.min() >= 0 and fields.max() < num_frames - 1
+
+
+def test_random_starts_reach_every_position():
+  rng = np.random.default_rng(0)
+  seen = {int(sampling.random_starts(rng, 7, 1)[0]) for _ in range(500)}
+  assert seen == set(range(7))
+
+
+def test_each_segment_has_its_own_part():
+  rng = np.random.default_rng(0)
+  starts = np.stack([sampling.random_starts(rng, 30, 3) for _ in range(200)])
+  np.testing.assert_array_equal(starts // 10, np.tile([0, 1, 2], (200, 1)))
+
+
+@pytest.mark.parametrize("available", [1, 5, 25, 26, 77, 500])
+def test_even_starts_are_distinct_symmetric_and_in_range(available):
+  starts = sampling.even_starts(available, 25)
+  assert starts.min() >= 0 and starts.max() < available
+  if available >= 25:
+    assert len(set(starts.tolist())) == 25
+  if available % 25 == 0 and (available // 25) % 2:
+    np.testing.assert_array_equal(starts, available - 1 - starts[::-1])
+
+
+def test_a_whole_stack_is_consecutive():
+  fields = sampling.stack_fields(np.array([4, 9]), 30, 5)
+  np.testing.assert_array_equal(fields, [[4, 5, 6, 7, 8], [9, 10, 11, 12, 13]])
+
+
+def test_the_last_window_ends_with_the_last_field():
+  last = sampling.num_starts(30, 10) - 1
+  assert sampling.stack_fields(np.array([last]), 30, 10)[0, -1] == 28
+
+
+def test_fields_of_a_longer_step_chain():
+  # Fields that span 3 frames: 0-3, 3-6, 6-9.
+  fields = sampling.stack_fields(np.array([0]), 10, 3, step=3)
+  np.testing.assert_array_equal(fields, [[0, 3, 6]])
+  assert sampling.num_starts(10, 3, step=3) == 1
+
+
+@pytest.mark.parametrize(
+  "rule, expected", [("loop", [0, 1, 2, 0, 1]), ("hold", [0, 1, 2, 2, 2])]
+)
+def test_short_clips_follow_the_rule(rule, expected):
+  fields = sampling.stack_fields(np.array([0]), 4, 5, short_clip=rule)
+  np.testing.assert_array_equal(fields, [expected])
+
+
+def test_an_unknown_rule_is_named():
+  with pytest.raises(ValueError, match="mirror"):
+    sampling.stack_fields(np.array([0]), 4, 5, short_clip="mirror")
+
+
+def test_a_single_frame_has_no_field():
+  with pytest.raises(ValueError, match="1 frames have no flow field"):
+    sampling.stack_fields(np.array([0]), 1, 5)
+
+
+def test_the_frame_is_in_the_middle_of_its_stack():
+  frames = sampling.centre_frames(np.array([0, 5]), 30, 10)
+  np.testing.assert_array_equal(frames, [5, 10])
