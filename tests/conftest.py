@@ -9,8 +9,40 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+
+from twostream_jax.data import (  # noqa: E402
+  annotations,
+  builder,
+  dataset,
+  synthetic,
+)
+from twostream_jax.flow import default_parameters  # noqa: E402
+from twostream_jax.flow.spec import FlowSpec  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain reads absl flags, which only a program's main would parse.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory):
+  """Folder of a built dataset: 12 classes; 2 train, 1 validation, 1 test."""
+  directory = tmp_path_factory.mktemp("tiny")
+  counts = {"train": 2, "validation": 1, "test": 1}
+  synthetic.write_videos(directory / "videos", counts, seed=0)
+  builder.build_dataset(
+    directory,
+    name="tiny",
+    clips=annotations.read_folder(directory / "videos"),
+    flow_spec=FlowSpec("dis", default_parameters("dis"), short_side=64),
+    progress=False,
+  )
+  return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_dir):
+  """The dataset of `tiny_dir`, opened."""
+  return dataset.open_dataset(tiny_dir)

@@ -9,15 +9,16 @@ import cv2
 import numpy as np
 import pytest
 
-from twostream_jax import metrics, plots
-from twostream_jax.breakdown import worst_pairs
+from twostream_jax import metrics
 from twostream_jax.report import (
   Example,
   ReportData,
   choose_examples,
+  plots,
   render_report,
   write_report,
 )
+from twostream_jax.report.breakdown import worst_pairs
 from twostream_jax.scores import Scores, ScoresError
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}

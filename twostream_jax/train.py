@@ -20,8 +20,7 @@ from twostream_jax import (
   steps,
 )
 from twostream_jax.data import input_pipeline
-from twostream_jax.data.dataset import VideoDataset
-from twostream_jax.flow import spec as flow_spec
+from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.stages import Stage
 
 
@@ -120,9 +119,7 @@ def train_stage(
         config.data.threads,
       )
     logger = logging.MetricsLogger(directory, resume_step=start)
-    save = functools.partial(
-      checkpoints.save, manager, metadata=checkpoint_metadata(data)
-    )
+    save = functools.partial(checkpoints.save, manager, metadata=identity(data))
     try:
       state = _loop(
         stage, state, batches, start, config.train, validate, logger, save
@@ -220,12 +217,3 @@ class _Window:
     }
     self._reset()
     return record
-
-
-def checkpoint_metadata(data: VideoDataset) -> dict[str, Any]:
-  """What gives a checkpoint's inputs and outputs their meaning."""
-  return {
-    "dataset": data.name,
-    "class_names": list(data.class_names),
-    "flow_spec": flow_spec.to_dict(data.flow_spec),
-  }

@@ -146,6 +146,16 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   )
 
 
+def identity(data: VideoDataset) -> dict[str, Any]:
+  """JSON-ready facts that give what is trained on the dataset its meaning."""
+  return {
+    "name": data.name,
+    "class_names": list(data.class_names),
+    "flow_spec": to_dict(data.flow_spec),
+    "clips": {split: len(source) for split, source in data.sources.items()},
+  }
+
+
 def encode_rgb(frame: np.ndarray, quality: int) -> bytes:
   """Encodes an RGB frame, uint8 [h, w, 3], as JPEG of a quality in 0..100."""
   return _encode(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), quality)

@@ -6,7 +6,7 @@ import numbers
 
 import numpy as np
 
-from twostream_jax import plots
+from twostream_jax.report import plots
 
 _MAX_POINTS = 200
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twostream_jax import plots
 from twostream_jax.flow import colorwheel
+from twostream_jax.report import plots
 from twostream_jax.scores import Scores, join, softmax
 
 # What a clip tells about fusion, in the order in which examples are taken: two

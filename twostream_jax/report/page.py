@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing but a browser."""
+"""Assembles the page: headline, table, words, and the parts beside it."""
 
 import dataclasses
 import html
@@ -9,19 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from twostream_jax import breakdown, curves, gallery, metrics, plots
-from twostream_jax.breakdown import Model
-from twostream_jax.curves import is_number
-from twostream_jax.gallery import Example, choose_examples
+from twostream_jax import metrics
+from twostream_jax.report import breakdown, curves, gallery, plots
+from twostream_jax.report.breakdown import Model
+from twostream_jax.report.curves import is_number
+from twostream_jax.report.gallery import Example
 from twostream_jax.scores import Scores, join
-
-__all__ = [
-  "Example",
-  "ReportData",
-  "choose_examples",
-  "render_report",
-  "write_report",
-]
 
 _METRICS = {
   "top1": "Top-1",
@@ -108,7 +101,7 @@ def render_report(data: ReportData) -> str:
     "Rejected files": _rejected(data.rejected),
     "About this run": _about(data),
   }
-  page = Path(__file__).with_name("report_template.html")
+  page = Path(__file__).with_name("template.html")
   return string.Template(page.read_text(encoding="utf-8")).substitute(
     title=_esc(data.title),
     facts=_facts(data.results),

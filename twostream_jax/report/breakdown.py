@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twostream_jax import metrics, plots
+from twostream_jax import metrics
+from twostream_jax.report import plots
 from twostream_jax.scores import Scores
 
 # More classes than this are cut to those at both ends of the order.

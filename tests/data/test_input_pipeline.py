@@ -1,0 +1,203 @@
+"""Batches are what the records hold, and a function of (seed, step)."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from twostream_jax.data import dataset, input_pipeline
+from twostream_jax.data.augment import Box, View
+from twostream_jax.data.input_pipeline import EvalTransform, InputSpec
+from twostream_jax.flow import spec as flow_spec
+
+BOTH = InputSpec(("rgb", "flow"), 64, 3, 1, "loop")
+
+
+def train_transform(spec=BOTH, segments=1, scale=(0.7, 1.0), flip=True):
+  return input_pipeline.TrainTransform(
+    spec=spec, num_segments=segments, scale=scale, max_ratio=1.2, flip=flip
+  )
+
+
+def take(batches, count):
+  return list(itertools.islice(iter(batches), count))
+
+
+def assert_same(one, other):
+  assert one.keys() == other.keys()
+  for key in one:
+    np.testing.assert_array_equal(one[key], other[key])
+
+
+def whole_frame(record, flip=False):
+  return View(Box(0, 0, int(record["height"]), int(record["width"])), flip)
+
+
+def test_views_are_the_decoded_frames_and_fields(tiny):
+  record = tiny.sources["train"][0]
+  size = int(record["height"])
+  spec = InputSpec(("rgb", "flow"), size, 3, 1, "loop")
+  box = Box(0, 0, size, size)
+  loaded = input_pipeline.load_views(
+    record, spec, np.array([2]), [View(box, False)]
+  )
+  frame = dataset.decode_rgb(record["rgb"][3])
+  np.testing.assert_array_equal(loaded["rgb"][0, 0], frame[:, :size])
+  fields = [dataset.decode_flow_codes(record["flow"][i]) for i in (2, 3, 4)]
+  stack = np.concatenate(fields, axis=-1)[:, :size]
+  np.testing.assert_array_equal(loaded["flow"][0, 0], stack)
+
+
+def test_stored_flow_is_the_flow_of_the_stored_frames(tiny):
+  # The whole road: decode the record's JPEGs and compute flow anew. JPEG noise
+  # separates the two by little; a swapped axis, sign or scale by much.
+  record = tiny.sources["train"][0]
+  gray = [
+    cv2.cvtColor(dataset.decode_rgb(record["rgb"][i]), cv2.COLOR_RGB2GRAY)
+    for i in (4, 5)
+  ]
+  expected = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(
+    *gray, None
+  )
+  codes = dataset.decode_flow_codes(record["flow"][4])
+  stored = flow_spec.dequantise(codes, tiny.flow_spec.bound)
+  error = np.hypot(*np.moveaxis(stored - expected, -1, 0)).mean()
+  assert error < 0.35
+  assert error < 0.5 * np.hypot(*np.moveaxis(expected, -1, 0)).mean()
+
+
+def test_a_flipped_view_mirrors_frames_and_negates_x(tiny):
+  record = tiny.sources["train"][3]
+  plain, mirrored = (
+    input_pipeline.load_views(
+      record, BOTH, np.array([1, 5]), [whole_frame(record, flip)]
+    )
+    for flip in (False, True)
+  )
+  np.testing.assert_array_equal(mirrored["rgb"], plain["rgb"][..., ::-1, :])
+  bound = tiny.flow_spec.bound
+  flow = flow_spec.dequantise(plain["flow"], bound)[..., ::-1, :]
+  flow_mirrored = flow_spec.dequantise(mirrored["flow"], bound)
+  np.testing.assert_allclose(
+    flow_mirrored[..., 0::2], -flow[..., 0::2], atol=1e-4
+  )
+  np.testing.assert_allclose(
+    flow_mirrored[..., 1::2], flow[..., 1::2], atol=1e-4
+  )
+
+
+def test_batches_have_the_contract_s_shapes(tiny):
+  (batch,) = take(
+    input_pipeline.train_batches(
+      tiny.sources["train"],
+      train_transform(segments=2),
+      batch_size=4,
+      seed=0,
+      threads=2,
+    ),
+    1,
+  )
+  assert batch["rgb"].shape == (4, 2, 64, 64, 3)
+  assert batch["flow"].shape == (4, 2, 64, 64, 6)
+  assert batch["rgb"].dtype == batch["flow"].dtype == np.uint8
+  assert batch["label"].dtype == np.int32
+  assert batch["mask"].dtype == bool and batch["mask"].all()
+
+
+def test_batches_depend_on_seed_and_step_alone(tiny):
+  def batches(seed, threads):
+    return input_pipeline.train_batches(
+      tiny.sources["train"],
+      train_transform(),
+      batch_size=5,
+      seed=seed,
+      threads=threads,
+    )
+
+  first = take(batches(0, 1), 8)
+  for one, other in zip(first, take(batches(0, 3), 8), strict=True):
+    assert_same(one, other)
+  different = take(batches(1, 1), 1)[0]
+  assert different["video_id"].tolist() != first[0]["video_id"].tolist()
+
+  iterator = iter(batches(0, 2))
+  for _ in range(5):
+    next(iterator)
+  state = iterator.get_state()
+  resumed = iter(batches(0, 1))
+  resumed.set_state(state)
+  assert_same(next(resumed), first[5])
+
+
+def test_every_epoch_shows_every_video_once_and_otherwise(tiny):
+  count = len(tiny.sources["train"])
+  epochs = take(
+    input_pipeline.train_batches(
+      tiny.sources["train"],
+      train_transform(),
+      batch_size=count,
+      seed=0,
+      threads=1,
+    ),
+    2,
+  )
+  ids = [epoch["video_id"].tolist() for epoch in epochs]
+  assert len(set(ids[0])) == count and set(ids[0]) == set(ids[1])
+  assert ids[0] != ids[1]
+  labels = [dict(zip(i, e["label"], strict=True)) for i, e in zip(ids, epochs)]
+  assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 16])
+def test_evaluation_counts_every_video_once(tiny, batch_size):
+  source = tiny.sources["test"]
+  transform = EvalTransform(BOTH, num_clips=4, num_crops=5, crop_fraction=0.9)
+  batches = list(
+    input_pipeline.eval_batches(
+      source, transform, batch_size=batch_size, threads=2
+    )
+  )
+  assert {b["rgb"].shape for b in batches} == {(batch_size, 20, 1, 64, 64, 3)}
+  assert {b["flow"].shape for b in batches} == {(batch_size, 20, 1, 64, 64, 6)}
+  seen = [i for b in batches for i in b["video_id"][b["mask"]].tolist()]
+  expected = [source[i]["video_id"].decode() for i in range(len(source))]
+  assert seen == expected
+
+
+def test_the_views_of_25x10_are_distinct(tiny):
+  spec = InputSpec(("flow",), 64, 1, 1, "loop")
+  transform = EvalTransform(spec, num_clips=19, num_crops=10, crop_fraction=0.8)
+  views = transform.map(tiny.sources["test"][0])["flow"]
+  assert views.shape[0] == 190
+  assert len({view.tobytes() for view in views}) == 190
+
+
+def test_clips_are_outermost(tiny):
+  record = tiny.sources["test"][0]
+  spec = InputSpec(("rgb",), 64, 0, 1, "loop")
+  several = EvalTransform(spec, num_clips=3, num_crops=10, crop_fraction=0.8)
+  centre = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=0.8)
+  np.testing.assert_array_equal(
+    several.map(record)["rgb"][::10], centre.map(record)["rgb"]
+  )
+
+
+def test_a_clip_shorter_than_the_stack_is_looped(tiny):
+  record = dict(tiny.sources["train"][0])
+  record["num_frames"], record["flow"] = 3, record["flow"][:2]
+  record["rgb"] = record["rgb"][:3]
+  spec = InputSpec(("rgb", "flow"), 64, 5, 1, "loop")
+  transform = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0)
+  views = transform.map(record)
+  assert views["flow"].shape == (3, 1, 64, 64, 10)
+  flow = views["flow"][0, 0]
+  np.testing.assert_array_equal(flow[..., 4:6], flow[..., 0:2])
+  assert (flow[..., 0:2] != flow[..., 2:4]).any()
+
+
+def test_settings_out_of_range_are_refused():
+  with pytest.raises(ValueError, match="audio"):
+    InputSpec(("audio",), 64, 1, 1, "loop")
+  with pytest.raises(ValueError, match="stack_length"):
+    InputSpec(("flow",), 64, 0, 1, "loop")

@@ -1,0 +1,205 @@
+"""The train step: one device or eight, the same update."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from twostream_jax import losses, models, optim, parallel, steps
+from twostream_jax.models.stream import Stream
+
+CLASSES = 5
+
+
+def make_parts(name="cnn_m", modality="flow", **fields):
+  backbone = models.create_model(
+    name, num_classes=CLASSES, width=0.05, axis_name=parallel.AXIS, **fields
+  )
+  schedule = optim.create_schedule("constant", learning_rate=0.1, total_steps=9)
+  return dict(
+    model=Stream(modality=modality, backbone=backbone),
+    tx=optim.create_optimizer(
+      schedule,
+      momentum=0.9,
+      nesterov=False,
+      weight_decay=1e-3,
+      max_grad_norm=1.0,
+    ),
+    preprocess=steps.Preprocess(
+      rgb_mean=(0.4, 0.5, 0.6),
+      rgb_std=(0.2, 0.3, 0.4),
+      flow_bound=20.0,
+      flow_scale=5.0,
+      subtract_mean_flow=True,
+    ),
+  )
+
+
+def make_batch(modality="flow", b=8):
+  rng = np.random.default_rng(0)
+  channels = {"rgb": 3, "flow": 4}[modality]
+  return {
+    modality: rng.integers(0, 256, (b, 1, 64, 64, channels), np.uint8),
+    "label": rng.integers(0, CLASSES, b).astype(np.int32),
+    "mask": np.ones(b, bool),
+  }
+
+
+def init(parts, batch):
+  # rbg: much faster to compile than threefry, and no less random.
+  return steps.create_train_state(
+    jax.random.key(0, impl="rbg"), **parts, batch=batch
+  )
+
+
+def run_step(parts, state, batch, devices, count=2):
+  """Steps on the first `devices` devices; the state of the first one."""
+  step = jax.pmap(
+    functools.partial(
+      steps.train_step,
+      **parts,
+      loss_fn=losses.softmax_cross_entropy,
+      axis_name=parallel.AXIS,
+    ),
+    axis_name=parallel.AXIS,
+    in_axes=(0, 0, None),
+    devices=jax.devices()[:devices],
+  )
+  state = jax.tree.map(lambda x: np.stack([x] * devices), state)
+  sharded = {
+    k: x.reshape((devices, -1) + x.shape[1:]) for k, x in batch.items()
+  }
+  for _ in range(count):
+    state, metrics = step(state, sharded, jax.random.key(7))
+  for leaf in jax.tree.leaves((state, metrics)):
+    leaf = np.asarray(leaf)
+    np.testing.assert_array_equal(leaf, np.stack([leaf[0]] * devices))
+  return jax.tree.map(lambda x: np.asarray(x)[0], (state, metrics))
+
+
+@pytest.mark.parametrize(
+  "name, modality, fields",
+  [
+    ("cnn_m", "flow", {"dropout_rate": 0.5}),
+    ("cnn_m", "rgb", {"normalisation": "batch", "sync_batch_norm": True}),
+  ],
+)
+def test_one_and_eight_devices_make_the_same_update(name, modality, fields):
+  assert jax.device_count() == 8
+  parts, batch = make_parts(name, modality, **fields), make_batch(modality)
+  state = init(parts, batch)
+  one, one_metrics = run_step(parts, state, batch, 1)
+  eight, eight_metrics = run_step(parts, state, batch, 8)
+  assert int(one.step) == int(eight.step) == 2
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+  for key in one_metrics:
+    np.testing.assert_allclose(one_metrics[key], eight_metrics[key], rtol=1e-3)
+  moved = [
+    np.abs(a - b).max()
+    for a, b in zip(
+      jax.tree.leaves(one.params), jax.tree.leaves(state.params), strict=True
+    )
+  ]
+  assert min(moved) > 0
+
+
+def test_masked_examples_do_not_count():
+  parts, batch = make_parts(dropout_rate=0.0), make_batch()
+  state = init(parts, batch)
+  half = {k: x[:4] for k, x in batch.items()}
+  masked = dict(batch, mask=np.arange(8) < 4)
+  masked["flow"] = batch["flow"].copy()
+  masked["flow"][4:] = 77
+  a, a_metrics = run_step(parts, state, half, 1)
+  b, b_metrics = run_step(parts, state, masked, 1)
+  assert float(b_metrics["count"]) == 4
+  np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], rtol=1e-4)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
+def test_the_step_is_gradient_descent_on_the_mean_loss():
+  parts, batch = make_parts(dropout_rate=0.0), make_batch()
+  parts["tx"] = optax.sgd(0.1)
+  state = init(parts, batch)
+
+  def mean_loss(params):
+    logits, _ = parts["model"].apply(
+      {"params": params}, parts["preprocess"](batch), train=False
+    )
+    own = jax.nn.log_softmax(logits)[np.arange(8), batch["label"]]
+    return -own.mean()
+
+  grads = jax.grad(mean_loss)(state.params)
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+  got, metrics = run_step(parts, state, batch, 8, count=1)
+  for x, y in zip(
+    jax.tree.leaves(got.params), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(
+    metrics["loss"] / 8, mean_loss(state.params), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    metrics["grad_norm"], optax.global_norm(grads), rtol=1e-3
+  )
+
+
+def test_preprocess_is_the_written_formula():
+  preprocess = make_parts()["preprocess"]
+  rng = np.random.default_rng(1)
+  batch = {
+    "rgb": rng.integers(0, 256, (2, 1, 8, 8, 3), np.uint8),
+    "flow": rng.integers(0, 256, (2, 1, 8, 8, 6), np.uint8),
+    "label": np.zeros(2, np.int32),
+  }
+  inputs = jax.jit(preprocess)(batch)
+  assert inputs.keys() == {"rgb", "flow"}
+  rgb = (batch["rgb"] / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
+  np.testing.assert_allclose(inputs["rgb"], rgb, rtol=1e-4, atol=1e-5)
+  flow = batch["flow"] / 255 * 40 - 20
+  flow = flow - flow.mean(axis=(2, 3), keepdims=True)
+  np.testing.assert_allclose(inputs["flow"], flow / 5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("views_per_pass", [1, 4, 100])
+def test_prediction_is_the_mean_over_views(views_per_pass):
+  parts = make_parts(dropout_rate=0.0)
+  state = init(parts, make_batch())
+  rng = np.random.default_rng(2)
+  views = rng.integers(0, 256, (3, 5, 1, 64, 64, 4), np.uint8)
+  model, preprocess = parts["model"], parts["preprocess"]
+  got = jax.jit(
+    functools.partial(
+      steps.predict_step,
+      model=model,
+      preprocess=preprocess,
+      views_per_pass=views_per_pass,
+    )
+  )(state.variables, {"flow": views, "label": np.zeros(3, np.int32)})
+  for i in range(3):
+    one_by_one = [
+      model.apply(
+        state.variables, preprocess({"flow": views[i, j][None]}), train=False
+      )[0][0]
+      for j in range(5)
+    ]
+    np.testing.assert_allclose(got[i], np.mean(one_by_one, axis=0), atol=1e-5)
+
+
+def test_segments_share_one_opinion():
+  parts = make_parts(dropout_rate=0.0)
+  state = init(parts, make_batch())
+  rng = np.random.default_rng(3)
+  clip = rng.integers(0, 256, (2, 3, 64, 64, 4), np.uint8)
+  apply = functools.partial(parts["model"].apply, state.variables, train=False)
+  whole, features = apply(parts["preprocess"]({"flow": clip}))
+  each = [
+    apply(parts["preprocess"]({"flow": clip[:, i : i + 1]}))[0]
+    for i in range(3)
+  ]
+  np.testing.assert_allclose(whole, np.mean(each, axis=0), atol=1e-5)
+  assert features["fc6"].shape[:2] == (2, 3)

@@ -1,0 +1,82 @@
+"""The folder of a run: where files are, and how they are written."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# A change of these does not change what is trained; all else is refused when a
+# run is resumed.
+FREE_KEYS = (
+  "config.data.dir",
+  "config.data.build_command",
+  "config.data.threads",
+  "config.data.validation_split",
+  "config.data.test_split",
+  "config.train",
+  "config.eval",
+  "config.fusion",
+  "config.report",
+)
+
+
+class ConfigMismatchError(ValueError):
+  """The workdir was begun with other settings."""
+
+
+def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
+  """Writes config.json, or checks it where the run is resumed.
+
+  Args:
+    workdir: folder of the run.
+    settings: {"config": the resolved config, "dataset": what it is trained on}.
+
+  Raises:
+    ConfigMismatchError: a setting outside `FREE_KEYS` differs; the message
+      names every such key with both values.
+  """
+  # Through JSON, so that tuples compare equal to what a file gives back.
+  resolved = json.loads(json.dumps(settings))
+  path = workdir / "config.json"
+  if path.exists():
+    ours, theirs = _flatten(resolved), _flatten(json.loads(path.read_text()))
+    changed = [
+      f"  {key}: {theirs.get(key)!r} in the workdir, {ours.get(key)!r} now"
+      for key in sorted(ours.keys() | theirs.keys())
+      if ours.get(key) != theirs.get(key) and not _is_free(key)
+    ]
+    if changed:
+      raise ConfigMismatchError(
+        f"{workdir} was begun with other settings:\n"
+        + "\n".join(changed)
+        + "\nUse the old settings, or another --workdir."
+      )
+  write_text(path, json.dumps(resolved, indent=2) + "\n")
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= _flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def _is_free(key: str) -> bool:
+  return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file as a whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def scores_path(workdir: Path, name: str, split: str) -> Path:
+  """Where the scores of a stage or a fusion rule are."""
+  return workdir / "scores" / f"{name}-{split}.npz"
