@@ -59,7 +59,7 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.input.rgb_mean = (0.485, 0.456, 0.406)
   stage.input.rgb_std = (0.229, 0.224, 0.225)
   # Pixels of motion a frame that become an input of 1.
-  stage.input.flow_scale = 2.0
+  stage.input.flow_scale = 1.0
   # Subtract from each flow field its mean vector (camera motion).
   stage.input.subtract_mean_flow = is_flow
 

@@ -1,7 +1,7 @@
 """Two streams on your own labelled videos, small enough for 2 CPU cores.
 
   python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS \\
-    --short_side=128 --out=data/my_videos
+    --short_side=128 --bound=8 --out=data/my_videos
   python -m twostream_jax.main --config=configs/folder_two_stream.py \\
     --config.data.dir=data/my_videos
 
@@ -22,21 +22,24 @@ def get_config():
   for stage in (config.spatial, config.temporal):
     stage.batch_size = 32
     stage.input.image_size = 112
-    stage.optim.warmup_steps = 50
+    stage.input.crop_scale = (0.8, 1.0)
+    # People seen from afar move by a fraction of a pixel at 128 px.
+    stage.input.flow_scale = 0.5
+    stage.optim.warmup_steps = 20
     stage.optim.max_grad_norm = 1.0
 
   config.spatial.model.name = "resnet18"
   config.spatial.model.width = 0.25
   config.spatial.model.dropout_rate = 0.5
-  config.spatial.total_steps = 600
+  config.spatial.total_steps = 400
   config.spatial.optim.learning_rate = 0.05
 
   config.temporal.model.name = "cnn_m"
   config.temporal.model.width = 0.25
-  config.temporal.model.dropout_rate = 0.5
+  config.temporal.model.dropout_rate = 0.3
   config.temporal.model.fields = {"normalisation": "batch"}
   config.temporal.input.stack_length = 10
-  config.temporal.total_steps = 1200
+  config.temporal.total_steps = 800
   config.temporal.optim.learning_rate = 0.02
 
   config.train.log_every = 25

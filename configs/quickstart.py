@@ -24,6 +24,7 @@ def get_config():
     stage.input.image_size = 64
     stage.input.crop_scale = (0.8, 1.0)
     stage.input.max_ratio = 1.1
+    stage.input.flow_scale = 2.0
     stage.optim.warmup_steps = 20
     stage.optim.max_grad_norm = 1.0
 

@@ -6,17 +6,38 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from twostream_jax import losses, models, optim, parallel, steps
+from twostream_jax import losses, optim, parallel, steps
+from twostream_jax.models.layers import Dropout, batch_norm
 from twostream_jax.models.stream import Stream
 
 CLASSES = 5
+SIZE = 16
 
 
-def make_parts(name="cnn_m", modality="flow", **fields):
-  backbone = models.create_model(
-    name, num_classes=CLASSES, width=0.05, axis_name=parallel.AXIS, **fields
-  )
+class TinyBackbone(nn.Module):
+  """Convolution, optional batch norm over all replicas, dropout, logits."""
+
+  dropout_rate: float = 0.0
+  sync_batch_norm: bool = False
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = nn.Conv(6, (3, 3), strides=2)(x)
+    if self.sync_batch_norm:
+      x = batch_norm(
+        train=train, dtype=np.float32, axis_name=parallel.AXIS, sync=True
+      )()(x)
+    features = nn.relu(x).mean(axis=(1, 2))
+    x = Dropout(self.dropout_rate, axis_name=parallel.AXIS)(
+      features, deterministic=not train
+    )
+    return nn.Dense(CLASSES)(x), {"pool": features}
+
+
+def make_parts(modality="flow", **fields):
+  backbone = TinyBackbone(**fields)
   schedule = optim.create_schedule("constant", learning_rate=0.1, total_steps=9)
   return dict(
     model=Stream(modality=modality, backbone=backbone),
@@ -41,17 +62,14 @@ def make_batch(modality="flow", b=8):
   rng = np.random.default_rng(0)
   channels = {"rgb": 3, "flow": 4}[modality]
   return {
-    modality: rng.integers(0, 256, (b, 1, 64, 64, channels), np.uint8),
+    modality: rng.integers(0, 256, (b, 1, SIZE, SIZE, channels), np.uint8),
     "label": rng.integers(0, CLASSES, b).astype(np.int32),
     "mask": np.ones(b, bool),
   }
 
 
 def init(parts, batch):
-  # rbg: much faster to compile than threefry, and no less random.
-  return steps.create_train_state(
-    jax.random.key(0, impl="rbg"), **parts, batch=batch
-  )
+  return steps.create_train_state(jax.random.key(0), **parts, batch=batch)
 
 
 def run_step(parts, state, batch, devices, count=2):
@@ -80,15 +98,12 @@ def run_step(parts, state, batch, devices, count=2):
 
 
 @pytest.mark.parametrize(
-  "name, modality, fields",
-  [
-    ("cnn_m", "flow", {"dropout_rate": 0.5}),
-    ("cnn_m", "rgb", {"normalisation": "batch", "sync_batch_norm": True}),
-  ],
+  "modality, fields",
+  [("flow", {"dropout_rate": 0.5}), ("rgb", {"sync_batch_norm": True})],
 )
-def test_one_and_eight_devices_make_the_same_update(name, modality, fields):
+def test_one_and_eight_devices_make_the_same_update(modality, fields):
   assert jax.device_count() == 8
-  parts, batch = make_parts(name, modality, **fields), make_batch(modality)
+  parts, batch = make_parts(modality, **fields), make_batch(modality)
   state = init(parts, batch)
   one, one_metrics = run_step(parts, state, batch, 1)
   eight, eight_metrics = run_step(parts, state, batch, 8)
@@ -107,7 +122,7 @@ def test_one_and_eight_devices_make_the_same_update(name, modality, fields):
 
 
 def test_masked_examples_do_not_count():
-  parts, batch = make_parts(dropout_rate=0.0), make_batch()
+  parts, batch = make_parts(), make_batch()
   state = init(parts, batch)
   half = {k: x[:4] for k, x in batch.items()}
   masked = dict(batch, mask=np.arange(8) < 4)
@@ -122,7 +137,7 @@ def test_masked_examples_do_not_count():
 
 
 def test_the_step_is_gradient_descent_on_the_mean_loss():
-  parts, batch = make_parts(dropout_rate=0.0), make_batch()
+  parts, batch = make_parts(), make_batch()
   parts["tx"] = optax.sgd(0.1)
   state = init(parts, batch)
 
@@ -144,7 +159,7 @@ def test_the_step_is_gradient_descent_on_the_mean_loss():
     metrics["loss"] / 8, mean_loss(state.params), rtol=1e-4
   )
   np.testing.assert_allclose(
-    metrics["grad_norm"], optax.global_norm(grads), rtol=1e-3
+    metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-3
   )
 
 
@@ -167,10 +182,10 @@ def test_preprocess_is_the_written_formula():
 
 @pytest.mark.parametrize("views_per_pass", [1, 4, 100])
 def test_prediction_is_the_mean_over_views(views_per_pass):
-  parts = make_parts(dropout_rate=0.0)
+  parts = make_parts()
   state = init(parts, make_batch())
   rng = np.random.default_rng(2)
-  views = rng.integers(0, 256, (3, 5, 1, 64, 64, 4), np.uint8)
+  views = rng.integers(0, 256, (3, 5, 1, SIZE, SIZE, 4), np.uint8)
   model, preprocess = parts["model"], parts["preprocess"]
   got = jax.jit(
     functools.partial(
@@ -191,10 +206,10 @@ def test_prediction_is_the_mean_over_views(views_per_pass):
 
 
 def test_segments_share_one_opinion():
-  parts = make_parts(dropout_rate=0.0)
+  parts = make_parts()
   state = init(parts, make_batch())
   rng = np.random.default_rng(3)
-  clip = rng.integers(0, 256, (2, 3, 64, 64, 4), np.uint8)
+  clip = rng.integers(0, 256, (2, 3, SIZE, SIZE, 4), np.uint8)
   apply = functools.partial(parts["model"].apply, state.variables, train=False)
   whole, features = apply(parts["preprocess"]({"flow": clip}))
   each = [
@@ -202,4 +217,4 @@ def test_segments_share_one_opinion():
     for i in range(3)
   ]
   np.testing.assert_allclose(whole, np.mean(each, axis=0), atol=1e-5)
-  assert features["fc6"].shape[:2] == (2, 3)
+  assert features["pool"].shape == (2, 3, 6)

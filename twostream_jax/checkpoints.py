@@ -33,7 +33,15 @@ def open_manager(
     # The caller decides when; Orbax is not to skip a step it is asked for.
     save_interval_steps=1,
   )
-  return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+  return ocp.CheckpointManager(
+    Path(directory).absolute(),
+    options=options,
+    item_handlers={
+      "state": ocp.StandardCheckpointHandler(),
+      "data": grain.checkpoint.CheckpointHandler(),
+      "metadata": ocp.JsonCheckpointHandler(),
+    },
+  )
 
 
 def save(
@@ -85,17 +93,38 @@ def restore(
   template = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
   )
+  _check_fits(manager, step, template)
   items = {"state": ocp.args.StandardRestore(template)}
   if iterator is not None:
     items["data"] = grain.checkpoint.CheckpointRestore(iterator)
-  try:
-    restored = manager.restore(step, args=ocp.args.Composite(**items))
-  except ValueError as error:
+  restored = manager.restore(step, args=ocp.args.Composite(**items))
+  return jax.device_get(restored["state"])
+
+
+def _check_fits(manager, step, template) -> None:
+  # Orbax itself would cut or pad an array to the shape that is asked for.
+  saved = _shapes(manager.item_metadata(step)["state"])
+  expected = _shapes(template)
+  differing = [
+    f"  {key}: {saved.get(key, 'not there')} in the checkpoint,"
+    f" {expected.get(key, 'not there')} in the model"
+    for key in sorted(saved.keys() | expected.keys())
+    if saved.get(key) != expected.get(key)
+  ]
+  if differing:
+    shown = differing[:10] + ["  ..."] * (len(differing) > 10)
     raise CheckpointError(
       f"checkpoint {step} in {manager.directory} does not fit this model:"
-      f" {error}"
-    ) from error
-  return jax.device_get(restored["state"])
+      f" {len(differing)} arrays differ\n" + "\n".join(shown)
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in leaves
+  }
 
 
 def restore_metadata(manager: ocp.CheckpointManager) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def train_step(
     "loss": jax.lax.psum(loss, axis_name) * count,
     "correct": jax.lax.psum(correct.sum(), axis_name),
     "count": count,
-    "grad_norm": optax.global_norm(grads),
+    "grad_norm": optax.tree.norm(grads),
   }
   new_state = TrainState(
     step=state.step + 1,

@@ -145,7 +145,10 @@ def test_every_epoch_shows_every_video_once_and_otherwise(tiny):
   ids = [epoch["video_id"].tolist() for epoch in epochs]
   assert len(set(ids[0])) == count and set(ids[0]) == set(ids[1])
   assert ids[0] != ids[1]
-  labels = [dict(zip(i, e["label"], strict=True)) for i, e in zip(ids, epochs)]
+  labels = [
+    dict(zip(epoch["video_id"].tolist(), epoch["label"], strict=True))
+    for epoch in epochs
+  ]
   assert labels[0] == labels[1]
 
 

@@ -45,6 +45,10 @@ class InputSpec:
       raise ValueError(f"image_size must be positive: {self.image_size}")
     if "flow" in self.modalities and self.stack_length < 1:
       raise ValueError(f"stack_length must be positive: {self.stack_length}")
+    if self.short_clip not in sampling.SHORT_CLIP_RULES:
+      raise ValueError(
+        f"short_clip={self.short_clip!r} is not in {sampling.SHORT_CLIP_RULES}"
+      )
 
   def num_starts(self, num_frames: int) -> int:
     """Number of windows of a video of `num_frames` frames."""
@@ -157,6 +161,14 @@ class EvalTransform(grain.transforms.Map):
   num_clips: int
   num_crops: int
   crop_fraction: float
+
+  def __post_init__(self):
+    if self.num_clips < 1:
+      raise ValueError(f"num_clips must be positive: {self.num_clips}")
+    # Any frame will do: this refuses what no frame could be cropped by.
+    augment.eval_views(
+      64, 64, fraction=self.crop_fraction, count=self.num_crops
+    )
 
   def map(self, element):
     """Lays out the views of a record: clips outermost, crops innermost."""

@@ -1,0 +1,155 @@
+"""The layers of the package: a module imports only from lower levels."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "twostream_jax"
+ROOT = Path(__file__).parent.parent
+
+# Longest prefix wins.
+LEVELS = {
+  "": 0,
+  "checkpoints": 0,
+  "data": 0,
+  "data.annotations": 0,
+  "data.augment": 0,
+  "data.builder": 2,
+  "data.dataset": 1,
+  "data.input_pipeline": 2,
+  "data.sampling": 0,
+  "data.synthetic": 2,
+  "data.video": 0,
+  "data.workers": 0,
+  "evaluate": 3,
+  "flow": 1,
+  "flow.colorwheel": 0,
+  "flow.opencv": 0,
+  "flow.spec": 0,
+  "fuse": 1,
+  "logging": 0,
+  "losses": 0,
+  "main": 6,
+  "metrics": 0,
+  "models": 1,
+  "models.cnn_m": 0,
+  "models.layers": 0,
+  "models.resnet": 0,
+  "models.stream": 0,
+  "models.vgg": 0,
+  "optim": 0,
+  "parallel": 2,
+  "report": 3,
+  "results": 4,
+  "run": 5,
+  "scores": 0,
+  "stages": 3,
+  "steps": 1,
+  "train": 4,
+  "workdir": 0,
+}
+
+FORBIDDEN = {
+  "models": {"cv2", "grain", "tensorflow_datasets"},
+  "data": {"flax", "torch", "tensorflow"},
+  "report": {"jax", "flax"},
+  "fuse": {"jax", "flax"},
+  "scores": {"jax", "flax"},
+  "metrics": {"jax", "flax"},
+}
+
+# Packages whose modules form one unit of a level; none imports in a circle.
+UNITS = ("report", "models", "flow")
+
+
+def modules():
+  """Module name below the package to its file."""
+  base = ROOT / PACKAGE
+  found = {}
+  for path in base.rglob("*.py"):
+    parts = path.relative_to(base).with_suffix("").parts
+    if parts[-1] == "__init__":
+      parts = parts[:-1]
+    found[".".join(parts)] = path
+  return found
+
+
+def imports(path):
+  """Absolute names that a file imports, anywhere in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path, known):
+  """Modules of the package that a file imports."""
+  for name in imports(path):
+    if name != PACKAGE and not name.startswith(f"{PACKAGE}."):
+      continue
+    tail = name.removeprefix(PACKAGE).removeprefix(".")
+    while tail not in known:
+      tail = tail.rpartition(".")[0]
+    yield tail
+
+
+def level(module):
+  while module not in LEVELS:
+    module = module.rpartition(".")[0]
+  return LEVELS[module]
+
+
+def unit(module):
+  return module.split(".")[0]
+
+
+def test_every_level_is_of_a_module_that_exists():
+  assert set(LEVELS) <= set(modules())
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_modules_import_only_from_lower_levels(module):
+  known = modules()
+  for other in own_imports(known[module], known):
+    if other == module or other == "":
+      continue
+    same_unit = unit(module) == unit(other) and unit(module) in UNITS
+    assert same_unit or level(other) < level(module), (
+      f"{module} (level {level(module)}) imports {other} (level {level(other)})"
+    )
+
+
+def test_no_module_imports_in_a_circle():
+  known = modules()
+  graph = {
+    module: set(own_imports(path, known)) - {module, "", unit(module)}
+    for module, path in known.items()
+  }
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_layers_do_not_see_each_other_s_libraries(module):
+  forbidden = FORBIDDEN.get(unit(module), set())
+  seen = {name.split(".")[0] for name in imports(modules()[module])}
+  assert not seen & forbidden
+
+
+def test_no_module_but_parallel_names_pmap():
+  naming = {
+    module
+    for module, path in modules().items()
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute) and node.attr == "pmap"
+  }
+  assert naming == {"parallel"}
+
+
+def test_nothing_imports_from_the_folders_of_what_is_run():
+  for path in modules().values():
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert not tops & {"configs", "data_prep", "benchmarks", "tests"}

@@ -1,0 +1,34 @@
+"""Records survive kills, and a resumed run repeats none."""
+
+from twostream_jax import logging
+
+
+def test_records_come_back_in_order(tmp_path):
+  logger = logging.MetricsLogger(tmp_path, resume_step=0)
+  logger.write(10, "train", {"loss": 1.5})
+  logger.write(10, "validation", {"accuracy": 0.25})
+  assert logging.read_metrics(tmp_path) == [
+    {"step": 10, "split": "train", "loss": 1.5},
+    {"step": 10, "split": "validation", "accuracy": 0.25},
+  ]
+  logger.close()
+  assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_no_file_is_no_record(tmp_path):
+  assert logging.read_metrics(tmp_path) == []
+
+
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+  logger = logging.MetricsLogger(tmp_path, resume_step=0)
+  for step in (10, 20, 30):
+    logger.write(step, "train", {"loss": float(step)})
+  logger.close()
+  with (tmp_path / logging.FILENAME).open("a") as file:
+    file.write('{"step": 40, "sp')  # a kill in the middle of a line
+  assert len(logging.read_metrics(tmp_path)) == 3
+
+  logger = logging.MetricsLogger(tmp_path, resume_step=20)
+  logger.write(30, "train", {"loss": -1.0})
+  logger.close()
+  assert [r["loss"] for r in logging.read_metrics(tmp_path)] == [10, 20, -1]

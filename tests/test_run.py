@@ -1,0 +1,256 @@
+"""A whole run in one process: results, resume, refusals."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny_config
+from twostream_jax import (
+  checkpoints,
+  logging,
+  parallel,
+  report,
+  results,
+  run,
+  scores,
+  stages,
+  train,
+  workdir,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_dir):
+  config = tiny_config.get_config()
+  config.data.dir = str(tiny_dir)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, tiny, tmp_path_factory):
+  """Folder of a finished run and what the run returned."""
+  folder = tmp_path_factory.mktemp("run")
+  return folder, run.train_and_evaluate(config, folder, tiny)
+
+
+@pytest.fixture
+def forbid_training(monkeypatch):
+  def fail(*args, **kwargs):
+    raise AssertionError("trained again")
+
+  monkeypatch.setattr(train, "_loop", fail)
+
+
+def final_state(config, name, folder, data):
+  stage = stages.create_stage(config, name, data)
+  template = jax.eval_shape(stage.init_state)
+  with checkpoints.open_manager(
+    folder / name / "checkpoints", keep=2
+  ) as manager:
+    return manager.latest_step(), checkpoints.restore(manager, template, None)
+
+
+@pytest.mark.parametrize(
+  "step, due", [(1, 0), (5, 1), (10, 1), (12, 1), (6, 0)]
+)
+def test_cadence(step, due):
+  assert train.is_due(step, 5, 12) == bool(due)
+
+
+def test_results_are_the_contract_s(finished, tiny):
+  folder, returned = finished
+  written = json.loads((folder / "results.json").read_text())
+  assert written == returned
+  assert list(written) == [
+    "dataset",
+    "split",
+    "protocol",
+    "videos",
+    "skipped",
+    "streams",
+    "fusion",
+  ]
+  assert written["videos"] == 12 and written["skipped"] == 0
+  assert list(written["streams"]) == ["spatial", "temporal"]
+  assert list(written["fusion"]) == ["average", "weighted"]
+  for group in ("streams", "fusion"):
+    for name, values in written[group].items():
+      assert list(values) == ["top1", "top5", "mean_class_accuracy"]
+      found = scores.load_scores(folder / "scores" / f"{name}-test.npz")
+      top1 = (found.logits.argmax(axis=1) == found.labels).mean()
+      assert values["top1"] == pytest.approx(top1)
+  assert "3x1" not in written["protocol"] and "2x1" in written["protocol"]
+  assert str(results.table(written)).count("\n") == 7
+
+
+def test_every_file_of_the_workdir_is_there(finished):
+  folder, _ = finished
+  page = (folder / "report.html").read_text()
+  assert page.count("<html") == 1 and "amber-slide" in page
+  for name in ("spatial", "temporal"):
+    records = logging.read_metrics(folder / name)
+    steps = [r["step"] for r in records if r["split"] == "train"]
+    assert steps == [2, 4, 6, 8]
+    assert [r["step"] for r in records if r["split"] == "validation"] == [4, 8]
+    assert all(np.isfinite(r["loss"]) for r in records)
+    assert (folder / "scores" / f"{name}-validation.npz").exists()
+
+
+def test_checkpoints_carry_the_flow_spec(finished, tiny):
+  folder, _ = finished
+  with checkpoints.open_manager(
+    folder / "temporal" / "checkpoints", keep=2
+  ) as manager:
+    metadata = checkpoints.restore_metadata(manager)
+  assert metadata["flow_spec"]["algorithm"] == "dis"
+  assert metadata["flow_spec"]["bound"] == tiny.flow_spec.bound
+  assert tuple(metadata["class_names"]) == tiny.class_names
+
+
+def test_a_finished_run_does_nothing_twice(
+  finished, config, tiny, forbid_training, monkeypatch
+):
+  folder, returned = finished
+
+  def fail(*args, **kwargs):
+    raise AssertionError("evaluated again")
+
+  monkeypatch.setattr(run.evaluate, "evaluate", fail)
+  assert run.train_and_evaluate(config, folder, tiny) == returned
+
+
+def test_another_protocol_scores_anew_without_training(
+  finished, config, tiny, forbid_training, tmp_path
+):
+  folder, returned = finished
+  changed = config.copy_and_resolve_references()
+  changed.eval.num_clips = 3
+  again = run.train_and_evaluate(changed, folder, tiny)
+  assert "3x1" in again["protocol"]
+  assert run.train_and_evaluate(config, folder, tiny) == returned
+
+
+def test_resuming_stage_by_stage_gives_the_same_bits(
+  finished, config, tiny, tmp_path, monkeypatch
+):
+  folder, returned = finished
+  calls = []
+
+  def save_then_stop(manager, step, *args, **kwargs):
+    saved(manager, step, *args, **kwargs)
+    calls.append(step)
+    if len(calls) in (1, 6):
+      manager.wait_until_finished()
+      raise KeyboardInterrupt
+
+  saved = checkpoints.save
+  monkeypatch.setattr(checkpoints, "save", save_then_stop)
+  with pytest.raises(KeyboardInterrupt):
+    run.train_and_evaluate(config, tmp_path, tiny, "temporal")
+  assert run.train_and_evaluate(config, tmp_path, tiny, "temporal") is None
+  assert not (tmp_path / "results.json").exists()
+  with pytest.raises(KeyboardInterrupt):
+    run.train_and_evaluate(config, tmp_path, tiny)
+  assert run.train_and_evaluate(config, tmp_path, tiny) == returned
+  assert calls == [2, 4, 6, 8, 2, 4, 6, 8]
+  for name in ("spatial", "temporal"):
+    step, state = final_state(config, name, folder, tiny)
+    resumed_step, resumed = final_state(config, name, tmp_path, tiny)
+    assert step == resumed_step == 8
+    for a, b in zip(
+      jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True
+    ):
+      np.testing.assert_array_equal(a, b)
+    timed = {"clips_per_second", "data_wait"}
+    ours, theirs = (
+      [
+        {k: v for k, v in record.items() if k not in timed}
+        for record in logging.read_metrics(where / name)
+      ]
+      for where in (folder, tmp_path)
+    )
+    assert ours == theirs
+
+
+def test_another_model_is_not_resumed(finished, config, tiny):
+  folder, _ = finished
+  changed = config.copy_and_resolve_references()
+  changed.temporal.model.width = 0.05
+  with pytest.raises(workdir.ConfigMismatchError, match="temporal.model.width"):
+    run.train_and_evaluate(changed, folder, tiny)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, config, tiny):
+  folder, _ = finished
+  changed = config.copy_and_resolve_references()
+  changed.temporal.model.width = 0.1
+  with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
+    final_state(changed, "temporal", folder, tiny)
+
+
+def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
+  changed = config.copy_and_resolve_references()
+  changed.temporal.optim.learning_rate = 1e30
+  changed.temporal.optim.max_grad_norm = 0.0
+  with pytest.raises(FloatingPointError, match="'temporal'.*not finite.*up to"):
+    run.train_and_evaluate(changed, tmp_path, tiny, "temporal")
+
+
+@pytest.mark.parametrize(
+  "path, value, match",
+  [
+    ("stages", ("spatial", "audio"), "'audio'"),
+    ("data.test_split", "dev", "test_split='dev'.*train"),
+    ("data.validation_split", "", "fit_on_validation"),
+    ("train.checkpoint_every", 3, "multiple of log_every=2"),
+    ("eval.batch_size", 12, "eval.batch_size=12"),
+    ("eval.num_crops", 7, "7"),
+    ("spatial.batch_size", 9, "spatial.batch_size=9"),
+    ("spatial.kind", "sequence", "spatial.kind='sequence'"),
+    ("spatial.model.name", "resnet19", "resnet19"),
+    ("spatial.optim.schedule", "linear", "linear"),
+    ("fusion.weights", (1.0,), "fusion.weights"),
+    ("spatial.input.short_clip", "mirror", "mirror"),
+  ],
+)
+def test_settings_that_can_not_work_are_named(
+  config, tiny, tmp_path, path, value, match
+):
+  changed = config.copy_and_resolve_references()
+  *parents, key = path.split(".")
+  part = changed
+  for parent in parents:
+    part = part[parent]
+  part[key] = value
+  with pytest.raises(ValueError, match=match):
+    run.train_and_evaluate(changed, tmp_path, tiny)
+  assert not (tmp_path / "spatial" / "checkpoints").exists()
+
+
+def test_mirrored_crops_need_mirrored_training(config, tiny, tmp_path):
+  changed = config.copy_and_resolve_references()
+  changed.eval.num_crops = 10
+  changed.temporal.input.flip = False
+  with pytest.raises(ValueError, match="config.temporal.input.flip is off"):
+    run.train_and_evaluate(changed, tmp_path, tiny)
+
+
+def test_one_stage_alone_is_not_fused(finished, config, tiny, tmp_path):
+  changed = config.copy_and_resolve_references()
+  changed.stages = ("temporal",)
+  changed.fusion.weights = (1.0,)
+  alone = run.train_and_evaluate(changed, tmp_path, tiny)
+  assert alone["fusion"] == {}
+  assert alone["streams"]["temporal"] == finished[1]["streams"]["temporal"]
+
+
+def test_the_gallery_shows_the_clip_it_names(tiny):
+  source = tiny.sources["test"]
+  shown = results.example(source[5], tiny)
+  assert isinstance(shown, report.Example)
+  assert shown.video_id == source[5]["video_id"].decode()
+  assert shown.frame.shape[:2] == shown.flow.shape[:2]
+  assert np.abs(shown.flow).max() <= tiny.flow_spec.bound
+  assert parallel.num_replicas() == 8

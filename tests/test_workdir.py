@@ -1,0 +1,70 @@
+"""A run is resumed with its own settings or not at all."""
+
+import json
+
+import pytest
+
+from twostream_jax import workdir
+from twostream_jax.workdir import ConfigMismatchError
+
+
+def settings(**changes):
+  config = {
+    "seed": 0,
+    "spatial": {"optim": {"boundaries": (1, 2), "learning_rate": 0.1}},
+    "eval": {"num_clips": 5},
+    "data": {"dir": "here", "train_split": "train"},
+  }
+  return {"config": config | changes, "dataset": {"clips": {"train": 3}}}
+
+
+def test_the_same_settings_resume(tmp_path):
+  workdir.write_config(tmp_path, settings())
+  before = (tmp_path / "config.json").read_bytes()
+  workdir.write_config(tmp_path, settings())
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_changed_setting_is_named_with_both_values(tmp_path):
+  workdir.write_config(tmp_path, settings())
+  changed = settings(
+    spatial={"optim": {"boundaries": (1, 2), "learning_rate": 0.2}}
+  )
+  with pytest.raises(
+    ConfigMismatchError,
+    match=r"config\.spatial\.optim\.learning_rate: 0\.1 .*0\.2 now",
+  ):
+    workdir.write_config(tmp_path, changed)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["config"]["spatial"]["optim"]["learning_rate"] == 0.1
+
+
+def test_another_dataset_is_named(tmp_path):
+  workdir.write_config(tmp_path, settings())
+  with pytest.raises(ConfigMismatchError, match=r"dataset\.clips\.train"):
+    workdir.write_config(
+      tmp_path, settings() | {"dataset": {"clips": {"train": 4}}}
+    )
+
+
+def test_what_does_not_change_training_may_change(tmp_path):
+  workdir.write_config(tmp_path, settings())
+  moved = settings(
+    eval={"num_clips": 25}, data={"dir": "there", "train_split": "train"}
+  )
+  workdir.write_config(tmp_path, moved)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["config"]["eval"]["num_clips"] == 25
+
+
+def test_text_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / "a" / "results.json"
+  workdir.write_text(path, "old")
+
+  def fail(*_):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(workdir.os, "replace", fail)
+  with pytest.raises(OSError, match="disk full"):
+    workdir.write_text(path, "new")
+  assert path.read_text() == "old"
