@@ -32,7 +32,7 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.model.dropout_rate = 0.9 if is_flow else 0.5
   # Fields that only this network has; see its class in twostream_jax.models.
   # The temporal CNN-M-2048 has no second response normalisation (Simonyan &
-  # Zisserman 2014, section 3).
+  # Zisserman 2014, section 5).
   stage.model.fields = ml_collections.ConfigDict(
     {"normalisation": "lrn", "second_lrn": False} if is_flow else {}
   )

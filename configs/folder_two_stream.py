@@ -49,4 +49,7 @@ def get_config():
   config.eval.num_clips = 10
   config.eval.num_crops = 10
   config.eval.batch_size = 8
+
+  # Wang et al. 2015: motion counts twice.
+  config.fusion.weights = (1.0, 2.0)
   return config

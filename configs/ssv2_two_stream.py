@@ -42,7 +42,7 @@ def get_config():
   config.temporal.model.name = "cnn_m"
   config.temporal.input.stack_length = 10
   config.temporal.total_steps = 80_000
-  # Simonyan & Zisserman 2014, section 4.
+  # Simonyan & Zisserman 2014, section 5.
   config.temporal.optim.learning_rate = 0.01
   config.temporal.optim.schedule = "step"
   config.temporal.optim.boundaries = (50_000, 70_000)

@@ -13,8 +13,8 @@ from twostream_jax.scores import Scores
 def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
   """Weighted mean of class probabilities.
 
-  Simonyan & Zisserman 2014, §3 average softmax scores (equal weights); Wang et
-  al. 2015, §3.5 weigh temporal 2 to spatial 1.
+  Simonyan & Zisserman 2014, §2 average softmax scores (equal weights); Wang et
+  al. 2015 weigh temporal 2 to spatial 1.
 
   Args:
     named: scores by stage.

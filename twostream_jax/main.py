@@ -7,6 +7,7 @@ Run it again to resume. Any setting can be changed on the command line, as in
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 import ml_collections
@@ -14,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from twostream_jax import checkpoints, run
+from twostream_jax import checkpoints, results, run
 from twostream_jax.data import annotations, builder, dataset, synthetic
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
@@ -30,7 +31,7 @@ _STAGE = flags.DEFINE_string("stage", "", "Train and evaluate this stage only.")
 # What a user can mend; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (
   ValueError,
-  FileNotFoundError,
+  OSError,
   FloatingPointError,
   checkpoints.CheckpointError,
 )
@@ -96,6 +97,21 @@ def _check_synthetic(config, data) -> None:
     )
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; a setting that does not exist ends in one clear message."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == "get_config" for frame in frames):
+      raise  # A defect of the config file: its lines are what helps.
+    # ml_collections wraps the error that has the words in another one.
+    while error.args and isinstance(error.args[0], Exception):
+      error = error.args[0]
+    words = error.args[0] if error.args else error
+    sys.exit(f"twostream_jax.main: there is no such setting: {words}")
+
+
 def main(argv) -> None:
   """Runs the config given by the flags."""
   absl_logging.set_verbosity(absl_logging.WARNING)
@@ -106,16 +122,16 @@ def main(argv) -> None:
   workdir = Path(_WORKDIR.value or Path("runs") / name)
   try:
     data = open_or_build(config)
-    results = run.train_and_evaluate(config, workdir, data, _STAGE.value)
+    outcome = run.train_and_evaluate(config, workdir, data, _STAGE.value)
   except _USER_ERRORS as error:
     sys.exit(f"twostream_jax.main: {error}")
-  if results is None:
+  if outcome is None:
     print(f"Stage {_STAGE.value!r} is done; other stages are still to be run.")
     return
-  print(run.table(results))
+  print(results.table(outcome))
   print(f"\nReport: {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

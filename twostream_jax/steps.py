@@ -40,7 +40,7 @@ class Preprocess:
 
   RGB becomes (x / 255 - mean) / std. Flow is de-quantised to pixels a frame;
   then, where asked for, each field loses its own mean vector (Simonyan &
-  Zisserman 2014, §3, "mean flow subtraction": camera motion); then it is
+  Zisserman 2014, §3.1, "mean flow subtraction": camera motion); then it is
   divided by `flow_scale`.
 
   Attributes:

@@ -46,7 +46,7 @@ def random_view(
     width: of the frame, pixels.
     scale: smallest and largest side of the crop, as a share of the frame's
       shorter side, in (0, 1].
-    max_ratio: largest ratio of the crop's sides (Wang et al. 2015, §3.3, draw
+    max_ratio: largest ratio of the crop's sides (Wang et al. 2015 draw
       width and height independently); 1 keeps it square.
     flip: whether to mirror every other sample. Off where labels name a
       direction.
@@ -82,9 +82,9 @@ def eval_views(
     height: of the frame, pixels.
     width: of the frame, pixels.
     fraction: side of the square crop over the frame's shorter side, in (0, 1];
-      224 / 256 in Simonyan & Zisserman 2014, §4.
+      224 / 256 in Simonyan & Zisserman 2014, §5.
     count: 1 (centre), 5 (centre and corners) or 10 (these and their mirror
-      images, Simonyan & Zisserman 2014, §4).
+      images, Simonyan & Zisserman 2014, §5).
 
   Raises:
     ValueError: a setting is out of its range.

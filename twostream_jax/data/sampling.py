@@ -1,7 +1,7 @@
 """Which frames and flow fields of a video a model sees.
 
 A *window* is what one look at a video needs: for flow, a stack of consecutive
-fields (Simonyan & Zisserman 2014, §3); for RGB, one frame. It is named by its
+fields (Simonyan & Zisserman 2014, §3.1); for RGB, one frame. It is named by its
 start. Field i is the motion from frame i to frame i + step, so that a stack of
 l fields from start s takes fields s, s + step, ..., s + (l - 1) step, and the
 motion runs on without a gap or an overlap.
@@ -30,7 +30,7 @@ def random_starts(
 ) -> np.ndarray:
   """One random start in each of equal segments of the video.
 
-  With one segment this is Simonyan & Zisserman 2014, §4 (a random position);
+  With one segment this is Simonyan & Zisserman 2014, §5 (a random position);
   with several, Wang et al. 2016 (temporal segment networks), §3.
 
   Args:
