@@ -98,9 +98,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.build_command = (
     "python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS --out=DIR"
   )
+  # Split to train on.
   config.data.train_split = "train"
   # For curves and for fitting fusion weights; "" is none.
   config.data.validation_split = ""
+  # Split whose scores are reported.
   config.data.test_split = "test"
   # Threads that decode and crop.
   config.data.threads = os.cpu_count() or 1
@@ -148,4 +150,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.report = ml_collections.ConfigDict()
   # Clips shown in the report.
   config.report.num_examples = 24
+  # What a reader should know of the numbers; printed below the table too.
+  config.report.note = ""
   return config.lock()

@@ -11,6 +11,7 @@ Lists, with a header row and the columns path,label[,group]:
 """
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -51,7 +52,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   string("videos", "Folder of the videos.")
   string("out", "Folder to build the dataset in.")
-  string("name", "Name of the dataset; by default the value of --dataset.")
+  string("name", "Name of the dataset; by default from the last part of --out.")
   string("train", "List of the train clips (csv).")
   string("test", "List of the test clips (csv).")
   string("validation", "List of the validation clips (csv), optional.")
@@ -90,7 +91,7 @@ def run(values: flags.FlagValues) -> int:
     clips = _read_clips(values)
     summary = build_dataset(
       values.out,
-      name=values.name or values.dataset,
+      name=values.name or name_from_folder(values.out),
       clips=clips,
       flow_spec=FlowSpec(
         algorithm=values.flow,
@@ -112,6 +113,13 @@ def run(values: flags.FlagValues) -> int:
     return 130
   print(describe(summary))
   return 0
+
+
+def name_from_folder(out: str) -> str:
+  """Returns a dataset name (a-z, 0-9, _) made of a folder's name."""
+  last = os.path.basename(os.path.abspath(out)).lower()
+  name = re.sub("[^a-z0-9]+", "_", last).strip("_")
+  return name if name[:1].isalpha() else f"videos_{name}".strip("_")
 
 
 def describe(summary: BuildSummary) -> str:

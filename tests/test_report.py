@@ -156,6 +156,7 @@ def make_data(names=NAMES, per_class=10, num_examples=4, **changes):
       }
       for i in range(5)
     ],
+    note="Ceilings are known.",
     notes={"Fusion weights": "spatial 1, temporal 1.5"},
     config_json='{"seed": 0}',
     environment={"jax": "0.10.2"},
@@ -307,6 +308,7 @@ def test_hostile_text_stays_text():
     curves={HOSTILE: make_curve()},
     examples=[make_example(scores["spatial"], HOSTILE)],
     rejected=[dict.fromkeys(("video_id", "split", "label", "reason"), HOSTILE)],
+    note=HOSTILE,
     notes={HOSTILE: HOSTILE},
     config_json=HOSTILE,
     environment={HOSTILE: HOSTILE},

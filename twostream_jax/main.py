@@ -71,7 +71,7 @@ def build_synthetic(config: ml_collections.ConfigDict) -> None:
     synthetic.write_videos(videos, counts, seed=0)
   builder.build_dataset(
     directory,
-    name="synthetic",
+    name="synthetic_videos",
     clips=annotations.read_folder(videos),
     flow_spec=FlowSpec(
       algorithm="dis",
@@ -129,6 +129,8 @@ def main(argv) -> None:
     print(f"Stage {_STAGE.value!r} is done; other stages are still to be run.")
     return
   print(results.table(outcome))
+  if config.report.note:
+    print(f"\n{config.report.note}")
   print(f"\nReport: {workdir / 'report.html'}")
 
 

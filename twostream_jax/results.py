@@ -114,6 +114,7 @@ def write_report(
       curves={name: logging.read_metrics(workdir / name) for name in streams},
       examples=[example(source[position[v]], data) for v in chosen],
       rejected=list(data.rejected),
+      note=config.report.note,
       notes=notes,
       config_json=json.dumps(config.to_dict(), indent=2),
       environment=environment(),

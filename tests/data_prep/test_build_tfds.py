@@ -55,16 +55,16 @@ def _run_script(*arguments, **options):
 
 def test_folder_end_to_end_from_another_folder(videos, tmp_path):
   done = _run_script(
-    *("--dataset=folder", f"--videos={videos}", "--out=data"),
+    *("--dataset=folder", f"--videos={videos}", "--out=My-set"),
     *("--short_side=32", "--flow=farneback", "--bound=15", "--workers=1"),
     cwd=tmp_path,
   )
   assert done.returncode == 0, done.stderr
   assert "clips     train 2, test 2" in done.stdout
   assert "rejected" not in done.stdout
-  assert "--config.data.dir=data/folder" in done.stdout
-  assert "folder: 100%" in done.stderr
-  opened = open_dataset(tmp_path / "data" / "folder")
+  assert "--config.data.dir=My-set/my_set" in done.stdout
+  assert "my_set: 100%" in done.stderr
+  opened = open_dataset(tmp_path / "My-set")
   assert opened.class_names == ("hug", "kick")
   assert opened.flow_spec.algorithm == "farneback"
   assert opened.flow_spec.parameters["winsize"] == 15
@@ -164,3 +164,16 @@ def test_script_ends_without_a_traceback(tmp_path):
 def test_summary_tells_of_classes_that_can_not_be_learned():
   summary = BuildSummary(Path("o/d/1.0.0"), {"train": 1}, (), ("wave",), 1.0, 9)
   assert "no train clip could be used of: wave" in build_tfds.describe(summary)
+
+
+@pytest.mark.parametrize(
+  "out, name",
+  [
+    ("data/ut_interaction", "ut_interaction"),
+    ("UT Interaction (HD)/", "ut_interaction_hd"),
+    ("/data/2024-05", "videos_2024_05"),
+    ("/", "videos"),
+  ],
+)
+def test_a_dataset_is_named_after_its_folder(out, name):
+  assert build_tfds.name_from_folder(out) == name

@@ -42,6 +42,7 @@ class ReportData:
       "validation", "loss", "accuracy", "learning_rate"}.
     examples: clips of the gallery; see `choose_examples`.
     rejected: {"video_id", "split", "label", "reason"} of unusable files.
+    note: what a reader should know of the results; may be empty.
     notes: short remarks by what they are about.
     config_json: the resolved config, pretty-printed.
     environment: versions and devices by name.
@@ -54,6 +55,7 @@ class ReportData:
   curves: dict[str, list[dict]]
   examples: list[Example]
   rejected: list[dict]
+  note: str
   notes: dict[str, str]
   config_json: str
   environment: dict[str, str]
@@ -194,9 +196,11 @@ def _results(data: ReportData, models: list[Model]) -> str:
   chance = {"top1": 1 / n, "top5": min(5, n) / n, "mean_class_accuracy": 1 / n}
   cells = "".join(f"<td>{_percent(chance[key])}</td>" for key in _METRICS)
   heads = "".join(f'<th scope="col">{name}</th>' for name in _METRICS.values())
+  note = f'<p class="note">{_esc(data.note)}</p>' if data.note else ""
   return (
     f'<p class="lead">{_esc(_gain_in_words(data.results))}</p>'
     f'<p class="note">{_esc(_caution(data.results, models))}</p>'
+    f"{note}"
     '<div class="scroll"><table class="results"><thead><tr><th scope="col">'
     f'Model</th><th scope="col"><span class="hidden">Top-1 as a bar</span></th>'
     f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody><tfoot><tr>"
