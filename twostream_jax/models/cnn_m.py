@@ -6,10 +6,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from twostream_jax.models.layers import (
-  LOGITS_INIT,
   Dropout,
   batch_norm,
   check_input,
+  fully_connected,
   local_response_normalisation,
   max_pool_ceil,
   scale_width,
@@ -89,24 +89,16 @@ class CNNM(nn.Module):
       )
     features = {"conv": self._convolutions(x, train)}
     x = max_pool_ceil(features["conv"])
-    x = x.reshape(x.shape[0], -1)
-    for name, units in _HIDDEN:
-      x = nn.Dense(
-        scale_width(units, self.width),
-        dtype=self.dtype,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-      )(x)
-      features[name] = nn.relu(x)
-      dropout = Dropout(self.dropout_rate, self.axis_name)
-      x = dropout(features[name], deterministic=not train)
-    logits = nn.Dense(
+    logits, hidden = fully_connected(
+      x.reshape(x.shape[0], -1),
+      _HIDDEN,
       self.num_classes,
+      width=self.width,
+      dropout=Dropout(self.dropout_rate, self.axis_name),
       dtype=self.dtype,
-      kernel_init=LOGITS_INIT,
-      name="logits",
-    )(x)
-    return logits.astype(jnp.float32), features
+      train=train,
+    )
+    return logits, features | hidden
 
   def _convolutions(self, x: Array, train: bool) -> Array:
     norm = batch_norm(

@@ -1,7 +1,7 @@
 """Layers that the backbones share and that flax does not have."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +166,49 @@ def batch_norm(
     dtype=dtype,
     axis_name=axis_name if sync else None,
   )
+
+
+def fully_connected(
+  x: Array,
+  hidden: Sequence[tuple[str, int]],
+  num_classes: int,
+  *,
+  width: float,
+  dropout: Dropout,
+  dtype: DTypeLike,
+  train: bool,
+) -> tuple[Array, dict[str, Array]]:
+  """The classifier of CNN-M and VGG: hidden layers with dropout, then logits.
+
+  To be called in a compact method; its layers are submodules of that module.
+
+  Args:
+    x: [b c] float.
+    hidden: name and units, at width 1, of each hidden layer.
+    num_classes: n.
+    width: factor on the units of hidden layers.
+    dropout: applied after each hidden layer.
+    dtype: compute dtype.
+    train: whether dropout is on.
+
+  Returns:
+    Logits [b n] float32, and each hidden layer by name [b units], after ReLU
+    and before dropout.
+  """
+  features = {}
+  for name, units in hidden:
+    x = nn.Dense(
+      scale_width(units, width),
+      dtype=dtype,
+      kernel_init=nn.initializers.he_normal(),
+      name=name,
+    )(x)
+    features[name] = nn.relu(x)
+    x = dropout(features[name], deterministic=not train)
+  logits = nn.Dense(
+    num_classes, dtype=dtype, kernel_init=LOGITS_INIT, name="logits"
+  )(x)
+  return logits.astype(jnp.float32), features
 
 
 def scale_width(count: int, width: float) -> int:

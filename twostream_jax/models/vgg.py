@@ -8,14 +8,15 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from twostream_jax.models.layers import (
-  LOGITS_INIT,
   Dropout,
   batch_norm,
   check_input,
+  fully_connected,
   scale_width,
 )
 
 _CHANNELS = (64, 128, 256, 512, 512)
+_HIDDEN = (("fc6", 4096), ("fc7", 4096))
 
 
 class VGG(nn.Module):
@@ -72,24 +73,16 @@ class VGG(nn.Module):
     check_input(x)
     features = {"conv": self._convolutions(x, train)}
     x = nn.max_pool(features["conv"], (2, 2), (2, 2))
-    x = x.reshape(x.shape[0], -1)
-    for name in ("fc6", "fc7"):
-      x = nn.Dense(
-        scale_width(4096, self.width),
-        dtype=self.dtype,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-      )(x)
-      features[name] = nn.relu(x)
-      dropout = Dropout(self.dropout_rate, self.axis_name)
-      x = dropout(features[name], deterministic=not train)
-    logits = nn.Dense(
+    logits, hidden = fully_connected(
+      x.reshape(x.shape[0], -1),
+      _HIDDEN,
       self.num_classes,
+      width=self.width,
+      dropout=Dropout(self.dropout_rate, self.axis_name),
       dtype=self.dtype,
-      kernel_init=LOGITS_INIT,
-      name="logits",
-    )(x)
-    return logits.astype(jnp.float32), features
+      train=train,
+    )
+    return logits, features | hidden
 
   def _convolutions(self, x: Array, train: bool) -> Array:
     norm = batch_norm(
