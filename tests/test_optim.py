@@ -95,7 +95,10 @@ def test_gradients_are_clipped_to_the_global_norm():
     max_grad_norm=1.0,
   )
   params = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}
-  grads = {"a": np.array([3.0, 0.0]), "b": np.array([0.0, 4.0])}
+  grads = {
+    "a": np.array([3.0, 0.0], np.float32),
+    "b": np.array([0.0, 4.0], np.float32),
+  }
   updates, _ = tx.update(grads, tx.init(params), params)
   np.testing.assert_allclose(updates["a"], [-0.6, 0], rtol=1e-5)
   np.testing.assert_allclose(updates["b"], [0, -0.8], rtol=1e-5)
