@@ -5,8 +5,8 @@ average of class probabilities (Simonyan & Zisserman 2014, 1406.2199). No clip
 is mirrored, in training or testing: the classes name directions ("pushing
 something from left to right").
 
-  python data_prep/build_tfds.py --dataset=csv --train=train.csv \\
-    --test=validation.csv --videos=20bn-something-something-v2 --out=data/ssv2
+  python data_prep/build_tfds.py --dataset=ssv2 --annotations=labels \\
+    --videos=20bn-something-something-v2 --out=data/ssv2
   python -m twostream_jax.main --config=configs/ssv2_two_stream.py
 
 Order matters in this set and one frame shows little of it: 2D networks on RGB
@@ -23,10 +23,9 @@ def get_config():
   config = default.get_config()
   config.data.dir = "data/ssv2"
   config.data.build_command = (
-    "python data_prep/build_tfds.py --dataset=csv --train=train.csv"
-    " --test=validation.csv --videos=20bn-something-something-v2"
-    " --out=data/ssv2"
-    "\n  (each .csv: a header line path,label and a line for each clip)"
+    "python data_prep/build_tfds.py --dataset=ssv2 --annotations=labels"
+    " --videos=20bn-something-something-v2 --out=data/ssv2"
+    "\n  (labels: the folder of something-something-v2-*.json)"
   )
 
   for stage in (config.spatial, config.temporal):

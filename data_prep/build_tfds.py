@@ -8,8 +8,16 @@ Lists, with a header row and the columns path,label[,group]:
 
   python data_prep/build_tfds.py --dataset=csv --videos=DIR --out=DIR \
       --train=train.csv --test=test.csv [--validation=validation.csv]
+
+A known set, from its official lists:
+
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 --out=DIR \
+      --annotations=ucfTrainTestlist --split=1
+
+With --check files are only read and decoded, and nothing is written.
 """
 
+import inspect
 import os
 import re
 import shlex
@@ -17,17 +25,30 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
-from twostream_jax.data.annotations import Clip, read_csv, read_folder
 from twostream_jax.data.builder import BuildSummary, build_dataset
+from twostream_jax.data.check import (
+  FILE_NOT_FOUND,
+  Rejection,
+  check_clips_decode,
+  rejection_entry,
+)
+from twostream_jax.data.clips import (
+  SPLITS,
+  Clip,
+  class_names,
+  counted,
+  examples,
+  is_multi_label,
+  labels_of,
+)
 from twostream_jax.data.dataset import METADATA_FILE
+from twostream_jax.data.official import DATASETS
 from twostream_jax.flow import FLOWS, default_parameters
 from twostream_jax.flow.spec import FlowSpec
-
-_CSV_ONLY = ("train", "test", "validation")
-_FOLDER_ONLY = ("test_fraction", "seed")
 
 
 class UsageError(ValueError):
@@ -40,14 +61,18 @@ def define_flags(values: flags.FlagValues) -> None:
   def string(name: str, help_text: str) -> None:
     flags.DEFINE_string(name, None, help_text, flag_values=values)
 
+  def boolean(name: str, help_text: str) -> None:
+    flags.DEFINE_bool(name, False, help_text, flag_values=values)
+
   def integer(name: str, default: int | None, help_text: str, **limits) -> None:
     flags.DEFINE_integer(name, default, help_text, flag_values=values, **limits)
 
   flags.DEFINE_enum(
     "dataset",
     None,
-    ["folder", "csv"],
-    "folder: one folder a class. csv: lists of path,label[,group].",
+    list(DATASETS),
+    "folder: one folder a class. csv: lists of path,label[,group]. The others:"
+    " official lists (--annotations).",
     flag_values=values,
   )
   string("videos", "Folder of the videos.")
@@ -56,6 +81,7 @@ def define_flags(values: flags.FlagValues) -> None:
   string("train", "List of the train clips (csv).")
   string("test", "List of the test clips (csv).")
   string("validation", "List of the validation clips (csv), optional.")
+  string("annotations", "Folder of the official lists of a known set.")
   flags.DEFINE_float(
     "test_fraction",
     0.25,
@@ -64,6 +90,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   integer("seed", 0, "Of the draw of the test split (folder).", lower_bound=0)
+  one_to_three = {"lower_bound": 1, "upper_bound": 3}
+  integer("split", 1, "Official split (ucf101, hmdb51).", **one_to_three)
+  integer("mini_train", 20, "Train clips a class (ssv2_mini).", lower_bound=1)
+  integer("mini_test", 3, "Test clips a class (ssv2_mini).", lower_bound=1)
+  boolean("keep_unlabelled", "Keep clips without any label (ccv).")
+  boolean("allow_missing", "Build without videos that are listed but missing.")
   integer("short_side", 256, "Short side to store, in pixels: 8, 16, 24 ...")
   flags.DEFINE_enum(
     "flow", "dis", list(FLOWS), "Optical flow algorithm.", flag_values=values
@@ -75,44 +107,72 @@ def define_flags(values: flags.FlagValues) -> None:
   integer("flow_quality", 95, "JPEG quality of the flow, 1 to 100.")
   integer("rgb_quality", 95, "JPEG quality of the frames, 1 to 100.")
   integer("workers", None, "Processes; by default one for each CPU.")
-  flags.DEFINE_bool(
-    "overwrite", False, "Replace the dataset if it exists.", flag_values=values
+  boolean("overwrite", "Replace the dataset if it exists.")
+  boolean("check", "Only read the lists and decode every file.")
+  flags.mark_flags_as_required(["dataset", "videos"], values)
+  flags.register_multi_flags_validator(
+    ["out", "check"],
+    lambda given: given["out"] or given["check"],
+    "--out is needed to build; only --check does without",
+    values,
   )
-  flags.mark_flags_as_required(["dataset", "videos", "out"], values)
 
 
 def run(values: flags.FlagValues) -> int:
-  """Builds what the flags ask for and prints a summary.
+  """Builds, or checks, what the flags ask for and prints a summary.
 
   Returns:
-    The exit code: 0, or 1 after an error that is explained on stderr.
+    The exit code: 0; 1 after an error that is explained on stderr, or where a
+    check found something wrong; 130 after Ctrl-C.
   """
   try:
     clips = _read_clips(values)
-    summary = build_dataset(
-      values.out,
-      name=values.name or name_from_folder(values.out),
-      clips=clips,
-      flow_spec=FlowSpec(
-        algorithm=values.flow,
-        parameters=default_parameters(values.flow),
-        step=values.flow_step,
-        short_side=values.short_side,
-        bound=values.bound,
-        quality=values.flow_quality,
-      ),
-      rgb_quality=values.rgb_quality,
-      num_workers=values.workers,
-      overwrite=values.overwrite,
-    )
+    return _check(values, clips) if values.check else _build(values, clips)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print("interrupted; no dataset was written", file=sys.stderr)
     return 130
-  print(describe(summary))
+
+
+def _build(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
+  summary = build_dataset(
+    values.out,
+    name=values.name or name_from_folder(values.out),
+    clips=clips,
+    flow_spec=_flow_spec(values),
+    rgb_quality=values.rgb_quality,
+    num_workers=values.workers,
+    overwrite=values.overwrite,
+  )
+  print(describe(summary, is_multi_label(clips)))
   return 0
+
+
+def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
+  spec = _flow_spec(values)
+  rejections = check_clips_decode(
+    clips,
+    short_side=spec.short_side,
+    min_frames=spec.step + 1,
+    num_workers=values.workers,
+  )
+  print(describe_check(clips, rejections))
+  tolerated = {FILE_NOT_FOUND} if values.allow_missing else set()
+  wrong = any(r and r.reason not in tolerated for r in rejections)
+  return int(wrong or bool(_untrained(clips, rejections)))
+
+
+def _flow_spec(values: flags.FlagValues) -> FlowSpec:
+  return FlowSpec(
+    algorithm=values.flow,
+    parameters=default_parameters(values.flow),
+    step=values.flow_step,
+    short_side=values.short_side,
+    bound=values.bound,
+    quality=values.flow_quality,
+  )
 
 
 def name_from_folder(out: str) -> str:
@@ -122,7 +182,7 @@ def name_from_folder(out: str) -> str:
   return name if name[:1].isalpha() else f"videos_{name}".strip("_")
 
 
-def describe(summary: BuildSummary) -> str:
+def describe(summary: BuildSummary, multi_label: bool = False) -> str:
   """Returns what the build did and what to do next, for a reader."""
   counts = ", ".join(f"{split} {n}" for split, n in summary.counts.items())
   lines = [
@@ -132,9 +192,7 @@ def describe(summary: BuildSummary) -> str:
   ]
   if summary.rejected:
     total = sum(summary.counts.values()) + len(summary.rejected)
-    lines.append(f"rejected  {len(summary.rejected)} of {total} files")
-    reasons = Counter(r["reason"] for r in summary.rejected)
-    lines += [f"  {n:6d}  {reason}" for reason, n in reasons.most_common()]
+    lines += _describe_rejected(summary.rejected, total)
     lines.append(
       f'  each listed under "rejected" in {summary.path / METADATA_FILE}'
     )
@@ -142,6 +200,9 @@ def describe(summary: BuildSummary) -> str:
     lines.append(
       "warning: no train clip could be used of: " + ", ".join(summary.untrained)
     )
+  if multi_label:
+    lines.append("labels    any number a clip (multi-label)")
+    return "\n".join(lines)
   lines += [
     "next",
     "  python -m twostream_jax.main --config=configs/folder_two_stream.py"
@@ -150,40 +211,101 @@ def describe(summary: BuildSummary) -> str:
   return "\n".join(lines)
 
 
+def describe_check(
+  clips: Sequence[Clip], rejections: Sequence[Rejection | None]
+) -> str:
+  """Returns what a check found, for a reader."""
+  names = class_names(clips)
+  lines = [f"checked   {len(clips)} clips of {len(names)} classes"]
+  for split in SPLITS:
+    used = [
+      clip
+      for clip, rejection in zip(clips, rejections, strict=True)
+      if clip.split == split and rejection is None
+    ]
+    total = sum(clip.split == split for clip in clips)
+    if total:
+      count = Counter(name for clip in used for name in labels_of(clip))
+      sizes = [count[name] for name in names]
+      lines.append(
+        f"{split:10}{len(used)} of {total} usable,"
+        f" {min(sizes)} to {max(sizes)} a class"
+      )
+  rejected = [
+    rejection_entry(clip, rejection)
+    for clip, rejection in zip(clips, rejections, strict=True)
+    if rejection
+  ]
+  if rejected:
+    lines += _describe_rejected(rejected, len(clips))
+  if untrained := _untrained(clips, rejections):
+    classes = counted(untrained, "class", "classes")
+    lines.append(f"{classes} without a usable train clip:")
+    lines.append(f"  {', '.join(untrained)}")
+  return "\n".join(lines)
+
+
+def _untrained(
+  clips: Sequence[Clip], rejections: Sequence[Rejection | None]
+) -> list[str]:
+  """Returns the classes without a usable train clip."""
+  trained = class_names(
+    clip
+    for clip, rejection in zip(clips, rejections, strict=True)
+    if clip.split == "train" and rejection is None
+  )
+  return sorted(set(class_names(clips)) - set(trained))
+
+
+def _describe_rejected(
+  rejected: Sequence[dict[str, Any]], total: int
+) -> list[str]:
+  lines = [f"rejected  {len(rejected)} of {total} files"]
+  reasons = Counter(entry["reason"] for entry in rejected)
+  for reason, n in reasons.most_common():
+    ids = [e["video_id"] for e in rejected if e["reason"] == reason]
+    lines.append(f"  {n:6d}  {reason} ({examples(ids)})")
+  return lines
+
+
 def _read_clips(values: flags.FlagValues) -> list[Clip]:
-  is_csv = values.dataset == "csv"
-  _refuse_present(values, _FOLDER_ONLY if is_csv else _CSV_ONLY)
+  options = _dataset_options(values)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    if is_csv:
-      clips = _read_csv_clips(values)
-    else:
-      clips = read_folder(
-        values.videos, test_fraction=values.test_fraction, seed=values.seed
-      )
+    clips = DATASETS[values.dataset](values.videos, **options)
   for warning in caught:
     print(f"warning: {warning.message}", file=sys.stderr)
   return clips
 
 
-def _read_csv_clips(values: flags.FlagValues) -> list[Clip]:
-  for name in ("train", "test"):
-    if not values[name].value:
-      raise UsageError(f"--dataset=csv needs --{name}=FILE.csv")
-  return read_csv(
-    values.videos,
-    train=values.train,
-    test=values.test,
-    validation=values.validation or None,
-  )
+def _dataset_options(values: flags.FlagValues) -> dict[str, Any]:
+  """Returns the flags that the dataset's function takes, by their names.
 
-
-def _refuse_present(values: flags.FlagValues, names: Sequence[str]) -> None:
-  present = [f"--{name}" for name in names if values[name].present]
-  if present:
+  Raises:
+    UsageError: a flag is given that it does not take, or one lacks.
+  """
+  takes = _parameters(values.dataset)
+  known = {name for dataset in DATASETS for name in _parameters(dataset)}
+  strange = [f"--{n}" for n in sorted(known - set(takes)) if values[n].present]
+  if strange:
     raise UsageError(
-      f"{', '.join(present)} can't be used with --dataset={values.dataset}"
+      f"{', '.join(strange)} can't be used with --dataset={values.dataset}"
     )
+  for name, parameter in takes.items():
+    if parameter.default is parameter.empty and not values[name].value:
+      what = "DIR" if name == "annotations" else "FILE.csv"
+      raise UsageError(f"--dataset={values.dataset} needs --{name}={what}")
+  options = {name: values[name].value for name in takes}
+  if "allow_missing" in takes:
+    # A check reports files that are missing like those that do not decode.
+    options["allow_missing"] = values.allow_missing or values.check
+  return options
+
+
+def _parameters(dataset: str) -> dict[str, inspect.Parameter]:
+  parameters = dict(inspect.signature(DATASETS[dataset]).parameters)
+  del parameters["videos"]
+  return parameters
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """A whole run in one process: results, resume, refusals."""
 
+import dataclasses
 import json
 
 import jax
@@ -227,6 +228,12 @@ def test_settings_that_can_not_work_are_named(
   with pytest.raises(ValueError, match=match):
     run.train_and_evaluate(changed, tmp_path, tiny)
   assert not (tmp_path / "spatial" / "checkpoints").exists()
+
+
+def test_a_multi_label_set_is_not_trained_on(config, tiny, tmp_path):
+  several = dataclasses.replace(tiny, multi_label=True)
+  with pytest.raises(ValueError, match="any number of labels"):
+    run.train_and_evaluate(config, tmp_path, several)
 
 
 def test_mirrored_crops_need_mirrored_training(config, tiny, tmp_path):

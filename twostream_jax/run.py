@@ -62,6 +62,11 @@ def check_config(
   config: ml_collections.ConfigDict, data: VideoDataset, only_stage: str
 ) -> None:
   """Raises ValueError for settings that do not fit each other or the data."""
+  if data.multi_label:
+    raise ValueError(
+      f"clips of {data.name!r} have any number of labels; streams are trained"
+      " on sets with one label a clip"
+    )
   if not config.stages:
     raise ValueError("config.stages names no stage")
   for name in config.stages:

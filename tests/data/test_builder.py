@@ -257,7 +257,9 @@ def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
 
 def test_split_without_usable_clips_writes_nothing(videos, tmp_path):
   clips = [_clip(videos / "0.avi"), _clip(videos / "no.avi", "test")]
-  with pytest.raises(builder.BuildError, match="test split.*1 x no such file"):
+  with pytest.raises(
+    builder.BuildError, match="test split.*1 x file not found"
+  ):
     _build(tmp_path / "out", clips)
   assert list((tmp_path / "out").iterdir()) == []
 

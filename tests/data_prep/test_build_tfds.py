@@ -1,5 +1,7 @@
 """The command line of data_prep/build_tfds.py."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,17 @@ import pytest
 from absl import flags
 
 from data_prep import build_tfds
-from twostream_jax.data.builder import BuildSummary
-from twostream_jax.data.dataset import open_dataset
+from twostream_jax.data.annotations import read_folder
+from twostream_jax.data.builder import BuildSummary, build_dataset
+from twostream_jax.data.check import (
+  Rejection,
+  check_clip,
+  check_clips_decode,
+)
+from twostream_jax.data.clips import Clip
+from twostream_jax.data.dataset import METADATA_FILE, open_dataset
+from twostream_jax.flow import default_parameters
+from twostream_jax.flow.spec import FlowSpec
 
 _SCRIPT = Path(build_tfds.__file__).resolve()
 
@@ -96,6 +107,21 @@ def test_csv_with_rejections(videos, tmp_path, capsys):
   assert metadata.is_file()
 
 
+def test_csv_with_a_missing_video(videos, tmp_path, capsys):
+  lists = {"train": ["hug/0", "kick/0", "kick/gone"], "test": ["hug/1"]}
+  arguments = []
+  for split, ids in lists.items():
+    rows = [f"{i}.avi,{i.split('/')[0]}" for i in ids]
+    (tmp_path / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+    arguments.append(f"--{split}={tmp_path / split}.csv")
+  arguments += ["--dataset=csv", f"--videos={videos}", "--short_side=32"]
+  arguments += [f"--out={tmp_path / 'out'}", "--workers=1"]
+  assert build_tfds.run(_flags(*arguments)) == 1
+  assert "1 video of 4 not found" in capsys.readouterr().err
+  assert build_tfds.run(_flags(*arguments, "--allow_missing")) == 0
+  assert "1  file not found (kick/gone.avi)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -107,6 +133,19 @@ def test_csv_with_rejections(videos, tmp_path, capsys):
     (["--dataset=folder", "--bound=0"], "bound must be positive"),
     (["--dataset=folder", "--name=A b"], "lower-case letters"),
     (["--dataset=folder", "--videos=/nowhere"], "no such folder of videos"),
+    (["--dataset=folder", "--allow_missing"], "--allow_missing can't be used"),
+    (["--dataset=csv", "--annotations=a"], "--annotations can't be used with"),
+    (["--dataset=ucf101"], "--dataset=ucf101 needs --annotations=DIR"),
+    (
+      ["--dataset=ssv2", "--split=2", "--mini_test=1"],
+      "--mini_test, --split can't be used with --dataset=ssv2",
+    ),
+    (
+      ["--dataset=ccv", "--annotations=/nowhere", "--keep_unlabelled"],
+      "can't read /nowhere/categoryName.txt",
+    ),
+    (["--dataset=folder", "--check", "--short_side=100"], "of 8: 100"),
+    (["--dataset=folder", "--check", "--workers=0"], "at least one worker"),
   ],
 )
 def test_expected_error_is_one_message(
@@ -144,6 +183,7 @@ def test_annotation_warnings_are_shown(tmp_path, capsys):
     (["--dataset=web", "--videos=v", "--out=o"], "web.*folder.csv"),
     (["--dataset=folder", "--videos=v", "--out=o", "--sped=1"], "sped"),
     (["--dataset=folder", "--videos=v", "--out=o", "--flow=tvl2"], "dis"),
+    (["--dataset=ucf101", "--videos=v", "--out=o", "--split=4"], "split=4"),
   ],
 )
 def test_wrong_flags_are_named(arguments, message):
@@ -177,3 +217,185 @@ def test_summary_tells_of_classes_that_can_not_be_learned():
 )
 def test_a_dataset_is_named_after_its_folder(out, name):
   assert build_tfds.name_from_folder(out) == name
+
+
+@pytest.fixture
+def ccv(tmp_path):
+  """Lists of eight ids, one without a file and one without a label."""
+  lists = tmp_path / "lists"
+  lists.mkdir()
+  texts = {
+    "categoryName": "Dog\nCat\nBeach\n",
+    "trainVidID": "-a\nb\ngone\nnone\n",
+    "trainLabel": "1 0 0 \n0 1 1 \n1 0 0 \n0 0 0 \n",
+    "testVidID": "c\nd\n",
+    "testLabel": "1 1 1 \n0 0 1 \n",
+  }
+  for name, text in texts.items():
+    (lists / f"{name}.txt").write_text(text)
+  for i, name in enumerate(["-a", "b", "none", "c", "d"]):
+    _write_video(tmp_path / "videos" / f"{name}.avi", seed=i)
+  return [
+    *("--dataset=ccv", f"--videos={tmp_path / 'videos'}", "--workers=1"),
+    *(f"--annotations={lists}", f"--out={tmp_path / 'ccv'}"),
+    "--short_side=32",
+  ]
+
+
+def _records(path, split):
+  data = open_dataset(path)
+  return {
+    record["video_id"].decode(): [data.class_names[i] for i in record["label"]]
+    for record in data.sources[split]
+  }
+
+
+def test_multi_label_set_with_a_missing_video(ccv, tmp_path, capsys):
+  assert build_tfds.run(_flags(*ccv)) == 1
+  message = "1 video of 5 not found"
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "ccv").exists()
+
+  code = build_tfds.run(_flags(*ccv, "--allow_missing"))
+  shown = capsys.readouterr()
+  assert code == 0, shown.err
+  assert "warning: 1 of 6 clips have no label and are left out" in shown.err
+  assert "clips     train 2, test 2" in shown.out
+  assert "rejected  1 of 5 files\n       1  file not found (gone)" in shown.out
+  assert "any number a clip" in shown.out
+  data = open_dataset(tmp_path / "ccv")
+  assert data.multi_label
+  assert data.class_names == ("Beach", "Cat", "Dog")
+  assert data.rejected == (
+    {
+      "video_id": "gone",
+      "split": "train",
+      "label": ["Dog"],
+      "reason": "file not found",
+    },
+  )
+  train = {"-a.avi": ["Dog"], "b.avi": ["Cat", "Beach"]}
+  test = {"c.avi": ["Dog", "Cat", "Beach"], "d.avi": ["Beach"]}
+  assert _records(tmp_path / "ccv", "train") == train
+  assert _records(tmp_path / "ccv", "test") == test
+
+
+def test_clips_without_a_label_can_be_kept(ccv, tmp_path, capsys):
+  code = build_tfds.run(_flags(*ccv, "--allow_missing", "--keep_unlabelled"))
+  assert code == 0, capsys.readouterr().err
+  assert _records(tmp_path / "ccv", "train")["none.avi"] == []
+
+
+def test_check_of_a_set_with_a_missing_video(ccv, tmp_path, capsys):
+  code = build_tfds.run(_flags(*ccv, "--check"))
+  shown = capsys.readouterr()
+  assert code == 1
+  assert "check: 100%" in shown.err
+  assert shown.out == (
+    "checked   5 clips of 3 classes\n"
+    "train     2 of 3 usable, 1 to 1 a class\n"
+    "test      2 of 2 usable, 1 to 2 a class\n"
+    "rejected  1 of 5 files\n"
+    "       1  file not found (gone)\n"
+  )
+  assert build_tfds.run(_flags(*ccv, "--check", "--allow_missing")) == 0
+  (tmp_path / "videos" / "c.avi").write_bytes(b"no video")
+  assert build_tfds.run(_flags(*ccv, "--check", "--allow_missing")) == 1
+  assert "1  can't be opened as a video (c.avi)" in capsys.readouterr().out
+  assert not (tmp_path / "ccv").exists()
+
+
+def test_check_of_a_folder_needs_no_out(tmp_path, capsys):
+  for name in ("hug/0", "hug/1", "kick/0", "kick/1"):
+    _write_video(tmp_path / f"{name}.avi", seed=0)
+  arguments = ["--dataset=folder", f"--videos={tmp_path}", "--check"]
+  arguments += ["--workers=1", "--short_side=32"]
+  before = sorted(tmp_path.rglob("*"))
+  assert build_tfds.run(_flags(*arguments)) == 0
+  assert sorted(tmp_path.rglob("*")) == before
+  capsys.readouterr()
+  # The clips have three frames.
+  assert build_tfds.run(_flags(*arguments, "--flow_step=3")) == 1
+  shown = capsys.readouterr().out
+  assert "4  3 frames decoded, at least 4 needed (hug/" in shown
+  assert "2 classes without a usable train clip:\n  hug, kick" in shown
+
+
+def test_check_rejects_what_a_build_rejects(videos, tmp_path):
+  whole = (videos / "hug" / "0.avi").read_bytes()
+  for label in ("hug", "kick"):
+    for i in range(4):
+      path = tmp_path / "videos" / label / f"{i}.avi"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(whole)
+  (tmp_path / "videos/hug/0.avi").write_bytes(b"")
+  (tmp_path / "videos/hug/1.avi").write_bytes(b"no video" * 99)
+  (tmp_path / "videos/kick/2.avi").write_bytes(whole[: len(whole) // 3])
+  clips = read_folder(tmp_path / "videos")
+  spec = FlowSpec("farneback", default_parameters("farneback"), short_side=32)
+  built = build_dataset(
+    tmp_path / "out",
+    name="tiny",
+    clips=clips,
+    flow_spec=spec,
+    num_workers=1,
+    progress=False,
+  )
+  checked = check_clips_decode(
+    clips, short_side=32, min_frames=2, num_workers=1, progress=False
+  )
+  assert len(built.rejected) >= 2
+  assert {r["video_id"]: r["reason"] for r in built.rejected} == {
+    clip.video_id: rejection.reason
+    for clip, rejection in zip(clips, checked, strict=True)
+    if rejection
+  }
+
+
+def _abort_on_0(clip, short_side, min_frames):
+  if clip.video_id == "hug/0.avi":
+    os.abort()
+  return check_clip(clip, short_side, min_frames)
+
+
+def test_check_outlives_a_crash(videos):
+  clips = [
+    Clip(f"hug/{i}.avi", videos / "hug" / f"{i}.avi", "train", "hug", "")
+    for i in range(2)
+  ]
+  checked = check_clips_decode(
+    clips,
+    short_side=32,
+    min_frames=2,
+    num_workers=1,
+    progress=False,
+    process=_abort_on_0,
+  )
+  assert checked == [Rejection("the decoder crashed"), None]
+
+
+def test_single_label_sets_say_so(videos, tmp_path, capsys):
+  arguments = [f"--videos={videos}", f"--out={tmp_path}", "--short_side=32"]
+  code = build_tfds.run(
+    _flags("--dataset=folder", *arguments, "--name=tiny", "--workers=1")
+  )
+  assert code == 0, capsys.readouterr().err
+  data = open_dataset(tmp_path)
+  assert not data.multi_label
+  assert {int(record["label"]) for record in data.sources["train"]} == {0, 1}
+  # As before there were multi-label sets.
+  metadata = json.loads((data.path / METADATA_FILE).read_text())
+  assert metadata.pop("multi_label") is False
+  (data.path / METADATA_FILE).write_text(json.dumps(metadata))
+  assert open_dataset(tmp_path).multi_label is False
+
+
+def test_labels_of_two_kinds_are_refused(videos, tmp_path):
+  clips = [
+    Clip("hug/0.avi", videos / "hug/0.avi", "train", "hug", ""),
+    Clip("hug/1.avi", videos / "hug/1.avi", "test", ("hug",), ""),
+  ]
+  spec = FlowSpec("farneback", default_parameters("farneback"), short_side=32)
+  with pytest.raises(ValueError, match="others tuples"):
+    build_dataset(tmp_path / "out", name="a", clips=clips, flow_spec=spec)
+  assert not (tmp_path / "out").exists()

@@ -1,52 +1,26 @@
-"""Lists of labelled clips, from folders or from CSV files.
-
-Everything that can be wrong with a list is found here, before hours of
-decoding and flow.
-"""
+"""Lists of labelled clips, from folders or from CSV files."""
 
 import csv
 import dataclasses
 import os
-import posixpath
 import warnings
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-SPLITS = ("train", "validation", "test")
-_EXAMPLES = 3
-
-
-class AnnotationError(ValueError):
-  """The annotations of a dataset can't be used as they are."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """A labelled video file.
-
-  Attributes:
-    video_id: path relative to the folder of videos, with '/', extension kept.
-    path: the file.
-    split: 'train', 'validation' or 'test'.
-    label: name of the class.
-    group: subject, scene or source video: what must not be on both sides of a
-      split. Empty where unknown.
-  """
-
-  video_id: str
-  path: Path
-  split: str
-  label: str
-  group: str
-
-
-def class_names(clips: Iterable[Clip]) -> list[str]:
-  """Returns the names of the classes, sorted; a label is an index into it."""
-  return sorted({clip.label for clip in clips})
+from twostream_jax.data.clips import (
+  SPLITS,
+  AnnotationError,
+  Clip,
+  check_clips,
+  check_files,
+  class_names,
+  counted,
+  examples,
+  existing_folder,
+)
 
 
 def read_folder(
@@ -72,7 +46,7 @@ def read_folder(
   Raises:
     AnnotationError: what is wrong and what to do.
   """
-  videos = _existing_folder(videos)
+  videos = existing_folder(videos)
   folders = _visible(videos, folders=True)
   if not folders:
     raise AnnotationError(
@@ -93,7 +67,7 @@ def read_folder(
     clips = _split_by_class(
       list(_class_clips(videos, videos, "train")), test_fraction, seed
     )
-  _check(clips)
+  check_clips(clips)
   return clips
 
 
@@ -103,6 +77,7 @@ def read_csv(
   train: str | os.PathLike,
   test: str | os.PathLike,
   validation: str | os.PathLike | None = None,
+  allow_missing: bool = False,
 ) -> list[Clip]:
   """Lists the clips that CSV files name, one file a split.
 
@@ -112,6 +87,8 @@ def read_csv(
       and the columns path, label and, if known, group. Others are ignored.
     test: likewise.
     validation: likewise, optional.
+    allow_missing: whether files that are not there are no error; their clips
+      are in the result all the same.
 
   Returns:
     Clips in the files' order: train, then validation, then test.
@@ -119,20 +96,20 @@ def read_csv(
   Raises:
     AnnotationError: what is wrong and what to do.
   """
-  videos = _existing_folder(videos)
+  videos = existing_folder(videos)
   lists = {"train": train, "validation": validation, "test": test}
   clips = []
   for split, path in lists.items():
     if path is not None:
       clips += _read_list(videos, Path(path), split)
-  missing = [c.video_id for c in clips if not c.path.is_file()]
-  if missing:
-    raise AnnotationError(
-      f"{_count(missing, 'video')} of {len(clips)} not found below {videos}:"
-      f" {_some(missing)}. Paths in the lists are relative to that folder:"
-      " pass another one, or remove the rows."
-    )
-  _check(clips)
+  check_clips(clips)
+  check_files(
+    clips,
+    videos,
+    allow_missing,
+    "Paths in the lists are relative to that folder: pass another one, remove"
+    " the rows, or build without them (--allow_missing).",
+  )
   return clips
 
 
@@ -148,8 +125,8 @@ def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
     clips.append(Clip(video_id, videos / video_id, split, label, group))
   if unlabelled:
     raise AnnotationError(
-      f"{path}: {_count(unlabelled, 'row')} without a path or a label of one"
-      f" line: {_some(unlabelled)}. Fill them in or remove the rows."
+      f"{path}: {counted(unlabelled, 'row')} without a path or a label of one"
+      f" line: {examples(unlabelled)}. Fill them in or remove the rows."
     )
   if not clips:
     raise AnnotationError(
@@ -178,13 +155,6 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     raise AnnotationError(
       f"{path} is not a CSV file in UTF-8: {error}. Save it as one."
     ) from error
-
-
-def _existing_folder(videos: str | os.PathLike) -> Path:
-  videos = Path(videos)
-  if not videos.is_dir():
-    raise AnnotationError(f"no such folder of videos: {videos}")
-  return videos
 
 
 def _visible(folder: Path, *, folders: bool) -> list[Path]:
@@ -236,90 +206,8 @@ def _split_by_class(
       (test if i in drawn else train).append(clip)
   if single:
     warnings.warn(
-      f"{_count(single, 'class', 'classes')} with a single clip, which goes to"
-      f" train, so that the test split has none: {_some(single)}",
+      f"{counted(single, 'class', 'classes')} with a single clip, which goes to"
+      f" train, so that the test split has none: {examples(single)}",
       stacklevel=3,
     )
   return train + [dataclasses.replace(clip, split="test") for clip in test]
-
-
-def _check(clips: Sequence[Clip]) -> None:
-  _check_names(clips)
-  _check_splits(clips)
-  _check_duplicates(clips)
-  _check_groups(clips)
-  _check_labels(clips)
-
-
-def _check_names(clips: Sequence[Clip]) -> None:
-  undecodable = [c for c in clips if not _is_unicode(c.video_id)]
-  if undecodable:
-    names = [repr(os.fsencode(clip.video_id)) for clip in undecodable]
-    raise AnnotationError(
-      f"{_count(names, 'file name')} not in UTF-8: {_some(names)}. Rename them."
-    )
-
-
-def _is_unicode(name: str) -> bool:
-  return name.encode("utf-8", "replace").decode() == name
-
-
-def _check_splits(clips: Sequence[Clip]) -> None:
-  present = {clip.split for clip in clips}
-  missing = [split for split in ("train", "test") if split not in present]
-  if missing:
-    raise AnnotationError(
-      f"no clips in the {' and the '.join(missing)} split; both train and test"
-      " are needed (a class needs two clips to be in both)"
-    )
-
-
-def _check_duplicates(clips: Sequence[Clip]) -> None:
-  normal = [posixpath.normpath(clip.video_id) for clip in clips]
-  twice = [name for name, count in Counter(normal).items() if count > 1]
-  if not twice:
-    return
-  splits = {name: [] for name in twice}
-  for name, clip in zip(normal, clips, strict=True):
-    if name in splits:
-      splits[name].append(clip.split)
-  found = [f"{name} ({', '.join(found)})" for name, found in splits.items()]
-  raise AnnotationError(
-    f"{_count(found, 'video')} listed more than once: {_some(found)}. Keep one"
-    " row for each: a video in two splits makes the test result worthless."
-  )
-
-
-def _check_groups(clips: Sequence[Clip]) -> None:
-  tested = {clip.group for clip in clips if clip.split == "test"}
-  learned = {clip.group for clip in clips if clip.split != "test"}
-  shared = sorted((tested & learned) - {""})
-  if shared:
-    raise AnnotationError(
-      f"{_count(shared, 'group')} in test and also in train or validation:"
-      f" {_some(shared)}. Such leakage makes the test result too good. Move"
-      " each group to one side, or drop the group column to do it all the same."
-    )
-
-
-def _check_labels(clips: Sequence[Clip]) -> None:
-  learned = {clip.label for clip in clips if clip.split == "train"}
-  unknown = sorted({clip.label for clip in clips} - learned)
-  if unknown:
-    raise AnnotationError(
-      f"{_count(unknown, 'label')} in validation or test that no train clip"
-      f" has: {_some(unknown)}. Correct the spelling, or add train clips."
-    )
-  if len(learned) < 2:
-    raise AnnotationError(
-      f"only one class ({', '.join(learned)}); a classifier needs at least two"
-    )
-
-
-def _count(items: Sequence, one: str, many: str = "") -> str:
-  return f"{len(items)} {one if len(items) == 1 else many or one + 's'}"
-
-
-def _some(items: Sequence[str]) -> str:
-  shown = ", ".join(items[:_EXAMPLES])
-  return shown + (", ..." if len(items) > _EXAMPLES else "")

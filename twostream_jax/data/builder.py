@@ -25,7 +25,20 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from twostream_jax.data.annotations import Clip, class_names
+from twostream_jax.data.check import (
+  CRASHED,
+  FILE_NOT_FOUND,
+  Rejection,
+  rejection_entry,
+  start_worker,
+  too_few_frames,
+)
+from twostream_jax.data.clips import (
+  Clip,
+  class_names,
+  is_multi_label,
+  labels_of,
+)
 from twostream_jax.data.dataset import (
   Record,
   dataset_metadata,
@@ -37,7 +50,6 @@ from twostream_jax.data.video import (
   VideoError,
   read_fps,
   read_resized,
-  silence_decoders,
   target_size,
 )
 from twostream_jax.data.workers import WorkerCrash, map_in_processes
@@ -56,13 +68,6 @@ class BuildError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rejection:
-  """Why a clip can't be used."""
-
-  reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class BuildSummary:
   """What a build did.
 
@@ -78,7 +83,7 @@ class BuildSummary:
 
   path: Path
   counts: dict[str, int]
-  rejected: tuple[dict[str, str], ...]
+  rejected: tuple[dict[str, Any], ...]
   untrained: tuple[str, ...]
   seconds: float
   size: int
@@ -108,6 +113,8 @@ def process_clip(
     that nobody thought of is a reason like any other: one odd file must not
     end a build of hours, and every reason is listed at its end.
   """
+  if not clip.path.is_file():
+    return Rejection(FILE_NOT_FOUND)
   try:
     rgb, flow, size = _encode_clip(clip.path, flow_spec, rgb_quality, max_bytes)
     fps = read_fps(clip.path)
@@ -178,11 +185,13 @@ def build_dataset(
     )
   workers = min(num_workers or os.cpu_count() or 1, len(clips))
   work = _Work(process, flow_spec, rgb_quality)
-  metadata = dataset_metadata(name, class_names(clips), flow_spec, rgb_quality)
+  metadata = dataset_metadata(
+    name, class_names(clips), flow_spec, rgb_quality, is_multi_label(clips)
+  )
   try:
     staging.mkdir(parents=True)
     with contextlib.closing(
-      map_in_processes(work, clips, workers, _start_worker)
+      map_in_processes(work, clips, workers, start_worker)
     ) as results:
       bar = tqdm(results, name, len(clips), unit="clip", disable=not progress)
       used = _write(staging, metadata, clips, bar)
@@ -200,10 +209,10 @@ def _summarise(
   path: Path,
   clips: Sequence[Clip],
   used: Sequence[Clip],
-  rejected: Sequence[dict[str, str]],
+  rejected: Sequence[dict[str, Any]],
   seconds: float,
 ) -> BuildSummary:
-  trained = {clip.label for clip in used if clip.split == "train"}
+  trained = class_names(clip for clip in used if clip.split == "train")
   return BuildSummary(
     path=path,
     counts=dict(collections.Counter(clip.split for clip in used)),
@@ -235,8 +244,7 @@ def _encode_clip(
         f" {len(rgb)} frames; cut it into clips, or use a smaller short side"
       )
   if not flow:
-    frames = "1 frame" if len(rgb) == 1 else f"{len(rgb)} frames"
-    raise VideoError(f"{frames} decoded, at least {spec.step + 1} needed")
+    raise VideoError(too_few_frames(len(rgb), spec.step + 1).reason)
   return rgb, flow, size
 
 
@@ -250,11 +258,6 @@ class _Work:
 
   def __call__(self, clip: Clip) -> Record | Rejection:
     return self.process(clip, self.flow_spec, self.rgb_quality)
-
-
-def _start_worker() -> None:
-  silence_decoders()
-  cv2.setNumThreads(1)
 
 
 def _write(
@@ -274,7 +277,9 @@ def _write(
       module_name=__name__,
     ),
     description="Videos as JPEG frames and quantised optical flow.",
-    features=record_features(metadata["class_names"]),
+    features=record_features(
+      metadata["class_names"], multi_label=metadata["multi_label"]
+    ),
     metadata=tfds.core.MetadataDict(metadata),
     disable_shuffling=True,
   )
@@ -286,25 +291,17 @@ def _write(
   try:
     for clip, result in zip(clips, results, strict=True):
       if isinstance(result, WorkerCrash):
-        result = Rejection("the decoder crashed")
+        result = Rejection(CRASHED)
       if isinstance(result, Rejection):
-        metadata["rejected"].append(_rejected(clip, result))
+        metadata["rejected"].append(rejection_entry(clip, result))
         continue
-      label = metadata["class_names"].index(result.label)
+      indices = [metadata["class_names"].index(n) for n in labels_of(clip)]
+      label = indices if metadata["multi_label"] else indices[0]
       writer.add_examples({clip.split: [vars(result) | {"label": label}]})
       used.append(clip)
   finally:
     writer.close_all()
   return used
-
-
-def _rejected(clip: Clip, rejection: Rejection) -> dict[str, str]:
-  return {
-    "video_id": clip.video_id,
-    "split": clip.split,
-    "label": clip.label,
-    "reason": rejection.reason,
-  }
 
 
 def _check_used(

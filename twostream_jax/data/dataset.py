@@ -34,6 +34,7 @@ class Record:
     video_id: path of the video file relative to the folder of videos. Read as
       UTF-8 bytes, like the group.
     label: name of the class. Stored and read as an index into the class names.
+      In a multi-label dataset any number of names and indices.
     group: subject, scene or source video; empty where unknown.
     fps: frame rate that the file's header states.
     num_frames: t, the number of frames that were decoded.
@@ -45,7 +46,7 @@ class Record:
   """
 
   video_id: str
-  label: str
+  label: str | tuple[str, ...]
   group: str
   fps: float
   num_frames: int
@@ -67,6 +68,7 @@ class VideoDataset:
     rgb_quality: JPEG quality (0..100) of the frames.
     rejected: the files that could not be used: dicts with video_id, split,
       label and reason.
+    multi_label: whether a clip has any number of classes, not one.
     sources: for each split a random-access source: `len(source)` videos,
       `source[i]` a dict of the fields of `Record`, images as JPEG bytes. Can be
       pickled.
@@ -77,17 +79,21 @@ class VideoDataset:
   class_names: tuple[str, ...]
   flow_spec: FlowSpec
   rgb_quality: int
-  rejected: tuple[dict[str, str], ...]
+  rejected: tuple[dict[str, Any], ...]
+  multi_label: bool
   sources: Mapping[str, Any]
 
 
-def record_features(names: Sequence[str]) -> tfds.features.FeaturesDict:
+def record_features(
+  names: Sequence[str], *, multi_label: bool = False
+) -> tfds.features.FeaturesDict:
   """Returns the TFDS features of a record; see `Record`."""
+  label = tfds.features.ClassLabel(names=list(names))
   # Text, because it is the one TFDS feature that gives bytes back undecoded.
   return tfds.features.FeaturesDict(
     {
       "video_id": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=list(names)),
+      "label": tfds.features.Sequence(label) if multi_label else label,
       "group": tfds.features.Text(),
       "fps": np.float32,
       "num_frames": np.int32,
@@ -100,13 +106,18 @@ def record_features(names: Sequence[str]) -> tfds.features.FeaturesDict:
 
 
 def dataset_metadata(
-  name: str, names: Sequence[str], flow_spec: FlowSpec, rgb_quality: int
+  name: str,
+  names: Sequence[str],
+  flow_spec: FlowSpec,
+  rgb_quality: int,
+  multi_label: bool = False,
 ) -> dict[str, Any]:
   """Returns the JSON-ready metadata of a dataset with nothing rejected yet."""
   return {
     "format_version": FORMAT_VERSION,
     "name": name,
     "class_names": list(names),
+    "multi_label": multi_label,
     "flow_spec": to_dict(flow_spec),
     "rgb_quality": rgb_quality,
     "rejected": [],
@@ -142,6 +153,8 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     flow_spec=from_dict(metadata["flow_spec"]),
     rgb_quality=metadata["rgb_quality"],
     rejected=tuple(metadata["rejected"]),
+    # Absent where a dataset was built before there were such.
+    multi_label=metadata.get("multi_label", False),
     sources={s: reader.as_data_source(split=s) for s in reader.info.splits},
   )
 

@@ -1,0 +1,125 @@
+"""Which clips can't be used, and a check of it before hours of a build."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from twostream_jax.data.clips import Clip
+from twostream_jax.data.video import (
+  VideoError,
+  read_resized,
+  silence_decoders,
+  target_size,
+)
+from twostream_jax.data.workers import WorkerCrash, map_in_processes
+
+FILE_NOT_FOUND = "file not found"
+CRASHED = "the decoder crashed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+  """Why a clip can't be used."""
+
+  reason: str
+
+
+def too_few_frames(number: int, needed: int) -> Rejection:
+  """Returns why a clip of `number` frames can't be used."""
+  frames = "1 frame" if number == 1 else f"{number} frames"
+  return Rejection(f"{frames} decoded, at least {needed} needed")
+
+
+def rejection_entry(clip: Clip, rejection: Rejection) -> dict[str, Any]:
+  """Returns a rejected clip as the metadata lists it."""
+  several = isinstance(clip.label, tuple)
+  return {
+    "video_id": clip.video_id,
+    "split": clip.split,
+    "label": list(clip.label) if several else clip.label,
+    "reason": rejection.reason,
+  }
+
+
+def start_worker() -> None:
+  """Prepares a process for decoding: silent, and with one thread."""
+  silence_decoders()
+  cv2.setNumThreads(1)
+
+
+def check_clip(
+  clip: Clip, short_side: int, min_frames: int
+) -> Rejection | None:
+  """Decodes and resizes all frames of a clip, as a build does.
+
+  Returns:
+    Why a build would reject it, or None. Flow and the limit on the size of a
+    record play no part.
+  """
+  if not clip.path.is_file():
+    return Rejection(FILE_NOT_FOUND)
+  try:
+    n = sum(1 for _ in read_resized(clip.path, short_side))
+  except VideoError as error:
+    return Rejection(error.reason)
+  except Exception as error:
+    return Rejection(f"unexpected {type(error).__name__}: {error}")
+  return too_few_frames(n, min_frames) if n < min_frames else None
+
+
+def check_clips_decode(
+  clips: Sequence[Clip],
+  *,
+  short_side: int,
+  min_frames: int,
+  num_workers: int | None = None,
+  progress: bool = True,
+  process: Callable[[Clip, int, int], Rejection | None] = check_clip,
+) -> list[Rejection | None]:
+  """Decodes every clip, in processes. Writes nothing.
+
+  Args:
+    clips: at least one.
+    short_side: to resize frames to, in pixels, a multiple of 8.
+    min_frames: that a clip needs: the step of the flow and one.
+    num_workers: processes; None: one for each CPU.
+    progress: whether to draw a progress bar on stderr.
+    process: what is done to a clip, at the top level of a module.
+
+  Returns:
+    For each clip None, or why it can't be used.
+
+  Raises:
+    ValueError: an argument is out of range.
+    RuntimeError: worker processes can't start.
+  """
+  target_size(8, 8, short_side)
+  if num_workers is not None and num_workers < 1:
+    raise ValueError(f"at least one worker is needed: {num_workers}")
+  workers = min(num_workers or os.cpu_count() or 1, len(clips))
+  work = _Work(process, short_side, min_frames)
+  with contextlib.closing(
+    map_in_processes(work, clips, workers, start_worker)
+  ) as results:
+    bar = tqdm(results, "check", len(clips), unit="clip", disable=not progress)
+    return [
+      Rejection(CRASHED) if isinstance(result, WorkerCrash) else result
+      for result in bar
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """What is sent to a worker with each clip."""
+
+  process: Callable[[Clip, int, int], Rejection | None]
+  short_side: int
+  min_frames: int
+
+  def __call__(self, clip: Clip) -> Rejection | None:
+    return self.process(clip, self.short_side, self.min_frames)

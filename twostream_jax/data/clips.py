@@ -1,0 +1,189 @@
+"""Labelled clips, and everything that can be wrong with a list of them.
+
+It is found here, before hours of decoding and flow.
+"""
+
+import dataclasses
+import os
+import posixpath
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+_EXAMPLES = 3
+
+
+class AnnotationError(ValueError):
+  """The annotations of a dataset can't be used as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A labelled video file.
+
+  Attributes:
+    video_id: path relative to the folder of videos, with '/', extension kept.
+    path: the file.
+    split: 'train', 'validation' or 'test'.
+    label: name of the class; a tuple of names in a set where a clip has any
+      number of classes.
+    group: subject, scene or source video: what must not be on both sides of a
+      split. Empty where unknown.
+  """
+
+  video_id: str
+  path: Path
+  split: str
+  label: str | tuple[str, ...]
+  group: str
+
+
+def class_names(clips: Iterable[Clip]) -> list[str]:
+  """Returns the names of the classes, sorted; a label is an index into it."""
+  return sorted({name for clip in clips for name in labels_of(clip)})
+
+
+def labels_of(clip: Clip) -> tuple[str, ...]:
+  """Returns the names of a clip's classes, one or any number."""
+  return clip.label if isinstance(clip.label, tuple) else (clip.label,)
+
+
+def is_multi_label(clips: Iterable[Clip]) -> bool:
+  """Whether the clips have any number of classes, not one each.
+
+  Raises:
+    ValueError: some have one class and others a tuple of them.
+  """
+  kinds = {isinstance(clip.label, tuple) for clip in clips}
+  if len(kinds) > 1:
+    raise ValueError("some labels are names of classes, others tuples of names")
+  return True in kinds
+
+
+def existing_folder(videos: str | os.PathLike) -> Path:
+  """Returns the folder of videos; raises AnnotationError if there is none."""
+  videos = Path(videos)
+  if not videos.is_dir():
+    raise AnnotationError(f"no such folder of videos: {videos}")
+  return videos
+
+
+def check_files(
+  clips: Sequence[Clip], videos: Path, allow_missing: bool, advice: str
+) -> None:
+  """Raises AnnotationError where files that a list names are not there.
+
+  With `allow_missing` only where a split has no file at all, and a warning
+  where a class has none to train on.
+  """
+  found, missing = [], []
+  for clip in clips:
+    (found if clip.path.is_file() else missing).append(clip)
+  if allow_missing:
+    splits = {clip.split for clip in found}
+    missing = [clip for clip in missing if clip.split not in splits]
+  if missing:
+    raise AnnotationError(
+      f"{counted(missing, 'video')} of {len(clips)} not found below {videos}:"
+      f" {examples([clip.video_id for clip in missing])}. {advice}"
+    )
+  learned = class_names(clip for clip in found if clip.split == "train")
+  lost = sorted(set(class_names(clips)) - set(learned))
+  if lost:
+    warnings.warn(
+      f"{counted(lost, 'class', 'classes')} of which no train video was found:"
+      f" {examples(lost)}",
+      stacklevel=3,
+    )
+
+
+def check_clips(clips: Sequence[Clip]) -> None:
+  """Raises AnnotationError where a list of clips can't make a dataset.
+
+  Train and test clips are needed, no video twice, no group on both sides of
+  the test, no class in validation or test that train lacks, two classes.
+  """
+  _check_names(clips)
+  _check_splits(clips)
+  _check_duplicates(clips)
+  _check_groups(clips)
+  _check_labels(clips)
+
+
+def _check_names(clips: Sequence[Clip]) -> None:
+  undecodable = [c for c in clips if not _is_unicode(c.video_id)]
+  if undecodable:
+    names = [repr(os.fsencode(clip.video_id)) for clip in undecodable]
+    raise AnnotationError(
+      f"{counted(names, 'file name')} not in UTF-8: {examples(names)}. Rename"
+      " them."
+    )
+
+
+def _is_unicode(name: str) -> bool:
+  return name.encode("utf-8", "replace").decode() == name
+
+
+def _check_splits(clips: Sequence[Clip]) -> None:
+  present = {clip.split for clip in clips}
+  missing = [split for split in ("train", "test") if split not in present]
+  if missing:
+    raise AnnotationError(
+      f"no clips in the {' and the '.join(missing)} split; both train and test"
+      " are needed (a class needs two clips to be in both)"
+    )
+
+
+def _check_duplicates(clips: Sequence[Clip]) -> None:
+  normal = [posixpath.normpath(clip.video_id) for clip in clips]
+  twice = [name for name, count in Counter(normal).items() if count > 1]
+  if not twice:
+    return
+  splits = {name: [] for name in twice}
+  for name, clip in zip(normal, clips, strict=True):
+    if name in splits:
+      splits[name].append(clip.split)
+  found = [f"{name} ({', '.join(found)})" for name, found in splits.items()]
+  raise AnnotationError(
+    f"{counted(found, 'video')} listed more than once: {examples(found)}. Keep"
+    " one row for each: a video in two splits makes the test result worthless."
+  )
+
+
+def _check_groups(clips: Sequence[Clip]) -> None:
+  tested = {clip.group for clip in clips if clip.split == "test"}
+  learned = {clip.group for clip in clips if clip.split != "test"}
+  shared = sorted((tested & learned) - {""})
+  if shared:
+    raise AnnotationError(
+      f"{counted(shared, 'group')} in test and also in train or validation:"
+      f" {examples(shared)}. Such leakage makes the test result too good. Move"
+      " each group to one side, or drop the group column to do it all the same."
+    )
+
+
+def _check_labels(clips: Sequence[Clip]) -> None:
+  learned = set(class_names(c for c in clips if c.split == "train"))
+  unknown = sorted(set(class_names(clips)) - learned)
+  if unknown:
+    raise AnnotationError(
+      f"{counted(unknown, 'label')} in validation or test that no train clip"
+      f" has: {examples(unknown)}. Correct the spelling, or add train clips."
+    )
+  if len(learned) < 2:
+    raise AnnotationError(
+      f"only one class ({', '.join(learned)}); a classifier needs at least two"
+    )
+
+
+def counted(items: Sequence, one: str, many: str = "") -> str:
+  """Returns "1 video", "2 videos" ... for messages."""
+  return f"{len(items)} {one if len(items) == 1 else many or one + 's'}"
+
+
+def examples(items: Sequence[str]) -> str:
+  """Returns the first three items, for messages."""
+  shown = ", ".join(items[:_EXAMPLES])
+  return shown + (", ..." if len(items) > _EXAMPLES else "")
