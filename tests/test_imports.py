@@ -33,6 +33,7 @@ LEVELS = {
   "flow.colorwheel": 0,
   "flow.opencv": 0,
   "flow.spec": 0,
+  "flow.tvl1": 0,
   "fuse": 1,
   "logging": 0,
   "losses": 0,

@@ -1,0 +1,184 @@
+"""TV-L1: known motions, invariants, and its parts against NumPy."""
+
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from twostream_jax.flow import tvl1 as module
+from twostream_jax.flow.tvl1 import FAST, tvl1
+
+SMALL = {"nscales": 3, "warps": 3, "iterations": 20}
+MIDDLEBURY = (
+  Path(__file__).parents[2].parent / "shared/data/flow_gt/RubberWhale"
+)
+
+
+def texture(seed=0, h=48, w=64, margin=8):
+  """Smooth random gray image, float32 [h + 2 margin, w + 2 margin]."""
+  rng = np.random.default_rng(seed)
+  coarse = rng.uniform(0, 255, size=(h // 4 + 4, w // 4 + 4))
+  size = (w + 2 * margin, h + 2 * margin)
+  image = cv2.resize(coarse.astype(np.float32), size, None, 0, 0, 2)
+  return np.clip(image, 0, 255)
+
+
+def moved(x, y, margin=8):
+  """A pair in which everything moves by x to the right and y down."""
+  image = texture()
+  h, w = (side - 2 * margin for side in image.shape)
+  columns, rows = np.meshgrid(
+    np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)
+  )
+  first, second = (
+    cv2.remap(
+      image, columns + margin - dx, rows + margin - dy, cv2.INTER_LANCZOS4
+    )
+    for dx, dy in ((0, 0), (x, y))
+  )
+  return first, second
+
+
+@pytest.mark.parametrize(
+  "x, y", [(2, 0), (0, -2), (-3, 1), (0.5, 0.25), (3, -2)]
+)
+def test_a_translation_is_recovered(x, y):
+  flow = np.asarray(tvl1(*moved(x, y), **SMALL))
+  assert flow.shape == (48, 64, 2) and flow.dtype == np.float32
+  inner = flow[6:-6, 6:-6]
+  np.testing.assert_allclose(inner.mean(axis=(0, 1)), [x, y], atol=0.05)
+  assert np.hypot(*np.moveaxis(inner - [x, y], -1, 0)).mean() < 0.1
+
+
+def test_nothing_that_moves_gives_exactly_zero():
+  image = texture()[8:-8, 8:-8]
+  np.testing.assert_array_equal(tvl1(image, image, **SMALL), 0)
+
+
+def test_swapped_images_give_the_opposite_flow():
+  first, second = moved(1.5, -1)
+  there = np.asarray(tvl1(first, second, **SMALL))[6:-6, 6:-6]
+  back = np.asarray(tvl1(second, first, **SMALL))[6:-6, 6:-6]
+  assert np.abs(there + back).mean() < 0.05
+
+
+def test_transposed_images_give_the_transposed_flow():
+  first, second = (image[:, :48] for image in moved(1, 2))
+  flow = np.asarray(tvl1(first, second, **SMALL))
+  turned = np.asarray(tvl1(first.T, second.T, **SMALL))
+  np.testing.assert_allclose(
+    turned, flow.transpose(1, 0, 2)[..., ::-1], atol=2e-3
+  )
+
+
+def test_a_batch_gives_what_its_pairs_give():
+  pairs = [moved(1, 0), moved(0, 2)]
+  first, second = (np.stack(images) for images in zip(*pairs, strict=True))
+  together = tvl1(first[None], second[None], **SMALL)
+  assert together.shape == (1, 2, 48, 64, 2)
+  for i, pair in enumerate(pairs):
+    alone = tvl1(*pair, **SMALL)
+    np.testing.assert_allclose(together[0, i], alone, atol=1e-3)
+
+
+def test_bytes_are_taken_as_they_are():
+  first, second = (np.round(x).astype(np.uint8) for x in moved(1, 0))
+  floats = tvl1(first.astype(np.float32), second.astype(np.float32), **SMALL)
+  np.testing.assert_array_equal(tvl1(first, second, **SMALL), floats)
+
+
+def test_the_pair_is_not_smoothed_into_its_neighbours():
+  first, second = (np.stack([image, image * 0]) for image in moved(2, 0))
+  flow = np.asarray(tvl1(first, second, **SMALL))
+  np.testing.assert_array_equal(flow[1], 0)
+  assert flow[0].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+  "shapes, settings, match",
+  [
+    (((8, 8), (8, 9)), {}, r"\(8, 9\)"),
+    (((8,), (8,)), {}, r"\(8,\)"),
+    (((1, 8), (1, 8)), {}, "2 x 2"),
+    (((8, 8), (8, 8)), {"scale_step": 1.0}, "scale_step"),
+    (((8, 8), (8, 8)), {"warps": 0}, "warps"),
+  ],
+)
+def test_what_can_not_work_is_refused(shapes, settings, match):
+  with pytest.raises(ValueError, match=match):
+    tvl1(*(np.zeros(shape, np.float32) for shape in shapes), **settings)
+
+
+def test_small_images_have_small_pyramids():
+  assert module._pyramid_sizes(256, 340, 5, 0.5) == (
+    (256, 340),
+    (128, 170),
+    (64, 85),
+    (32, 42),
+    (16, 21),
+  )
+  assert module._pyramid_sizes(20, 20, 5, 0.5) == ((20, 20),)
+  assert tvl1(np.zeros((2, 2)), np.zeros((2, 2)), **SMALL).shape == (2, 2, 2)
+
+
+def test_divergence_is_minus_the_adjoint_of_the_differences():
+  rng = np.random.default_rng(0)
+  field, dual_x, dual_y = rng.normal(size=(3, 2, 7, 9)).astype(np.float32)
+  # The dual variable is zero where the forward difference is.
+  dual_x[..., -1] = 0
+  dual_y[:, -1] = 0
+  with jax.default_matmul_precision("float32"):
+    left = (module._forward_x(field) * dual_x).sum()
+    left += (module._forward_y(field) * dual_y).sum()
+    right = -(field * module._divergence(dual_x, dual_y)).sum()
+  np.testing.assert_allclose(left, right, rtol=1e-4)
+
+
+def test_the_median_is_the_median():
+  values = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+  padded = np.pad(values, ((0, 0), (1, 1), (1, 1)), mode="edge")
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+  expected = np.median(windows, axis=(-2, -1))
+  np.testing.assert_array_equal(module._median(jnp.asarray(values)), expected)
+
+
+def test_derivatives_are_exact_for_cubics():
+  x = np.arange(12, dtype=np.float32)
+  image = np.tile(0.01 * x**3 - 0.2 * x**2 + x, (10, 1))
+  got_x, got_y = module._derivatives(jnp.asarray(image))
+  expected = 0.03 * x**2 - 0.4 * x + 1
+  np.testing.assert_allclose(
+    got_x[:, 2:-2], np.tile(expected[2:-2], (10, 1)), atol=1e-4
+  )
+  np.testing.assert_allclose(got_y, 0, atol=1e-4)
+
+
+def test_sampling_is_bilinear():
+  image = np.random.default_rng(0).normal(size=(5, 6, 1)).astype(np.float32)
+  x = np.array([[0.0, 1.5, 5.0, -3.0]], np.float32)
+  y = np.array([[0.0, 2.25, 4.0, 9.0]], np.float32)
+  (got,) = module._sample(jnp.asarray(image), x, y)
+  between = image[2:4, 1:3, 0].mean(axis=1) @ [0.75, 0.25]
+  expected = [image[0, 0, 0], between, image[4, 5, 0], image[4, 0, 0]]
+  np.testing.assert_allclose(got[0], expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(
+  not MIDDLEBURY.is_dir(), reason="the Middlebury pair is not at hand"
+)
+@pytest.mark.parametrize("preset, bound", [({}, 0.148), (FAST, 0.165)])
+def test_error_on_rubberwhale(preset, bound):
+  """OpenCV's DualTVL1, with its defaults, has 0.156."""
+  images = [
+    cv2.imread(str(MIDDLEBURY / name), cv2.IMREAD_GRAYSCALE)
+    for name in ("frame10.png", "frame11.png")
+  ]
+  raw = (MIDDLEBURY / "flow10.flo").read_bytes()
+  truth = np.frombuffer(raw, np.float32, offset=12)
+  truth = truth.reshape(*images[0].shape, 2)
+  known = (np.abs(truth) < 1e9).all(axis=-1)
+  error = np.asarray(tvl1(*images, **preset)) - truth
+  assert np.hypot(error[..., 0], error[..., 1])[known].mean() <= bound

@@ -1,0 +1,252 @@
+"""TV-L1 optical flow in JAX, for CPU, GPU and TPU from the same code.
+
+The duality-based method of Zach, Pock & Bischof 2007 ("A Duality Based Approach
+for Realtime TV-L1 Optical Flow"), with three parts of Wedel et al. 2009 ("An
+Improved Algorithm for TV-L1 Optical Flow"): median filtering between warps,
+five-point derivatives, and derivatives blended between the two images. Names of
+parameters are those of OpenCV's DualTVL1; where a default differs, that is
+because it was better or faster, see `tvl1`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# A preset for `tvl1`: about half the time, a little less exact.
+FAST = {"warps": 3, "iterations": 10}
+
+# A coarsest image below this holds nothing to match.
+_SMALLEST_SIDE = 16
+# Share of the first image's derivative (Wedel et al. 2009, section 3).
+_BLEND = 0.4
+# Networks of compare-exchanges that leave the median of 9 in place 4 (Smith
+# 1996): a sort is ruinous on a CPU.
+_MEDIAN_OF_9 = (
+  (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8),
+  (0, 3), (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4),
+  (4, 2),
+)  # fmt: skip
+
+
+@functools.partial(
+  jax.jit, static_argnames=("nscales", "warps", "iterations", "scale_step")
+)
+def tvl1(
+  previous: Array,
+  following: Array,
+  *,
+  tau: float = 0.25,
+  lambda_: float = 0.3,
+  theta: float = 0.4,
+  nscales: int = 5,
+  scale_step: float = 0.5,
+  warps: int = 5,
+  iterations: int = 15,
+) -> Array:
+  """Optical flow between pairs of gray images.
+
+  Minimises, over the flow u, the sum over pixels of
+  |grad u_x| + |grad u_y| + lambda |following(x + u) - previous(x)|.
+
+  Args:
+    previous: [... h w], uint8 or float, 0..255.
+    following: of the same shape.
+    tau: step of the dual update; converges up to 0.25.
+    lambda_: weight of the data term; smaller is smoother. OpenCV: 0.15.
+    theta: tightness of the coupling of data term and smoothness. OpenCV: 0.3.
+    nscales: images of the pyramid, fewer where they would be tiny.
+    scale_step: ratio of their sides, in (0, 1). OpenCV: 0.8.
+    warps: linearisations of the data term at each scale.
+    iterations: primal-dual updates a warp. OpenCV: up to 300, until they
+      change little; here always as many, so that no device waits.
+
+  It is compiled anew for every shape and every number of scales, warps and
+  iterations.
+
+  Returns:
+    float32 [... h w 2]: pixels, x (to the right) then y (downwards).
+
+  Raises:
+    ValueError: the shapes differ or are too small, or a parameter is out of
+      range.
+  """
+  if previous.shape != following.shape or previous.ndim < 2:
+    raise ValueError(
+      f"two gray images [... h w] are needed, not {previous.shape} and"
+      f" {following.shape}"
+    )
+  if min(previous.shape[-2:]) < 2:
+    raise ValueError(f"images of at least 2 x 2 are needed: {previous.shape}")
+  if not 0 < scale_step < 1 or min(nscales, warps, iterations) < 1:
+    raise ValueError(
+      f"scale_step must be in (0, 1), nscales, warps and iterations at least"
+      f" 1: {scale_step}, {nscales}, {warps}, {iterations}"
+    )
+  h, w = previous.shape[-2:]
+  solve = functools.partial(
+    _solve_pair,
+    tau=tau,
+    lambda_=lambda_,
+    theta=theta,
+    sizes=_pyramid_sizes(h, w, nscales, scale_step),
+    warps=warps,
+    iterations=iterations,
+  )
+  flow = jax.vmap(solve)(
+    previous.reshape((-1, h, w)).astype(jnp.float32),
+    following.reshape((-1, h, w)).astype(jnp.float32),
+  )
+  return flow.reshape(previous.shape + (2,))
+
+
+def _pyramid_sizes(h, w, nscales, scale_step) -> tuple[tuple[int, int], ...]:
+  """Heights and widths from the finest to the coarsest image."""
+  sizes = [(h, w)]
+  for scale in range(1, nscales):
+    size = (round(h * scale_step**scale), round(w * scale_step**scale))
+    if min(size) < _SMALLEST_SIDE:
+      break
+    sizes.append(size)
+  return tuple(sizes)
+
+
+def _solve_pair(
+  previous, following, *, tau, lambda_, theta, sizes, warps, iterations
+):
+  """Coarse-to-fine solution for one pair: float32 [h w 2]."""
+  pyramid = [(previous, following)]
+  for size in sizes[1:]:
+    pyramid.append(
+      tuple(
+        jax.image.resize(image, size, "linear", antialias=True)
+        for image in pyramid[-1]
+      )
+    )
+  flow = jnp.zeros((2, *sizes[-1]), jnp.float32)
+  for size, (first, second) in zip(
+    reversed(sizes), reversed(pyramid), strict=True
+  ):
+    flow = _upsample(flow, size)
+    flow = _solve_scale(
+      first, second, flow, tau, lambda_, theta, warps, iterations
+    )
+  return jnp.moveaxis(flow, 0, -1)
+
+
+def _upsample(flow: Array, size: tuple[int, int]) -> Array:
+  """Resizes flow [2 h w], and its pixels with it."""
+  h, w = flow.shape[1:]
+  if (h, w) == size:
+    return flow
+  ratio = jnp.array([size[1] / w, size[0] / h], jnp.float32)
+  return jax.image.resize(flow, (2, *size), "linear") * ratio[:, None, None]
+
+
+def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):
+  """Warps `second` by the flow, solves the linearised problem; repeatedly."""
+  h, w = first.shape
+  columns = jnp.arange(w, dtype=jnp.float32)[None, :]
+  rows = jnp.arange(h, dtype=jnp.float32)[:, None]
+  first_x, first_y = _derivatives(first)
+  stack = jnp.stack([second, *_derivatives(second)], axis=-1)
+
+  def warp(_, state):
+    flow, dual_x, dual_y = state
+    x, y = columns + flow[0], rows + flow[1]
+    warped, warped_x, warped_y = _sample(stack, x, y)
+    grad_x = _BLEND * first_x + (1 - _BLEND) * warped_x
+    grad_y = _BLEND * first_y + (1 - _BLEND) * warped_y
+    # Where the motion leaves the image there is no data: smoothness decides.
+    inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
+    grad_x = jnp.where(inside, grad_x, 0.0)
+    grad_y = jnp.where(inside, grad_y, 0.0)
+    difference = jnp.where(inside, warped - first, 0.0)
+    constant = difference - grad_x * flow[0] - grad_y * flow[1]
+    inverse = 1.0 / (grad_x * grad_x + grad_y * grad_y + 1e-6)
+    limit = lambda_ * theta
+
+    def iterate(_, state):
+      flow, dual_x, dual_y = state
+      residual = constant + grad_x * flow[0] + grad_y * flow[1]
+      # Zach et al. 2007, eq. 15, the three cases as one clip.
+      step = jnp.clip(-residual * inverse, -limit, limit)
+      target = flow + jnp.stack([step * grad_x, step * grad_y])
+      flow = target + theta * _divergence(dual_x, dual_y)
+      flow_x, flow_y = _forward_x(flow), _forward_y(flow)
+      rate = tau / theta
+      norm = 1.0 + rate * jnp.sqrt(flow_x * flow_x + flow_y * flow_y)
+      dual_x = (dual_x + rate * flow_x) / norm
+      dual_y = (dual_y + rate * flow_y) / norm
+      return flow, dual_x, dual_y
+
+    flow, dual_x, dual_y = jax.lax.fori_loop(
+      0, iterations, iterate, (flow, dual_x, dual_y)
+    )
+    return _median(flow), dual_x, dual_y
+
+  dual = jnp.zeros_like(flow)
+  return jax.lax.fori_loop(0, warps, warp, (flow, dual, dual))[0]
+
+
+def _derivatives(image: Array) -> tuple[Array, Array]:
+  """Five-point derivatives in x and y of [h w]; edges are repeated."""
+  h, w = image.shape
+  padded = jnp.pad(image, 2, mode="edge")
+
+  def combine(shift):
+    return (shift(0) - 8 * shift(1) + 8 * shift(3) - shift(4)) / 12
+
+  return (
+    combine(lambda i: padded[2:-2, i : i + w]),
+    combine(lambda i: padded[i : i + h, 2:-2]),
+  )
+
+
+def _sample(stack: Array, x: Array, y: Array) -> tuple[Array, ...]:
+  """Bilinear samples of [h w c] at x, y [h w]: one array a channel.
+
+  Positions outside the image take the value at its edge.
+  """
+  h, w, channels = stack.shape
+  x, y = jnp.clip(x, 0, w - 1), jnp.clip(y, 0, h - 1)
+  left = jnp.clip(jnp.floor(x), 0, w - 2)
+  top = jnp.clip(jnp.floor(y), 0, h - 2)
+  part_x, part_y = (x - left)[..., None], (y - top)[..., None]
+  index = top.astype(jnp.int32) * w + left.astype(jnp.int32)
+  flat = stack.reshape(h * w, channels)
+  upper = flat[index] * (1 - part_x) + flat[index + 1] * part_x
+  lower = flat[index + w] * (1 - part_x) + flat[index + w + 1] * part_x
+  sampled = upper * (1 - part_y) + lower * part_y
+  return tuple(sampled[..., c] for c in range(channels))
+
+
+def _forward_x(field: Array) -> Array:
+  """Forward difference along the last axis; zero at its end."""
+  return jnp.pad(field[..., 1:] - field[..., :-1], ((0, 0), (0, 0), (0, 1)))
+
+
+def _forward_y(field: Array) -> Array:
+  """Forward difference along rows; zero at the last."""
+  difference = field[:, 1:, :] - field[:, :-1, :]
+  return jnp.pad(difference, ((0, 0), (0, 1), (0, 0)))
+
+
+def _divergence(dual_x: Array, dual_y: Array) -> Array:
+  """Minus the adjoint of the forward differences (dual is 0 at the ends)."""
+  before_x = jnp.pad(dual_x[..., :-1], ((0, 0), (0, 0), (1, 0)))
+  before_y = jnp.pad(dual_y[:, :-1, :], ((0, 0), (1, 0), (0, 0)))
+  return dual_x - before_x + dual_y - before_y
+
+
+def _median(flow: Array) -> Array:
+  """Median over 3 x 3 pixels of each component [2 h w]; edges are repeated."""
+  h, w = flow.shape[1:]
+  padded = jnp.pad(flow, ((0, 0), (1, 1), (1, 1)), mode="edge")
+  values = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  for a, b in _MEDIAN_OF_9:
+    low = jnp.minimum(values[a], values[b])
+    values[b] = jnp.maximum(values[a], values[b])
+    values[a] = low
+  return values[4]
