@@ -40,7 +40,12 @@ def replicate(tree: Any) -> Any:
 
 def unreplicate(tree: Any) -> Any:
   """The first replica of every leaf, as NumPy arrays on the host."""
-  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+  def first(x):
+    # [0] alone would make a scalar of a step counter, not an array.
+    return np.asarray(np.asarray(x.addressable_data(0))[0])
+
+  return jax.tree.map(first, tree)
 
 
 def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
