@@ -1,4 +1,4 @@
-"""Classification metrics: masked sums for training, NumPy for whole splits."""
+"""Classification metrics of whole splits, in NumPy."""
 
 import numpy as np
 
