@@ -1,6 +1,5 @@
 """The command line of data_prep/build_tfds.py."""
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from twostream_jax.data.check import (
   check_clips_decode,
 )
 from twostream_jax.data.clips import Clip
-from twostream_jax.data.dataset import METADATA_FILE, open_dataset
+from twostream_jax.data.dataset import open_dataset
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 
@@ -383,11 +382,6 @@ def test_single_label_sets_say_so(videos, tmp_path, capsys):
   data = open_dataset(tmp_path)
   assert not data.multi_label
   assert {int(record["label"]) for record in data.sources["train"]} == {0, 1}
-  # As before there were multi-label sets.
-  metadata = json.loads((data.path / METADATA_FILE).read_text())
-  assert metadata.pop("multi_label") is False
-  (data.path / METADATA_FILE).write_text(json.dumps(metadata))
-  assert open_dataset(tmp_path).multi_label is False
 
 
 def test_labels_of_two_kinds_are_refused(videos, tmp_path):

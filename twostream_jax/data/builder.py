@@ -132,6 +132,7 @@ def process_clip(
     width=size[1],
     rgb=rgb,
     flow=flow,
+    flow_backward=[],
   )
 
 

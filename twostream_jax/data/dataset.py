@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO_FILE = "dataset_info.json"
 METADATA_FILE = "metadata.json"
 
@@ -43,6 +43,8 @@ class Record:
     rgb: t JPEG images; see `decode_rgb`.
     flow: t - step JPEG images, field i from frame i to frame i + step; see
       `decode_flow_codes`.
+    flow_backward: likewise, field i from frame i + step to frame i; empty
+      unless the direction of the flow is bidirectional.
   """
 
   video_id: str
@@ -54,6 +56,7 @@ class Record:
   width: int
   rgb: Sequence[bytes]
   flow: Sequence[bytes]
+  flow_backward: Sequence[bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,7 @@ def record_features(
       "width": np.int32,
       "rgb": tfds.features.Sequence(tfds.features.Text()),
       "flow": tfds.features.Sequence(tfds.features.Text()),
+      "flow_backward": tfds.features.Sequence(tfds.features.Text()),
     }
   )
 
@@ -153,8 +157,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     flow_spec=from_dict(metadata["flow_spec"]),
     rgb_quality=metadata["rgb_quality"],
     rejected=tuple(metadata["rejected"]),
-    # Absent where a dataset was built before there were such.
-    multi_label=metadata.get("multi_label", False),
+    multi_label=metadata["multi_label"],
     sources={s: reader.as_data_source(split=s) for s in reader.info.splits},
   )
 

@@ -14,6 +14,9 @@ import numpy as np
 
 ENCODING = "jpeg, gray, x left of y"
 CHANNEL_ORDER = "x1 y1 x2 y2 ..."
+DIRECTIONS = ("forward", "bidirectional")
+# Names no algorithm of this package: another program computed the fields.
+EXTRACTED = "extracted"
 
 
 class FlowSpecError(ValueError):
@@ -25,9 +28,13 @@ class FlowSpec:
   """How flow was computed and stored.
 
   Attributes:
-    algorithm: name of the algorithm, a key of `twostream_jax.flow.FLOWS`.
+    algorithm: name of the algorithm, a key of `twostream_jax.flow.FLOWS`, or
+      "extracted" where another program computed the fields.
     parameters: the algorithm's own parameters, by name.
     step: frames between the two images of a field (1: consecutive frames).
+    direction: "forward": fields from each frame to a later one.
+      "bidirectional": also the fields back (Simonyan & Zisserman 2014, §3.1),
+      which makes the stacks of a video bidirectional.
     short_side: shorter side, in pixels, of the images it was computed at.
     bound: largest stored magnitude of a component, in pixels per step.
     quality: JPEG quality (0..100) of the stored fields.
@@ -38,6 +45,7 @@ class FlowSpec:
   algorithm: str
   parameters: Mapping[str, Any]
   step: int = 1
+  direction: str = "forward"
   short_side: int = 256
   bound: float = 20.0
   quality: int = 95
@@ -49,6 +57,10 @@ class FlowSpec:
       raise FlowSpecError(f"bound must be positive, in pixels: {self.bound}")
     if self.step < 1:
       raise FlowSpecError(f"step must be at least 1 frame: {self.step}")
+    if self.direction not in DIRECTIONS:
+      raise FlowSpecError(
+        f"direction={self.direction!r} is not in {DIRECTIONS}"
+      )
     if self.encoding != ENCODING or self.channel_order != CHANNEL_ORDER:
       raise FlowSpecError(
         f"flow stored as {self.encoding!r}, {self.channel_order!r} can't be"
