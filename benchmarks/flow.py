@@ -1,12 +1,15 @@
 """Optical flow: time and end-point error of every algorithm, in one run.
 
-  python benchmarks/flow.py [--pair=DIR]
+  python benchmarks/flow.py [--pair=DIR] [--videos=DIR ...]
 
 The rival is OpenCV's DualTVL1 with its defaults, which only the contrib build
 has: `pip install opencv-contrib-python-headless` in place of the plain one.
-Without it that row is missing. Pairs are smooth random textures warped by known
-affine and smooth random fields, 256 x 344; with --pair also a Middlebury pair
-(frame10.png, frame11.png, flow10.flo).
+Images are warped by known affine and smooth random fields in turn: smooth
+random textures, 256 x 344; with --videos also real frames, 256 x 256, one from
+each of some videos evenly spread over the folder, and how far the algorithms
+are from the rival between consecutive frames of the same videos. With --pair
+also a Middlebury pair (frame10.png, frame11.png, flow10.flo). What is left out
+is said.
 """
 
 import statistics
@@ -19,24 +22,38 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from twostream_jax.data.video import VideoError, read_resized
 from twostream_jax.flow.opencv import dis, farneback
 from twostream_jax.flow.tvl1 import FAST, tvl1
 
 _PAIR = flags.DEFINE_string("pair", None, "Folder of a Middlebury pair.")
+_VIDEOS = flags.DEFINE_multi_string(
+  "videos", [], "Folder of .avi or .mp4 files, in any depth; can be repeated."
+)
+_COUNT = flags.DEFINE_integer("count", 24, "Videos used of each --videos.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Counted runs, after one more.")
 _RIVAL = "OpenCV DualTVL1"
+_SIZE = (256, 344)
 
 
-def known_pairs(count=4, height=256, width=344):
-  """Pairs (first, second, flow, where it is known) of known motion."""
-  rng = np.random.default_rng(0)
-  columns, rows = np.meshgrid(
-    np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
-  )
-  for i in range(count):
-    second = (
-      sum(_noise(rng, height, width, cell) for cell in (4, 12, 40)) * (90 / 2)
-      + 127
+def textures(rng, count=4):
+  """Yields smooth random images, float32 `_SIZE`, about 0..255."""
+  for _ in range(count):
+    yield sum(_noise(rng, *_SIZE, cell) for cell in (4, 12, 40)) * 45 + 127
+
+
+def warped_pairs(images, rng):
+  """Pairs (first, second, flow, where it is known) of known motion.
+
+  `second` is an image, `first` the same seen through the flow (Lanczos), both
+  with noise of standard deviation 1 and rounded. The flow is, in turn, affine
+  (entries of the matrix up to 0.02, the centre moves up to 3 px an axis) and
+  smooth random (up to about 6 px, bicubic between random values every 48 px).
+  """
+  for i, second in enumerate(images):
+    height, width = second.shape
+    columns, rows = np.meshgrid(
+      np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
     )
     if i % 2:
       x, y = (6 * _noise(rng, height, width, 48) for _ in range(2))
@@ -52,6 +69,39 @@ def known_pairs(count=4, height=256, width=344):
       np.clip(m + rng.normal(0, 1, m.shape), 0, 255) for m in (first, second)
     )
     yield *(m.astype(np.uint8) for m in images), np.stack([x, y], -1), known
+
+
+def real_pairs(folder, count):
+  """Two consecutive gray frames of each of up to `count` videos, uint8.
+
+  The videos are evenly spread over the sorted ones of the folder, the frames
+  are from the middle of each. They are resized as in a build, to a short side
+  of 256; of that the middle 256 x 256, so that each algorithm is compiled once.
+  """
+  files = sorted(
+    path for path in Path(folder).rglob("*") if path.suffix in (".avi", ".mp4")
+  )
+  if not files:
+    sys.exit(f"--videos: no .avi or .mp4 file in {folder}")
+  pairs = []
+  for path in files[:: max(1, len(files) // count)][:count]:
+    try:
+      frames = list(read_resized(path, 256))
+    except VideoError as error:
+      sys.exit(f"--videos: {path}: {error.reason}")
+    middle = len(frames) // 2
+    if middle:
+      pairs.append([_gray_square(f) for f in frames[middle - 1 : middle + 1]])
+    else:
+      print(f"left out, one frame: {path}")
+  return pairs
+
+
+def _gray_square(frame):
+  height, width = frame.shape[:2]
+  top, left = (height - 256) // 2, (width - 256) // 2
+  gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+  return gray[top : top + 256, left : left + 256].copy()
 
 
 def _noise(rng, height, width, cell):
@@ -102,25 +152,85 @@ def measure(compute, pairs, repeats):
   return statistics.median(times), float(np.mean(errors))
 
 
+def print_errors(title, pairs):
+  """Prints time and error of every algorithm where the motion is known."""
+  print(f"\n{title}\n\n| algorithm | ms a pair | times faster | error, px |")
+  print("|---|---|---|---|")
+  rival = None
+  for name, compute in algorithms().items():
+    seconds, error = measure(compute, pairs, _REPEATS.value)
+    rival = seconds if name == _RIVAL else rival
+    ratio = f"{rival / seconds:.1f}" if rival else "-"
+    print(f"| {name} | {1000 * seconds:.1f} | {ratio} | {error:.3f} |")
+
+
+def print_agreement(title, pairs):
+  """Prints how far each algorithm is from the rival, which has to be there."""
+  flows = {
+    name: np.stack([compute(*pair) for pair in pairs])
+    for name, compute in algorithms().items()
+  }
+  rival = flows[_RIVAL]
+  print(
+    f"\n{title}; mean length of the flow of {_RIVAL}:"
+    f" {_length(rival).mean():.3f} px\n"
+  )
+  print("| algorithm | mean, px | median pair, px | pixels within 0.5 px, % |")
+  print("|---|---|---|---|")
+  for name, flow in flows.items():
+    apart = _length(flow - rival)
+    pair = np.median(apart.mean(axis=(1, 2)))
+    print(
+      f"| {name} | {apart.mean():.3f} | {pair:.3f} |"
+      f" {100 * (apart <= 0.5).mean():.1f} |"
+    )
+  furthest = _length(flows["tvl1"] - rival).mean(axis=(1, 2))
+  i = int(furthest.argmax())
+  first, second = (image.astype(np.float32) for image in pairs[i])
+  print(
+    f"\ntvl1 is furthest in pair {i}: {furthest[i]:.1f} px; without it,"
+    f" {np.delete(furthest, i).mean():.3f}. Its frames differ by"
+    f" {np.abs(second - first).mean():.1f} of 255."
+  )
+
+
+def _length(flow):
+  return np.hypot(flow[..., 0], flow[..., 1])
+
+
+def print_left_out():
+  if not hasattr(cv2, "optflow"):
+    print(
+      f"left out: {_RIVAL}, and the agreement with it; this OpenCV is not the"
+      " contrib build (opencv-contrib-python-headless)"
+    )
+  if not _VIDEOS.value:
+    print("left out: real frames; there is no --videos")
+  if not _PAIR.value:
+    print("left out: the Middlebury pair; there is no --pair")
+
+
 def main(argv):
   if len(argv) > 1:
     sys.exit(f"not a flag: {' '.join(argv[1:])}")
-  sets = {"known warps, 256 x 344": list(known_pairs())}
-  if _PAIR.value:
-    sets[Path(_PAIR.value).name] = [middlebury_pair(_PAIR.value)]
   print(
     f"jax {jax.__version__} on {jax.devices()[0].device_kind}, OpenCV"
     f" {cv2.__version__} with {cv2.getNumThreads()} threads"
   )
-  for title, pairs in sets.items():
-    print(f"\n{title}\n\n| algorithm | ms a pair | times faster | error, px |")
-    print("|---|---|---|---|")
-    rival = None
-    for name, compute in algorithms().items():
-      seconds, error = measure(compute, pairs, _REPEATS.value)
-      rival = seconds if name == _RIVAL else rival
-      ratio = f"{rival / seconds:.1f}" if rival else "-"
-      print(f"| {name} | {1000 * seconds:.1f} | {ratio} | {error:.3f} |")
+  print_left_out()
+  rng = np.random.default_rng(0)
+  print_errors("textures, known warps", list(warped_pairs(textures(rng), rng)))
+  if _PAIR.value:
+    print_errors(Path(_PAIR.value).name, [middlebury_pair(_PAIR.value)])
+  for folder in _VIDEOS.value:
+    name, pairs = Path(folder).name, real_pairs(folder, _COUNT.value)
+    frames = (first.astype(np.float32) for first, _ in pairs)
+    warped = list(warped_pairs(frames, np.random.default_rng(0)))
+    print_errors(f"{name}: {len(pairs)} frames, known warps", warped)
+    if hasattr(cv2, "optflow"):
+      print_agreement(
+        f"{name}: {len(pairs)} pairs of consecutive frames", pairs
+      )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ A known set, from its official lists:
 With --check files are only read and decoded, and nothing is written.
 """
 
+import functools
 import inspect
 import os
 import re
@@ -29,9 +30,15 @@ from typing import Any
 
 from absl import app, flags
 
-from twostream_jax.data.builder import BuildSummary, build_dataset
+from twostream_jax.data.builder import (
+  BuildSummary,
+  Elsewhere,
+  Forecast,
+  build_dataset,
+)
 from twostream_jax.data.check import (
   FILE_NOT_FOUND,
+  TIME_LIMIT,
   Rejection,
   check_clips_decode,
   rejection_entry,
@@ -48,7 +55,7 @@ from twostream_jax.data.clips import (
 from twostream_jax.data.dataset import METADATA_FILE
 from twostream_jax.data.official import DATASETS
 from twostream_jax.flow import FLOWS, default_parameters
-from twostream_jax.flow.spec import FlowSpec
+from twostream_jax.flow.spec import DIRECTIONS, EXTRACTED, FlowSpec
 
 
 class UsageError(ValueError):
@@ -98,15 +105,46 @@ def define_flags(values: flags.FlagValues) -> None:
   boolean("allow_missing", "Build without videos that are listed but missing.")
   integer("short_side", 256, "Short side to store, in pixels: 8, 16, 24 ...")
   flags.DEFINE_enum(
-    "flow", "dis", list(FLOWS), "Optical flow algorithm.", flag_values=values
+    "flow",
+    "dis",
+    [*FLOWS, EXTRACTED],
+    "Optical flow algorithm; extracted: --videos holds folders of frames"
+    " (img_00001.jpg) and flow (flow_x_00001.jpg, flow_y_00001.jpg), whose"
+    " bound, step and quality the flags state.",
+    flag_values=values,
   )
   integer("flow_step", 1, "Frames between the two images of a flow field.")
+  flags.DEFINE_enum(
+    "flow_direction",
+    "forward",
+    list(DIRECTIONS),
+    "bidirectional: store fields back too, for bidirectional stacks.",
+    flag_values=values,
+  )
   flags.DEFINE_float(
     "bound", 20.0, "Largest stored motion, in pixels.", flag_values=values
   )
   integer("flow_quality", 95, "JPEG quality of the flow, 1 to 100.")
   integer("rgb_quality", 95, "JPEG quality of the frames, 1 to 100.")
   integer("workers", None, "Processes; by default one for each CPU.")
+  flags.DEFINE_float(
+    "time_limit",
+    TIME_LIMIT,
+    "Seconds that a clip may take before it is rejected.",
+    flag_values=values,
+  )
+  string(
+    "beam_runner",
+    "Finish the clips by Apache Beam, with this runner (DirectRunner,"
+    " FlinkRunner, SparkRunner, DataflowRunner ...). Its workers need the"
+    " folders of --videos and --out under the same paths.",
+  )
+  flags.DEFINE_multi_string(
+    "beam_option",
+    [],
+    "Option for the runner, NAME=VALUE; may be given again.",
+    flag_values=values,
+  )
   boolean("overwrite", "Replace the dataset if it exists.")
   boolean("check", "Only read the lists and decode every file.")
   flags.mark_flags_as_required(["dataset", "videos"], values)
@@ -132,7 +170,7 @@ def run(values: flags.FlagValues) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print("interrupted; no dataset was written", file=sys.stderr)
+    print("interrupted; the same command goes on where it was", file=sys.stderr)
     return 130
 
 
@@ -144,7 +182,10 @@ def _build(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
     flow_spec=_flow_spec(values),
     rgb_quality=values.rgb_quality,
     num_workers=values.workers,
+    time_limit=values.time_limit,
     overwrite=values.overwrite,
+    announce=lambda f: print(describe_forecast(f), file=sys.stderr),
+    elsewhere=_beam(values),
   )
   print(describe(summary, is_multi_label(clips)))
   return 0
@@ -157,6 +198,7 @@ def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
     short_side=spec.short_side,
     min_frames=spec.step + 1,
     num_workers=values.workers,
+    time_limit=values.time_limit,
   )
   print(describe_check(clips, rejections))
   tolerated = {FILE_NOT_FOUND} if values.allow_missing else set()
@@ -164,11 +206,34 @@ def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
   return int(wrong or bool(_untrained(clips, rejections)))
 
 
+def _beam(values: flags.FlagValues) -> Elsewhere | None:
+  """Returns what finishes clips by Beam, if it is asked for."""
+  if not values.beam_runner:
+    if values.beam_option:
+      raise UsageError("--beam_option needs --beam_runner")
+    return None
+  # Apache Beam is an extra of the package.
+  from twostream_jax.data.beam import finish_with_beam
+
+  options = [f"--{option}" for option in values.beam_option]
+  return functools.partial(
+    finish_with_beam, [f"--runner={values.beam_runner}", *options]
+  )
+
+
 def _flow_spec(values: flags.FlagValues) -> FlowSpec:
+  extracted = values.flow == EXTRACTED
+  if extracted and not values["bound"].present:
+    raise UsageError(
+      f"--flow={EXTRACTED} needs --bound: the motion, in pixels, that the"
+      " stored values 0 and 255 stand for (denseflow and dense_flow write 20"
+      " or 32 by default)"
+    )
   return FlowSpec(
     algorithm=values.flow,
-    parameters=default_parameters(values.flow),
+    parameters={} if extracted else default_parameters(values.flow),
     step=values.flow_step,
+    direction=values.flow_direction,
     short_side=values.short_side,
     bound=values.bound,
     quality=values.flow_quality,
@@ -182,13 +247,39 @@ def name_from_folder(out: str) -> str:
   return name if name[:1].isalpha() else f"videos_{name}".strip("_")
 
 
+def describe_forecast(forecast: Forecast) -> str:
+  """Returns what is to come, for a reader."""
+  gib = 2**30
+  lines = [
+    f"forecast  {forecast.clips} clips left, about"
+    f" {_duration(forecast.seconds)} on this machine; the dataset will take"
+    f" about {forecast.size / gib:.2f} GiB (judged by {forecast.sample} clips)",
+  ]
+  # In the end each file of records is there beside the clips it is made of.
+  if forecast.size * 1.05 > forecast.disk_free:
+    lines.append(
+      f"warning: only {forecast.disk_free / gib:.2f} GiB are free on that disk"
+    )
+  return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+  minutes = round(seconds / 60)
+  if minutes < 1:
+    return f"{seconds:.0f} s"
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def describe(summary: BuildSummary, multi_label: bool = False) -> str:
   """Returns what the build did and what to do next, for a reader."""
   counts = ", ".join(f"{split} {n}" for split, n in summary.counts.items())
   lines = [
     f"dataset   {summary.path}",
     f"clips     {counts}",
-    f"size      {summary.size / 2**20:.1f} MiB in {summary.seconds:.0f} s",
+    f"video     {_duration(summary.video_seconds)}",
+    f"size      {summary.size / 2**20:.1f} MiB, built in"
+    f" {_duration(summary.seconds)}",
   ]
   if summary.rejected:
     total = sum(summary.counts.values()) + len(summary.rejected)

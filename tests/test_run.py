@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from twostream_jax import (
   train,
   workdir,
 )
+from twostream_jax.data import dataset
+from twostream_jax.flow import spec as flow_spec
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +192,115 @@ def test_a_checkpoint_of_another_model_is_refused(finished, config, tiny):
   changed.temporal.model.width = 0.1
   with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
     final_state(changed, "temporal", folder, tiny)
+
+
+@pytest.fixture(scope="module")
+def rebound(tiny, tmp_path_factory):
+  """A copy of the tiny dataset that states another bound, opened."""
+  folder = tmp_path_factory.mktemp("rebound") / "data"
+  shutil.copytree(tiny.path, folder)
+  path = folder / dataset.METADATA_FILE
+  metadata = json.loads(path.read_text())
+  metadata["flow_spec"]["bound"] = 7.0
+  path.write_text(json.dumps(metadata))
+  return dataset.open_dataset(folder)
+
+
+def copied_run(folder, target):
+  """A copy of a run that has lost its config.json."""
+  shutil.copytree(folder, target)
+  (target / "config.json").unlink()
+  return target
+
+
+def assert_refused(config, folder, data):
+  with pytest.raises(flow_spec.FlowSpecError) as refused:
+    run.train_and_evaluate(config, folder, data)
+  words = str(refused.value)
+  assert str(folder / "temporal" / "checkpoints") in words
+  assert str(data.path) in words
+  assert "bound: 20.0 != 7.0" in words
+  # Nothing of the other dataset stays behind to refuse the right one.
+  assert not (folder / "config.json").exists()
+
+
+def test_flow_of_another_kind_is_refused_without_a_config(
+  finished, config, tiny, rebound, forbid_training, tmp_path
+):
+  folder, returned = finished
+  copy = copied_run(folder, tmp_path / "run")
+  assert_refused(config, copy, rebound)
+  # To score anew, the weights are restored with the dataset.
+  (copy / "scores" / "temporal-test.npz").unlink()
+  assert_refused(config, copy, rebound)
+  assert run.train_and_evaluate(config, copy, tiny) == returned
+
+
+def test_an_interrupted_stage_does_not_go_on_with_other_flow(
+  finished, config, rebound, forbid_training, tmp_path
+):
+  copy = copied_run(finished[0], tmp_path / "run")
+  shutil.rmtree(copy / "temporal" / "checkpoints" / "8")
+  shutil.rmtree(copy / "scores")
+  assert_refused(config, copy, rebound)
+
+
+def test_frames_do_not_ask_for_the_flow_they_came_with(
+  finished, config, rebound, forbid_training, tmp_path
+):
+  copy = copied_run(finished[0], tmp_path / "run")
+  (copy / "scores" / "spatial-test.npz").unlink()
+  changed = config.copy_and_resolve_references()
+  changed.stages = ("spatial",)
+  changed.fusion.weights = (1.0,)
+  alone = run.train_and_evaluate(changed, copy, rebound)
+  assert alone["streams"]["spatial"] == finished[1]["streams"]["spatial"]
+
+
+def test_a_checkpoint_without_a_whole_spec_is_named(
+  finished, config, tiny, monkeypatch, tmp_path
+):
+  def without_bound(directory):
+    path, metadata = read(directory)
+    del metadata["flow_spec"]["bound"]
+    return path, metadata
+
+  read = checkpoints.read_metadata
+  folder, _ = finished
+  monkeypatch.setattr(checkpoints, "read_metadata", without_bound)
+  with pytest.raises(
+    flow_spec.FlowSpecError, match=r"temporal/checkpoints/8: .*'bound'"
+  ):
+    run.train_and_evaluate(config, folder, tiny)
+
+
+def test_reading_metadata_leaves_the_folder_alone(finished, tmp_path):
+  missing = tmp_path / "checkpoints"
+  assert checkpoints.read_metadata(missing) is None
+  assert not missing.exists()
+  folder = tmp_path / "copy"
+  shutil.copytree(finished[0] / "temporal" / "checkpoints", folder)
+  # What a save in progress looks like.
+  (folder / "10.orbax-checkpoint-tmp").mkdir()
+  path, metadata = checkpoints.read_metadata(folder)
+  assert path == folder / "8" and metadata["flow_spec"]["bound"] == 20.0
+  assert (folder / "10.orbax-checkpoint-tmp").exists()
+
+
+def test_a_stage_learns_the_direction_of_the_dataset_s_flow(config, tiny):
+  both_ways = dataclasses.replace(
+    tiny,
+    flow_spec=dataclasses.replace(tiny.flow_spec, direction="bidirectional"),
+  )
+  for data, expected in ((tiny, "forward"), (both_ways, "bidirectional")):
+    stage = stages.create_stage(config, "temporal", data)
+    assert stage.transform.spec.direction == expected
+    evaluation = run.create_eval_transform(config, "temporal", data)
+    assert evaluation.spec.direction == expected
+  changed = config.copy_and_resolve_references()
+  changed.temporal.input.stack_length = 3
+  with pytest.raises(ValueError, match="stack_length=3 must be even"):
+    stages.create_stage(changed, "temporal", both_ways)
 
 
 def test_a_run_that_diverges_says_where(config, tiny, tmp_path):

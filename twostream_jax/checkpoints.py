@@ -131,3 +131,25 @@ def restore_metadata(manager: ocp.CheckpointManager) -> dict[str, Any]:
   """The metadata saved with the newest checkpoint."""
   args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
   return manager.restore(manager.latest_step(), args=args)["metadata"]
+
+
+def read_metadata(
+  directory: str | os.PathLike,
+) -> tuple[Path, dict[str, Any]] | None:
+  """The newest checkpoint's folder and metadata; None where there is none.
+
+  It only reads: nothing is made or removed, so that another process may be
+  saving in the folder.
+
+  Args:
+    directory: `workdir/<stage>/checkpoints`, which may be missing.
+  """
+  with ocp.CheckpointManager(
+    Path(directory).absolute(),
+    options=ocp.CheckpointManagerOptions(read_only=True),
+    item_handlers={"metadata": ocp.JsonCheckpointHandler()},
+  ) as manager:
+    step = manager.latest_step()
+    if step is None:
+      return None
+    return Path(manager.directory) / str(step), restore_metadata(manager)

@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from twostream_jax import (
+  checkpoints,
   evaluate,
   parallel,
   results,
@@ -23,6 +24,7 @@ from twostream_jax import (
 )
 from twostream_jax.data import input_pipeline
 from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.flow import spec as flow_spec
 from twostream_jax.workdir import scores_path, write_config
 
 
@@ -47,9 +49,11 @@ def train_and_evaluate(
   Raises:
     ValueError: a setting is wrong; the message names it.
     ConfigMismatchError: the workdir was begun with other settings.
+    FlowSpecError: a stage was trained on flow of another kind.
   """
   check_config(config, data, only_stage)
   workdir = Path(workdir)
+  check_trained_flow(config, workdir, data)
   write_config(workdir, {"config": config.to_dict(), "dataset": identity(data)})
   for name in (only_stage,) if only_stage else config.stages:
     run_stage(config, name, workdir, data)
@@ -107,6 +111,32 @@ def check_config(
         f"config.eval.num_crops=10 mirrors clips, but config.{name}.input.flip"
         " is off: use 5"
       )
+
+
+def check_trained_flow(
+  config: ml_collections.ConfigDict, workdir: Path, data: VideoDataset
+) -> None:
+  """Refuses a dataset whose flow is not what the checkpoints were trained on.
+
+  The checkpoints speak for themselves, for config.json may be lost or edited.
+  Those of all stages are asked, also where only their scores are still needed.
+
+  Raises:
+    FlowSpecError: it names the checkpoint, the dataset and the differences.
+  """
+  for name in config.stages:
+    spec = stages.create_transform(config[name], data).spec
+    found = checkpoints.read_metadata(workdir / name / "checkpoints")
+    if "flow" not in spec.modalities or not found:
+      continue
+    path, metadata = found
+    try:
+      trained = flow_spec.from_dict(metadata["flow_spec"])
+    except flow_spec.FlowSpecError as error:
+      raise flow_spec.FlowSpecError(f"checkpoint {path}: {error}") from error
+    flow_spec.require_equal(
+      trained, data.flow_spec, model=str(path), dataset=str(data.path)
+    )
 
 
 def splits_to_score(config: ml_collections.ConfigDict) -> tuple[str, ...]:

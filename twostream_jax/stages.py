@@ -119,6 +119,7 @@ def create_transform(
     stack_length=stage.input.stack_length,
     flow_step=data.flow_spec.step,
     short_clip=stage.input.short_clip,
+    direction=data.flow_spec.direction,
   )
   return input_pipeline.TrainTransform(
     spec=spec,

@@ -11,6 +11,7 @@ from twostream_jax.data.annotations import (
   read_csv,
   read_folder,
 )
+from twostream_jax.data.clips import clip_exists, input_bytes
 
 
 def _files(root, *names):
@@ -24,6 +25,17 @@ def _files(root, *names):
 def _class_files(root, **counts):
   return _files(
     root, *(f"{name}/{i}.avi" for name, n in counts.items() for i in range(n))
+  )
+
+
+def _frame_folders(root, *folders):
+  """Folders in the layout of dense_flow, three frames and their flow each."""
+  kinds = ("img", "flow_x", "flow_y")
+  return _files(
+    root,
+    *(
+      f"{f}/{k}_{i:05d}.jpg" for f in folders for k in kinds for i in (1, 2, 3)
+    ),
   )
 
 
@@ -152,6 +164,39 @@ def test_folder_of_single_clips_has_no_test_split(tmp_path):
     read_folder(_class_files(tmp_path, a=1, b=1))
 
 
+def test_a_folder_of_frames_is_one_clip(tmp_path):
+  _frame_folders(tmp_path, "a/x", "a/deep/y.avi", "b/z")
+  _files(tmp_path, "a/1.avi", "b/2.avi", "a/x/small/img_00001.jpg")
+  clips = read_folder(tmp_path)
+  assert {clip.video_id: clip.path for clip in clips} == {
+    name: tmp_path / name
+    for name in ("a/1.avi", "a/x", "a/deep/y.avi", "b/2.avi", "b/z")
+  }
+  assert {clip.label for clip in clips} == {"a", "b"}
+
+
+def test_split_folders_of_frames(tmp_path):
+  _frame_folders(tmp_path, "train/a/x", "train/b/y", "test/a/z")
+  assert _by_split(read_folder(tmp_path)) == {
+    "train": ["train/a/x", "train/b/y"],
+    "test": ["test/a/z"],
+  }
+
+
+def test_stills_beside_videos_do_not_make_a_clip_of_their_folder(tmp_path):
+  clips = [f"{label}/{i}" for label in "ab" for i in (1, 2)]
+  _files(tmp_path, *(f"{clip}.{e}" for clip in clips for e in ("avi", "jpg")))
+  assert len(read_folder(tmp_path)) == 8
+
+
+def test_frames_need_a_folder_below_that_of_their_class(tmp_path):
+  _frame_folders(tmp_path, "a/x", "a/y", "b")
+  with pytest.raises(
+    AnnotationError, match=r"b is the folder of a class .*b/<clip>/img_00001"
+  ):
+    read_folder(tmp_path)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX")
 def test_file_name_that_is_not_text(tmp_path):
   _class_files(tmp_path, a=2, b=2)
@@ -192,6 +237,51 @@ def test_csv_takes_absolute_paths(tmp_path):
   absolute = str(tmp_path / "videos" / "a" / "1.avi")
   train = [(absolute, "a"), _TRAIN[1]]
   assert read_csv(**_lists(tmp_path, train, _TEST))[0].video_id == "a/1.avi"
+
+
+def test_csv_takes_folders_of_frames(tmp_path):
+  train = [("a/x", "a"), ("b/y.mp4", "b")]
+  test = [("./a/z.AVI", "a"), ("b/2.avi", "b")]
+  arguments = _lists(tmp_path, train, test, make_files=False)
+  videos = arguments["videos"]
+  _frame_folders(videos, "a/x", "b/y", "a/z", "b/2")
+  _files(videos, "b/2.avi")
+  assert [(c.video_id, c.path) for c in read_csv(**arguments)] == [
+    (name, videos / name) for name in ("a/x", "b/y", "a/z", "b/2.avi")
+  ]
+
+
+def test_csv_does_not_take_another_folder_for_a_video(tmp_path):
+  # No folder of frames, and no extension of a video.
+  test = [("a/1.avi", "a"), ("b/v.2", "b")]
+  arguments = _lists(tmp_path, _TRAIN[:1], test, make_files=False)
+  _files(arguments["videos"], "a/1/notes.txt")
+  _frame_folders(arguments["videos"], "b/v")
+  (tmp_path / "train.csv").write_text("path,label\na/0,a\nb/0,b\n")
+  _frame_folders(arguments["videos"], "a/0", "b/0")
+  with pytest.raises(
+    AnnotationError, match="2 videos of 4 not found .*: a/1.avi, b/v.2. "
+  ):
+    read_csv(**arguments)
+
+
+def test_a_video_and_its_folder_of_frames_are_one_clip(tmp_path):
+  arguments = _lists(tmp_path, _TRAIN, _TEST, make_files=False)
+  _frame_folders(arguments["videos"], "a/1", "b/1", "a/2", "b/2")
+  with open(arguments["test"], "a") as file:
+    file.write("a/1,a\n")
+  with pytest.raises(AnnotationError, match=r"a/1 \(train, test\)"):
+    read_csv(**arguments)
+
+
+def test_clips_exist_and_have_a_size(tmp_path):
+  _files(tmp_path, "a.avi", "b/img_1.jpg", "b/flow_x_1.jpg", "b/more/x")
+  (tmp_path / "a.avi").write_bytes(b"12345")
+  sizes = {}
+  for name in ("a.avi", "b", "c"):
+    clip = Clip(name, tmp_path / name, "train", "a", "")
+    sizes[name] = (clip_exists(clip), input_bytes(clip))
+  assert sizes == {"a.avi": (True, 5), "b": (True, 2), "c": (False, 0)}
 
 
 def test_csv_missing_videos_are_counted(tmp_path):

@@ -4,10 +4,8 @@ import dataclasses
 import hashlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -15,8 +13,9 @@ import pytest
 
 from twostream_jax.data import builder, dataset
 from twostream_jax.data.annotations import Clip
-from twostream_jax.flow import compute_flow, default_parameters
-from twostream_jax.flow.spec import FlowSpec, dequantise, quantise
+from twostream_jax.data.encode import process_clip
+from twostream_jax.flow import default_parameters
+from twostream_jax.flow.spec import FlowSpec
 
 _SPEC = FlowSpec("farneback", default_parameters("farneback"), short_side=64)
 
@@ -74,99 +73,6 @@ def _hashes(path):
   }
 
 
-def test_record_of_a_clip(videos):
-  record = builder.process_clip(_clip(videos / "1.avi", group="g"), _SPEC, 95)
-  frames = [dataset.decode_rgb(data) for data in record.rgb]
-  fields = [dataset.decode_flow_codes(data) for data in record.flow]
-  assert (record.video_id, record.label, record.group) == ("1.avi", "b", "g")
-  assert (record.fps, record.num_frames) == (12.5, 5)
-  assert (record.height, record.width) == (64, 80)
-  assert len(frames) == 5
-  assert len(fields) == 4
-  for frame, true in zip(frames, _moving_frames(5, seed=1), strict=True):
-    assert frame.shape == (64, 80, 3)
-    assert np.abs(frame.astype(int) - true).mean() < 6
-  for codes in fields:
-    assert codes.shape == (64, 80, 2)
-    motion = np.median(dequantise(codes, 20.0)[16:-16, 16:-16], axis=(0, 1))
-    np.testing.assert_allclose(motion, [2, 0], atol=0.2)
-
-
-def test_step_is_the_distance_of_the_frames_of_a_field(videos):
-  spec = dataclasses.replace(_SPEC, step=2)
-  record = builder.process_clip(_clip(videos / "1.avi"), spec, 95)
-  assert record.num_frames == len(record.rgb) == 5
-  assert len(record.flow) == 3
-  codes = dataset.decode_flow_codes(record.flow[1])
-  motion = np.median(dequantise(codes, 20.0)[16:-16, 16:-16], axis=(0, 1))
-  np.testing.assert_allclose(motion, [4, 0], atol=0.3)
-
-
-def test_stored_flow_is_the_flow_of_the_decoded_frames(tmp_path):
-  # Frames of one gray level survive Motion JPEG, so all is known but the flow's
-  # own JPEG.
-  frames = [np.full((64, 80, 3), level, np.uint8) for level in (80, 160)]
-  _write_video(tmp_path / "a.avi", frames)
-  record = builder.process_clip(_clip(tmp_path / "a.avi"), _SPEC, 95)
-  flow = compute_flow(_SPEC, frames[0][..., 0], frames[1][..., 0])
-  stored = dataset.decode_flow_codes(record.flow[0]).astype(int)
-  assert np.abs(stored - quantise(flow, _SPEC.bound)).max() <= 3
-
-
-def test_x_and_y_do_not_bleed_into_each_other():
-  flow = np.stack(np.broadcast_arrays(np.ones((64, 88)), -20.0), -1)
-  flow[..., 0] = 20.0
-  codes = dataset.decode_flow_codes(dataset.encode_flow(flow, _SPEC))
-  np.testing.assert_array_equal(codes[..., 0], 255)
-  np.testing.assert_array_equal(codes[..., 1], 0)
-
-
-@pytest.mark.parametrize(
-  "decode", [dataset.decode_rgb, dataset.decode_flow_codes]
-)
-@pytest.mark.parametrize("data", [b"", b"no image"])
-def test_decoding_what_is_no_image(decode, data):
-  with pytest.raises(ValueError, match=f"{len(data)} bytes that are no image"):
-    decode(data)
-
-
-def test_quality_is_used():
-  frame = _moving_frames(1)[0]
-  sizes = [len(dataset.encode_rgb(frame, quality)) for quality in (20, 95)]
-  assert sizes[0] < sizes[1] / 2
-
-
-@pytest.mark.parametrize(
-  "n, step, reason",
-  [
-    (1, 1, "1 frame decoded, at least 2 needed"),
-    (3, 3, "3 frames decoded, at least 4 needed"),
-  ],
-)
-def test_too_few_frames(tmp_path, n, step, reason):
-  _write_video(tmp_path / "a.avi", _moving_frames(n))
-  spec = dataclasses.replace(_SPEC, step=step)
-  result = builder.process_clip(_clip(tmp_path / "a.avi"), spec, 95)
-  assert result == builder.Rejection(reason)
-
-
-def test_clip_above_the_size_limit(videos):
-  result = builder.process_clip(
-    _clip(videos / "1.avi"), _SPEC, 95, max_bytes=5000
-  )
-  assert isinstance(result, builder.Rejection)
-  assert "longer than a record can be" in result.reason
-
-
-def test_unexpected_error_becomes_a_reason(videos, monkeypatch):
-  def fail(*_):
-    raise ZeroDivisionError("oh")
-
-  monkeypatch.setattr(builder, "encode_flow", fail)
-  result = builder.process_clip(_clip(videos / "1.avi"), _SPEC, 95)
-  assert result == builder.Rejection("unexpected ZeroDivisionError: oh")
-
-
 def test_round_trip_of_a_dataset(videos, tmp_path):
   clips = _four(videos)
   summary = _build(tmp_path, clips)
@@ -190,7 +96,7 @@ def test_round_trip_of_a_dataset(videos, tmp_path):
     assert len(source) == len(expected)
     source = pickle.loads(pickle.dumps(source))
     for i, clip in enumerate(expected):
-      record = builder.process_clip(clip, _SPEC, 95)
+      record = process_clip(clip, _SPEC, 95)
       assert source[i] == dataclasses.asdict(record) | {
         "label": opened.class_names.index(clip.label),
         "video_id": clip.video_id.encode(),
@@ -241,7 +147,7 @@ def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
 def _crash_on_1(clip, flow_spec, rgb_quality):
   if clip.video_id == "1.avi":
     os.abort()
-  return builder.process_clip(clip, flow_spec, rgb_quality)
+  return process_clip(clip, flow_spec, rgb_quality)
 
 
 def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
@@ -277,31 +183,6 @@ def test_existing_dataset_is_kept_or_replaced(videos, tmp_path):
   _build(tmp_path, [clips[0], *clips[2:]], overwrite=True)
   assert len(dataset.open_dataset(tmp_path).sources["train"]) == 1
   assert [f.name for f in path.parent.iterdir()] == ["1.0.0"]
-
-
-def _kill_on_2(clip, flow_spec, rgb_quality):
-  if clip.video_id == "2.avi":
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(0.5)
-  return builder.process_clip(clip, flow_spec, rgb_quality)
-
-
-def test_what_a_killed_build_left_is_removed(videos, tmp_path):
-  code = f"""
-import pathlib, sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-import test_builder as t
-if __name__ == "__main__":
-  t._build({str(tmp_path)!r}, t._four(pathlib.Path({str(videos)!r})),
-           process=t._kill_on_2)
-"""
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True)
-  assert done.returncode == -signal.SIGKILL, done.stderr
-  assert [f.name for f in (tmp_path / "tiny").iterdir()] == ["1.0.0.incomplete"]
-  with pytest.raises(dataset.DatasetNotFoundError):
-    dataset.open_dataset(tmp_path)
-  _build(tmp_path, _four(videos))
-  assert [f.name for f in (tmp_path / "tiny").iterdir()] == ["1.0.0"]
 
 
 def test_half_a_replacement_is_undone(videos, tmp_path):

@@ -1,5 +1,6 @@
 """Batches are what the records hold, and a function of (seed, step)."""
 
+import dataclasses
 import itertools
 
 import cv2
@@ -199,7 +200,135 @@ def test_a_clip_shorter_than_the_stack_is_looped(tiny):
   assert (flow[..., 0:2] != flow[..., 2:4]).any()
 
 
+def counted_record(num_frames, step=1, side=16):
+  """A record of which every field is one colour that tells which it is.
+
+  Forward field i has x = 20 + i and y = 60 + i, backward field i has
+  x = 100 + i and y = 140 + i; frame i is gray i.
+  """
+
+  def jpegs(count, x, y):
+    half = np.ones((side, side), np.uint8)
+    images = [np.hstack([half * (x + i), half * (y + i)]) for i in range(count)]
+    return [cv2.imencode(".jpg", image)[1].tobytes() for image in images]
+
+  return {
+    "num_frames": num_frames,
+    "height": side,
+    "width": side,
+    "rgb": jpegs(num_frames, 0, 0),
+    "flow": jpegs(num_frames - step, 20, 60),
+    "flow_backward": jpegs(num_frames - step, 100, 140),
+    "video_id": "counted",
+    "label": 0,
+  }
+
+
+def channels(fields):
+  """Colours of a stack of `counted_record`: (forward, backward) indices."""
+  onward, back = fields
+  forward = [c + i for i in onward for c in (20, 60)]
+  return forward + [c + i for i in back for c in (100, 140)]
+
+
+@pytest.mark.parametrize(
+  "length, step, start, centre, fields",
+  [
+    (2, 1, 0, 1, ([1], [0])),
+    (4, 1, 3, 5, ([5, 6], [4, 3])),
+    (6, 1, 13, 16, ([16, 17, 18], [15, 14, 13])),
+    (4, 3, 2, 8, ([8, 11], [5, 2])),
+  ],
+)
+def test_bidirectional_stacks_go_forward_then_back_from_the_frame(
+  length, step, start, centre, fields
+):
+  record = counted_record(20, step)
+  spec = InputSpec(
+    ("rgb", "flow"), 16, length, step, "loop", direction="bidirectional"
+  )
+  loaded = input_pipeline.load_views(
+    record, spec, np.array([start]), [whole_frame(record)]
+  )
+  assert loaded["rgb"].shape == (1, 1, 16, 16, 3)
+  assert (loaded["rgb"] == centre).all()
+  expected = np.broadcast_to(channels(fields), (1, 1, 16, 16, 2 * length))
+  np.testing.assert_array_equal(loaded["flow"], expected)
+
+
+@pytest.mark.parametrize(
+  "num_frames, rule, centre, fields",
+  [
+    (2, "loop", 1, ([0, 0], [0, 0])),
+    (2, "hold", 1, ([0, 0], [0, 0])),
+    (4, "loop", 2, ([2, 0], [1, 0])),
+    (4, "hold", 2, ([2, 2], [1, 0])),
+  ],
+)
+def test_short_clips_have_bidirectional_stacks(
+  num_frames, rule, centre, fields
+):
+  record = counted_record(num_frames)
+  spec = InputSpec(("rgb", "flow"), 16, 4, 1, rule, direction="bidirectional")
+  views = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0).map(
+    record
+  )
+  assert (views["rgb"] == centre).all()
+  expected = np.broadcast_to(channels(fields), (3, 1, 16, 16, 8))
+  np.testing.assert_array_equal(views["flow"], expected)
+
+
+def test_a_flipped_bidirectional_stack_negates_x_both_ways():
+  record = counted_record(9)
+  spec = InputSpec(("flow",), 16, 4, 1, "loop", direction="bidirectional")
+  views = [whole_frame(record), whole_frame(record, flip=True)]
+  plain, mirrored = input_pipeline.load_views(
+    record, spec, np.array([2]), views
+  )["flow"].astype(int)
+  np.testing.assert_array_equal(mirrored[..., 0::2], 255 - plain[..., 0::2])
+  np.testing.assert_array_equal(mirrored[..., 1::2], plain[..., 1::2])
+
+
+def test_a_field_is_decoded_once_however_many_stacks_show_it(monkeypatch):
+  record = counted_record(12)
+  spec = InputSpec(("flow",), 16, 4, 1, "loop", direction="bidirectional")
+  decode, decoded = dataset.decode_flow_codes, []
+  monkeypatch.setattr(
+    input_pipeline.dataset,
+    "decode_flow_codes",
+    lambda data: decoded.append(data) or decode(data),
+  )
+  input_pipeline.load_views(
+    record, spec, np.arange(3), [whole_frame(record)] * 2
+  )
+  # Centres 2, 3 and 4: forward fields 2 to 5, backward fields 0 to 3.
+  assert sorted(decoded) == sorted(
+    record["flow"][2:6] + record["flow_backward"][:4]
+  )
+
+
+def test_forward_stacks_need_no_backward_fields():
+  both = counted_record(12)
+  views = [whole_frame(both)]
+  spec = InputSpec(("flow",), 16, 3, 1, "loop")
+  one = input_pipeline.load_views(
+    both | {"flow_backward": []}, spec, np.array([4]), views
+  )
+  assert_same(one, input_pipeline.load_views(both, spec, np.array([4]), views))
+  assert one["flow"][0, 0, 0, 0].tolist() == channels(([4, 5, 6], []))
+
+
+def test_bidirectional_stacks_need_an_even_length():
+  spec = InputSpec(("flow",), 16, 4, 1, "loop", direction="bidirectional")
+  with pytest.raises(ValueError, match="input.stack_length=5 must be even"):
+    dataclasses.replace(spec, stack_length=5)
+  # Frames have no halves.
+  dataclasses.replace(spec, stack_length=5, modalities=("rgb",))
+
+
 def test_settings_out_of_range_are_refused():
+  with pytest.raises(ValueError, match="direction='back'"):
+    dataclasses.replace(BOTH, direction="back")
   with pytest.raises(ValueError, match="audio"):
     InputSpec(("audio",), 64, 1, 1, "loop")
   with pytest.raises(ValueError, match="stack_length"):

@@ -367,6 +367,67 @@ def test_the_listed_place_comes_before_another_copy(tmp_path):
     find_videos(tmp_path, _LISTED)
 
 
+def _frame_folders(root, *folders):
+  return _files(
+    root,
+    *(f"{f}/{kind}_00001.jpg" for f in folders for kind in ("img", "flow_x")),
+  )
+
+
+@pytest.mark.parametrize(
+  "folders",
+  [
+    ["a/1", "b/2", "a/3", "b/4"],
+    ["1", "2", "3", "4"],
+    ["train/a/1", "train/b/2", "test/a/3", "frames/UCF/b/4"],
+    ["a/1.avi", "b/2.avi", "more/3.avi", "4.avi"],
+  ],
+)
+def test_folders_of_frames_are_found_at_any_depth(tmp_path, folders):
+  _frame_folders(tmp_path, *folders, ".trash/1", "more/5")
+  _files(tmp_path, "a/4/notes.txt")
+  assert [(c.video_id, c.path) for c in find_videos(tmp_path, _LISTED)] == [
+    (folder, tmp_path / folder) for folder in folders
+  ]
+
+
+def test_a_file_in_its_place_comes_first_and_then_a_folder_there(tmp_path):
+  names = [row.name for row in _LISTED]
+  _files(tmp_path, *names)
+  _frame_folders(tmp_path, "a/1", "b/2", "a/3", "b/4")
+  assert [c.video_id for c in find_videos(tmp_path, _LISTED)] == names
+  (tmp_path / "a/1.avi").rename(tmp_path / "1.avi")
+  assert find_videos(tmp_path, _LISTED)[0].video_id == "a/1"
+  (tmp_path / "a/1").rename(tmp_path / "1")
+  with pytest.raises(AnnotationError, match=r"a/1.avi \(1.avi, 1\)"):
+    find_videos(tmp_path, _LISTED)
+
+
+def test_images_of_a_folder_of_frames_are_not_looked_through(tmp_path):
+  rows = [
+    Listed(f"{label}/img_0000{i}.jpg", split, label)
+    for i, (label, split) in enumerate(
+      [("a", "train"), ("b", "train"), ("a", "test")], 1
+    )
+  ]
+  _files(tmp_path / "v", *(row.name.partition("/")[2] for row in rows))
+  with pytest.raises(AnnotationError, match="3 videos of 3 not found"):
+    find_videos(tmp_path, rows)
+
+
+def test_folders_of_frames_of_names_without_extension(tmp_path):
+  names = ["-Rw", "x_y", "c", "d"]
+  rows = [
+    Listed(name, row.split, row.label)
+    for name, row in zip(names, _LISTED, strict=True)
+  ]
+  _files(tmp_path, "train/-Rw.mkv")
+  _frame_folders(tmp_path, "x_y", "test/c", "test/d.mp4")
+  found = find_videos(tmp_path, rows, any_extension=True)
+  ids = [clip.video_id for clip in found]
+  assert ids == ["train/-Rw.mkv", "x_y", "test/c", "test/d.mp4"]
+
+
 def test_any_extension(tmp_path):
   names = ["-Rw", "x_y", "c", "d"]
   rows = [

@@ -86,3 +86,78 @@ def test_a_single_frame_has_no_field():
 def test_the_frame_is_in_the_middle_of_its_stack():
   frames = sampling.centre_frames(np.array([0, 5]), 30, 10)
   np.testing.assert_array_equal(frames, [5, 10])
+
+
+@pytest.mark.parametrize(
+  "centre, half, step, forward, backward",
+  [
+    (5, 2, 1, [5, 6], [4, 3]),
+    (5, 5, 1, [5, 6, 7, 8, 9], [4, 3, 2, 1, 0]),
+    (24, 5, 1, [24, 25, 26, 27, 28], [23, 22, 21, 20, 19]),
+    (9, 1, 3, [9], [6]),
+    (9, 3, 3, [9, 12, 15], [6, 3, 0]),
+  ],
+)
+def test_bidirectional_stacks_leave_the_centre_both_ways(
+  centre, half, step, forward, backward
+):
+  for rule in sampling.SHORT_CLIP_RULES:
+    found = sampling.bidirectional_fields(
+      np.array([centre]), 30, half, step, rule
+    )
+    np.testing.assert_array_equal(found, [[forward], [backward]])
+
+
+@pytest.mark.parametrize(
+  "num_frames, centre, rule, forward, backward",
+  [
+    # Two frames have one field each way.
+    (2, 1, "loop", [0, 0, 0], [0, 0, 0]),
+    (2, 1, "hold", [0, 0, 0], [0, 0, 0]),
+    (2, 0, "hold", [0, 0, 0], [0, 0, 0]),
+    (6, 3, "loop", [3, 4, 0], [2, 1, 0]),
+    (6, 3, "hold", [3, 4, 4], [2, 1, 0]),
+    # No field begins at the last frame, none goes back from the first.
+    (4, 3, "loop", [0, 1, 2], [2, 1, 0]),
+    (4, 3, "hold", [2, 2, 2], [2, 1, 0]),
+    (4, 1, "loop", [1, 2, 0], [0, 2, 1]),
+    (4, 1, "hold", [1, 2, 2], [0, 0, 0]),
+  ],
+)
+def test_both_halves_of_a_short_clip_follow_the_rule(
+  num_frames, centre, rule, forward, backward
+):
+  found = sampling.bidirectional_fields(
+    np.array([centre]), num_frames, 3, short_clip=rule
+  )
+  np.testing.assert_array_equal(found, [[forward], [backward]])
+
+
+@pytest.mark.parametrize("num_frames", [4, *LENGTHS[2:]])
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("rule", sampling.SHORT_CLIP_RULES)
+def test_bidirectional_windows_span_the_frames_of_forward_ones(
+  num_frames, step, rule
+):
+  length = 6
+  available = sampling.num_starts(num_frames, length, step)
+  starts = np.arange(available)
+  centres = sampling.centre_frames(starts, num_frames, length, step)
+  forward, backward = sampling.bidirectional_fields(
+    centres, num_frames, length // 2, step, rule
+  )
+  assert forward.shape == backward.shape == (available, length // 2)
+  for fields in (forward, backward):
+    assert fields.min() >= 0 and fields.max() < num_frames - step
+  if num_frames > length * step:
+    # Field i touches frames i and i + step.
+    np.testing.assert_array_equal(backward[:, -1], starts)
+    np.testing.assert_array_equal(forward[:, -1] + step, starts + length * step)
+    assert forward[-1, -1] + step == num_frames - 1
+
+
+def test_bidirectional_fields_refuse_what_stacks_refuse():
+  with pytest.raises(ValueError, match="mirror"):
+    sampling.bidirectional_fields(np.array([0]), 4, 1, short_clip="mirror")
+  with pytest.raises(ValueError, match="3 frames have no .* spans 3 frames"):
+    sampling.bidirectional_fields(np.array([0]), 3, 1, step=3)

@@ -1,4 +1,7 @@
-"""Decoding, on small files written here."""
+"""Decoding, on small files written here, and on odd ones where they are."""
+
+import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,6 +9,14 @@ import pytest
 
 from twostream_jax.data import video
 from twostream_jax.data.video import VideoError
+
+_ODD = Path(__file__).parents[3] / "shared" / "data" / "odd_videos"
+
+
+def _odd(name):
+  if not (_ODD / name).is_file():
+    pytest.skip(f"no odd video {_ODD / name}")
+  return _ODD / name
 
 
 def _write_video(path, frames, fps=12.5, codec="MJPG"):
@@ -62,29 +73,99 @@ def test_frames_are_counted_not_believed(tmp_path):
   whole = path.read_bytes()
   cut = tmp_path / "cut.avi"
   cut.write_bytes(whole[: len(whole) // 2])
-  stated = cv2.VideoCapture(str(cut)).get(cv2.CAP_PROP_FRAME_COUNT)
   decoded = sum(1 for _ in video.read_frames(cut))
-  assert 0 < decoded < stated == 20
+  assert 0 < decoded < _stated_frames(cut) == 20
 
 
-def test_header_rotation_is_applied(tmp_path):
-  upright = _plain(255, 32, 64)
-  upright[:, :32] = 0
-  path = _write_video(tmp_path / "a.mp4", [upright] * 2, codec="mp4v")
-  # The display matrix of the track header (ISO/IEC 14496-12, 8.3.2), 16.16
-  # fixed point: the identity becomes a quarter turn clockwise.
-  one, minus = (1 << 16).to_bytes(4), (0xFFFF0000).to_bytes(4)
-  zero, w = bytes(4), (1 << 30).to_bytes(4)
-  identity = one + zero * 3 + one + zero * 3 + w
-  turn = zero + one + zero + minus + zero * 4 + w
+def _stated_frames(path):
+  return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(
+    cv2.CAP_PROP_FRAME_COUNT
+  )
+
+
+def _write_lie(path, claimed):
+  """Writes an AVI file of 5 frames whose headers claim another number."""
+  data = bytearray(
+    _write_video(path, [_plain(40 * i) for i in range(5)]).read_bytes()
+  )
+  # dwTotalFrames of the main header and dwLength of the stream's, after name
+  # and size of the chunk.
+  for chunk, offset in [(b"avih", 16), (b"strh", 32)]:
+    at = data.index(chunk) + 8 + offset
+    assert data[at : at + 4] == struct.pack("<I", 5)
+    data[at : at + 4] = struct.pack("<I", claimed)
+  path.write_bytes(data)
+  return path
+
+
+def test_a_header_that_claims_more_frames_than_there_are(tmp_path):
+  path = _write_lie(tmp_path / "a.avi", 5544)
+  assert _stated_frames(path) == 5544
+  levels = [frame.mean() for frame in video.read_frames(path)]
+  np.testing.assert_allclose(levels, [0, 40, 80, 120, 160], atol=2)
+
+
+def test_a_header_that_claims_frames_where_there_are_none(tmp_path):
+  path = _write_lie(tmp_path / "a.avi", 5544)
   data = path.read_bytes()
-  track = data.index(b"tkhd")
-  matrix = data.index(identity, track)
-  path.write_bytes(data[:matrix] + turn + data[matrix + len(turn) :])
-  frame = next(video.read_frames(path))
-  assert frame.shape == (64, 32, 3)
-  assert frame[:28].mean() < 20
-  assert frame[36:].mean() > 235
+  path.write_bytes(data[: data.index(b"movi") + 4])
+  assert _stated_frames(path) == 5544
+  with pytest.raises(VideoError, match="no frame could be decoded"):
+    next(video.read_frames(path))
+
+
+def test_odd_headers():
+  with pytest.raises(VideoError, match="no frame could be decoded"):
+    next(video.read_frames(_odd("mp4parse/invalid_userdata.mp4")))
+  corrupted = _odd("decord/test_data_corrupted.mp4")
+  n = sum(1 for _ in video.read_frames(corrupted))
+  assert 0 < n < _stated_frames(corrupted)
+
+
+# The display matrix of a track (ISO/IEC 14496-12, 8.3.2), row by row, that
+# turns its frames clockwise by so many degrees.
+_MATRIX = {
+  0: (1, 0, 0, 0, 1, 0, 0, 0, 1),
+  90: (0, 1, 0, -1, 0, 0, 0, 0, 1),
+  180: (-1, 0, 0, 0, -1, 0, 0, 0, 1),
+  270: (0, -1, 0, 1, 0, 0, 0, 0, 1),
+}
+
+
+def _display_matrix(degrees):
+  # The third column is 2.30 fixed point, the others 16.16.
+  fixed = [
+    v << (30 if i % 3 == 2 else 16) for i, v in enumerate(_MATRIX[degrees])
+  ]
+  return struct.pack(">9i", *fixed)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_frames_of_a_turned_video_come_upright(tmp_path, degrees):
+  coarse = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 3), np.uint8)
+  path = _write_video(
+    tmp_path / "a.mp4", coarse.repeat(8, 1).repeat(8, 2), codec="mp4v"
+  )
+  unturned = list(video.read_frames(path))
+  assert [frame.shape for frame in unturned] == [(32, 64, 3)] * 3
+  data = path.read_bytes()
+  matrix = data.index(_display_matrix(0), data.index(b"tkhd"))
+  turned = tmp_path / "turned.mp4"
+  turn = _display_matrix(degrees)
+  turned.write_bytes(data[:matrix] + turn + data[matrix + len(turn) :])
+  # np.rot90 turns counter-clockwise.
+  expected = [np.rot90(frame, -degrees // 90) for frame in unturned]
+  frames = list(video.read_frames(turned))
+  np.testing.assert_array_equal(frames, expected)
+  resized = next(video.read_resized(turned, 16))
+  assert resized.shape == ((16, 32, 3) if degrees == 180 else (32, 16, 3))
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_the_turned_videos_of_cameras_come_upright(degrees):
+  upright = next(video.read_frames(_odd("decord/test_data_video_0.mov")))
+  frame = next(video.read_frames(_odd(f"decord/test_data_video_{degrees}.mov")))
+  assert frame.shape == np.rot90(upright, degrees // 90).shape
 
 
 @pytest.mark.parametrize(
@@ -109,8 +190,8 @@ def test_reason_for_no_video(tmp_path, name, content, reason):
     video.read_fps(path)
 
 
-def test_a_folder_is_no_video(tmp_path):
-  with pytest.raises(VideoError, match="no such file"):
+def test_an_empty_folder_is_no_video(tmp_path):
+  with pytest.raises(VideoError, match="the folder holds no numbered images"):
     next(video.read_frames(tmp_path))
 
 

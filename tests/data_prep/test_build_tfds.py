@@ -1,5 +1,6 @@
 """The command line of data_prep/build_tfds.py."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from absl import flags
 
 from data_prep import build_tfds
 from twostream_jax.data.annotations import read_folder
-from twostream_jax.data.builder import BuildSummary, build_dataset
+from twostream_jax.data.builder import BuildSummary, Forecast, build_dataset
 from twostream_jax.data.check import (
   Rejection,
   check_clip,
@@ -201,8 +202,48 @@ def test_script_ends_without_a_traceback(tmp_path):
 
 
 def test_summary_tells_of_classes_that_can_not_be_learned():
-  summary = BuildSummary(Path("o/d/1.0.0"), {"train": 1}, (), ("wave",), 1.0, 9)
-  assert "no train clip could be used of: wave" in build_tfds.describe(summary)
+  summary = BuildSummary(
+    Path("o/d/1.0.0"), {"train": 1}, (), ("wave",), 9000.0, 61.0, 3 << 20
+  )
+  text = build_tfds.describe(summary)
+  assert "no train clip could be used of: wave" in text
+  assert "video     2 h 30 min" in text
+  assert "3.0 MiB, built in 1 min" in text
+
+
+def test_forecast_says_when_the_disk_is_too_small():
+  forecast = Forecast(8, 1000, 4000.0, 5 << 30, disk_free=6 << 30)
+  text = build_tfds.describe_forecast(forecast)
+  assert "1000 clips left, about 1 h 7 min" in text
+  assert "5.00 GiB" in text
+  assert "warning" not in text
+  full = dataclasses.replace(forecast, disk_free=5 << 30)
+  assert "only 5.00 GiB are free" in build_tfds.describe_forecast(full)
+
+
+def test_extracted_flow_needs_its_bound(videos, capsys):
+  code = build_tfds.run(
+    _flags(
+      "--dataset=folder", f"--videos={videos}", "--out=o", "--flow=extracted"
+    )
+  )
+  assert code == 1
+  assert "--flow=extracted needs --bound" in capsys.readouterr().err
+
+
+def test_beam_gives_the_same_dataset(videos, tmp_path, capsys):
+  pytest.importorskip("apache_beam", reason="an extra of the package")
+  arguments = ["--dataset=folder", f"--videos={videos}", "--short_side=32"]
+  for name in ("here", "beam"):
+    chosen = [f"--out={tmp_path / name}", "--name=tiny"]
+    if name == "beam":
+      chosen += ["--beam_runner=DirectRunner"]
+      chosen += ["--beam_option=direct_num_workers=1"]
+    assert build_tfds.run(_flags(*arguments, *chosen)) == 0
+  here, there = (tmp_path / n / "tiny" / "1.0.0" for n in ("here", "beam"))
+  assert {f.name: f.read_bytes() for f in here.iterdir()} == {
+    f.name: f.read_bytes() for f in there.iterdir()
+  }
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from twostream_jax.flow.spec import (
   flip_codes,
   from_dict,
   quantise,
+  require_equal,
   to_dict,
 )
 
@@ -98,6 +99,7 @@ def test_from_dict_names_missing_and_unknown_fields():
   [
     ({"bound": 0.0}, "bound"),
     ({"step": 0}, "step"),
+    ({"direction": "backward"}, "direction='backward'"),
     ({"encoding": "png"}, "'png'"),
     ({"channel_order": "x1 x2 y1 y2"}, "x1 x2 y1 y2"),
   ],
@@ -114,3 +116,25 @@ def test_differences_name_the_fields():
     "parameters: {'preset': 'medium'} != {'preset': 'fast'}",
     "bound: 20.0 != 15.0",
   ]
+
+
+def test_equal_specs_pass():
+  again = from_dict(json.loads(json.dumps(to_dict(_SPEC))))
+  require_equal(_SPEC, again, model="m", dataset="d")
+
+
+def test_another_spec_is_refused_with_all_that_helps():
+  other = dataclasses.replace(_SPEC, bound=15.0, direction="bidirectional")
+  with pytest.raises(FlowSpecError) as refused:
+    require_equal(
+      _SPEC, other, model="run/temporal/checkpoints/8", dataset="data/tiny"
+    )
+  lines = str(refused.value).splitlines()
+  model = next(s for s in lines if "run/temporal/checkpoints/8" in s)
+  data = next(s for s in lines if "data/tiny" in s)
+  assert from_dict(json.loads(model[model.index("{") :])) == _SPEC
+  assert from_dict(json.loads(data[data.index("{") :])) == other
+  assert "  bound: 20.0 != 15.0" in lines
+  assert "  direction: 'forward' != 'bidirectional'" in lines
+  assert not any(line.startswith("  quality") for line in lines)
+  assert "train anew" in lines[-1] and "build_tfds" in lines[-1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from twostream_jax.flow import tvl1 as module
+from twostream_jax.flow.opencv import dis, farneback
 from twostream_jax.flow.tvl1 import FAST, tvl1
 
 SMALL = {"nscales": 3, "warps": 3, "iterations": 20}
@@ -164,6 +165,47 @@ def test_sampling_is_bilinear():
   between = image[2:4, 1:3, 0].mean(axis=1) @ [0.75, 0.25]
   expected = [image[0, 0, 0], between, image[4, 5, 0], image[4, 0, 0]]
   np.testing.assert_allclose(got[0], expected, rtol=1e-5)
+
+
+def energy(flow, first, second, lambda_=0.3):
+  """The energy of Zach et al. 2007, eq. 6, in NumPy, for images of 0..255."""
+  h, w = first.shape
+  smoothness = 0.0
+  for component in np.moveaxis(flow.astype(np.float64), -1, 0):
+    across = np.diff(component, axis=1, append=component[:, -1:])
+    down = np.diff(component, axis=0, append=component[-1:])
+    smoothness += np.hypot(across, down).sum()
+  rows, columns = np.mgrid[:h, :w]
+  x, y = columns + flow[..., 0], rows + flow[..., 1]
+  inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
+  left = np.clip(np.floor(x).astype(int), 0, w - 2)
+  top = np.clip(np.floor(y).astype(int), 0, h - 2)
+  part_x, part_y = x - left, y - top
+  warped = (1 - part_y) * (
+    (1 - part_x) * second[top, left] + part_x * second[top, left + 1]
+  ) + part_y * (
+    (1 - part_x) * second[top + 1, left] + part_x * second[top + 1, left + 1]
+  )
+  data = np.abs(warped - first)[inside].sum()
+  return smoothness + lambda_ * data
+
+
+@pytest.mark.parametrize("preset", [{}, FAST])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_energy_is_lower_than_that_of_other_flows(preset, seed):
+  rng = np.random.default_rng(seed)
+  second = texture(seed, 96, 128, margin=0)
+  coarse = rng.uniform(-3, 3, (2, 5, 6)).astype(np.float32)
+  x, y = (cv2.resize(c, (128, 96), None, 0, 0, cv2.INTER_CUBIC) for c in coarse)
+  rows, columns = np.mgrid[:96, :128].astype(np.float32)
+  first = cv2.remap(second, columns + x, rows + y, cv2.INTER_LANCZOS4)
+  first, second = (np.clip(m, 0, 255).astype(np.uint8) for m in (first, second))
+  images = first.astype(np.float64), second.astype(np.float64)
+  flow = np.asarray(tvl1(first, second, **preset))
+  ours = energy(flow, *images)
+  assert ours < 0.2 * energy(np.zeros_like(flow), *images)
+  for other in (dis(first, second), farneback(first, second)):
+    assert ours < energy(other, *images)
 
 
 @pytest.mark.skipif(

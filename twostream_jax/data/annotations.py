@@ -21,6 +21,7 @@ from twostream_jax.data.clips import (
   examples,
   existing_folder,
 )
+from twostream_jax.data.frames import is_frame_folder, without_video_extension
 
 
 def read_folder(
@@ -28,11 +29,12 @@ def read_folder(
 ) -> list[Clip]:
   """Lists the clips of a folder with one folder a class.
 
-  Every file below a class folder counts as a clip, hidden ones excepted. Where
-  the top folders are called train, validation and test and hold folders, they
-  are the splits. Otherwise each class is split on its own: the draw depends on
-  the seed, the class and its files, not on other classes. A class of one clip
-  goes to train, with a warning.
+  Every file below a class folder counts as a clip, hidden ones excepted, and
+  every folder of frames (see `frames`) as one clip, with all that is in it.
+  Where the top folders are called train, validation and test and hold folders,
+  they are the splits. Otherwise each class is split on its own: the draw
+  depends on the seed, the class and its files, not on other classes. A class of
+  one clip goes to train, with a warning.
 
   Args:
     videos: the folder.
@@ -84,7 +86,9 @@ def read_csv(
   Args:
     videos: the folder that paths are relative to.
     train: UTF-8 file (a byte-order mark and CRLF are fine) with a header row
-      and the columns path, label and, if known, group. Others are ignored.
+      and the columns path, label and, if known, group. Others are ignored. A
+      path is that of a file or of a folder of frames (see `frames`); where
+      neither is there, v.avi stands for the folder of frames v.
     test: likewise.
     validation: likewise, optional.
     allow_missing: whether files that are not there are no error; their clips
@@ -120,7 +124,7 @@ def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
     if not video or not label or len(label.splitlines()) > 1:
       unlabelled.append(f"line {line}")
       continue
-    video_id = Path(os.path.relpath(videos / video, videos)).as_posix()
+    video_id = _video_id(videos, video)
     group = (row.get("group") or "").strip()
     clips.append(Clip(video_id, videos / video_id, split, label, group))
   if unlabelled:
@@ -133,6 +137,14 @@ def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
       f"{path} lists no video; the {split} split needs some"
     )
   return clips
+
+
+def _video_id(videos: Path, listed: str) -> str:
+  path = Path(videos, listed)
+  if not path.exists():
+    folder = path.with_name(without_video_extension(path.name))
+    path = folder if is_frame_folder(folder) else path
+  return Path(os.path.relpath(path, videos)).as_posix()
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -174,20 +186,28 @@ def _are_splits(folders: Sequence[Path]) -> bool:
 
 
 def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
-  """One clip for each file below each folder of `parent`."""
+  """One clip for each file or folder of frames below each class's folder."""
   for folder in _visible(parent, folders=True):
-    files = list(_files_below(folder))
-    if not files:
+    if is_frame_folder(folder):
+      raise AnnotationError(
+        f"{folder} is the folder of a class and holds numbered images. Frames"
+        f" need a folder for each clip: {folder}/<clip>/img_00001.jpg ..."
+      )
+    paths = list(_paths_below(folder))
+    if not paths:
       warnings.warn(f"no files in {folder}: no such class", stacklevel=4)
-    for file in files:
-      video_id = file.relative_to(videos).as_posix()
-      yield Clip(video_id, file, split, folder.name, "")
+    for path in paths:
+      video_id = path.relative_to(videos).as_posix()
+      yield Clip(video_id, path, split, folder.name, "")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _paths_below(folder: Path) -> Iterator[Path]:
   yield from _visible(folder, folders=False)
   for child in _visible(folder, folders=True):
-    yield from _files_below(child)
+    if is_frame_folder(child):
+      yield child
+    else:
+      yield from _paths_below(child)
 
 
 def _split_by_class(

@@ -9,17 +9,19 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from twostream_jax.data.clips import Clip
+from twostream_jax.data.clips import Clip, clip_exists
 from twostream_jax.data.video import (
   VideoError,
   read_resized,
   silence_decoders,
   target_size,
 )
-from twostream_jax.data.workers import WorkerCrash, map_in_processes
+from twostream_jax.data.workers import Lost, map_in_processes
 
 FILE_NOT_FOUND = "file not found"
 CRASHED = "the decoder crashed"
+# Seconds. As long as a clip of 1 GiB may take with slow flow on one core.
+TIME_LIMIT = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,13 @@ def rejection_entry(clip: Clip, rejection: Rejection) -> dict[str, Any]:
   }
 
 
+def lost_rejection(lost: Lost, time_limit: float) -> Rejection:
+  """Returns why a clip can't be used that was lost in a worker process."""
+  if lost.reason == "crashed":
+    return Rejection(CRASHED)
+  return Rejection(f"not done in {time_limit:g} s, the time limit of a clip")
+
+
 def start_worker() -> None:
   """Prepares a process for decoding: silent, and with one thread."""
   silence_decoders()
@@ -61,7 +70,7 @@ def check_clip(
     Why a build would reject it, or None. Flow and the limit on the size of a
     record play no part.
   """
-  if not clip.path.is_file():
+  if not clip_exists(clip):
     return Rejection(FILE_NOT_FOUND)
   try:
     n = sum(1 for _ in read_resized(clip.path, short_side))
@@ -78,6 +87,7 @@ def check_clips_decode(
   short_side: int,
   min_frames: int,
   num_workers: int | None = None,
+  time_limit: float = TIME_LIMIT,
   progress: bool = True,
   process: Callable[[Clip, int, int], Rejection | None] = check_clip,
 ) -> list[Rejection | None]:
@@ -88,6 +98,7 @@ def check_clips_decode(
     short_side: to resize frames to, in pixels, a multiple of 8.
     min_frames: that a clip needs: the step of the flow and one.
     num_workers: processes; None: one for each CPU.
+    time_limit: seconds that a clip may take before it is rejected.
     progress: whether to draw a progress bar on stderr.
     process: what is done to a clip, at the top level of a module.
 
@@ -103,14 +114,20 @@ def check_clips_decode(
     raise ValueError(f"at least one worker is needed: {num_workers}")
   workers = min(num_workers or os.cpu_count() or 1, len(clips))
   work = _Work(process, short_side, min_frames)
+  found = {}
   with contextlib.closing(
-    map_in_processes(work, clips, workers, start_worker)
+    map_in_processes(
+      work, enumerate(clips), workers, start_worker, time_limit=time_limit
+    )
   ) as results:
     bar = tqdm(results, "check", len(clips), unit="clip", disable=not progress)
-    return [
-      Rejection(CRASHED) if isinstance(result, WorkerCrash) else result
-      for result in bar
-    ]
+    for (index, _), result in bar:
+      found[index] = (
+        lost_rejection(result, time_limit)
+        if isinstance(result, Lost)
+        else result
+      )
+  return [found[index] for index in range(len(clips))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,5 +138,6 @@ class _Work:
   short_side: int
   min_frames: int
 
-  def __call__(self, clip: Clip) -> Rejection | None:
+  def __call__(self, item: tuple[int, Clip]) -> Rejection | None:
+    _, clip = item
     return self.process(clip, self.short_side, self.min_frames)

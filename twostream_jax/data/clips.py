@@ -21,11 +21,11 @@ class AnnotationError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A labelled video file.
+  """A labelled video: a file, or a folder of its frames (see `frames`).
 
   Attributes:
     video_id: path relative to the folder of videos, with '/', extension kept.
-    path: the file.
+    path: the file or the folder.
     split: 'train', 'validation' or 'test'.
     label: name of the class; a tuple of names in a set where a clip has any
       number of classes.
@@ -48,6 +48,19 @@ def class_names(clips: Iterable[Clip]) -> list[str]:
 def labels_of(clip: Clip) -> tuple[str, ...]:
   """Returns the names of a clip's classes, one or any number."""
   return clip.label if isinstance(clip.label, tuple) else (clip.label,)
+
+
+def clip_exists(clip: Clip) -> bool:
+  """Whether the clip's file or folder of frames is there."""
+  return clip.path.exists()
+
+
+def input_bytes(clip: Clip) -> int:
+  """Returns the bytes of a clip's file, or of its folder's; 0 where missing."""
+  if not clip.path.is_dir():
+    return clip.path.stat().st_size if clip.path.exists() else 0
+  with os.scandir(clip.path) as entries:
+    return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
 def is_multi_label(clips: Iterable[Clip]) -> bool:
@@ -80,7 +93,7 @@ def check_files(
   """
   found, missing = [], []
   for clip in clips:
-    (found if clip.path.is_file() else missing).append(clip)
+    (found if clip_exists(clip) else missing).append(clip)
   if allow_missing:
     splits = {clip.split for clip in found}
     missing = [clip for clip in missing if clip.split not in splits]

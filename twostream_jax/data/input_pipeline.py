@@ -7,6 +7,7 @@ on where training was interrupted.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ class InputSpec:
     stack_length: flow fields a stack, l; not used without flow.
     flow_step: frames a field spans, from the dataset's FlowSpec.
     short_clip: "loop" or "hold", see `sampling.stack_fields`.
+    direction: of the stacks, from the dataset's FlowSpec: "forward", or
+      "bidirectional" with l / 2 forward fields and then l / 2 backward ones,
+      see `sampling.bidirectional_fields`; l must then be even.
   """
 
   modalities: tuple[str, ...]
@@ -36,6 +40,7 @@ class InputSpec:
   stack_length: int
   flow_step: int
   short_clip: str
+  direction: str = "forward"
 
   def __post_init__(self):
     unknown = set(self.modalities) - set(MODALITIES)
@@ -48,6 +53,16 @@ class InputSpec:
     if self.short_clip not in sampling.SHORT_CLIP_RULES:
       raise ValueError(
         f"short_clip={self.short_clip!r} is not in {sampling.SHORT_CLIP_RULES}"
+      )
+    if self.direction not in flow_spec.DIRECTIONS:
+      raise ValueError(
+        f"direction={self.direction!r} is not in {flow_spec.DIRECTIONS}"
+      )
+    halved = "flow" in self.modalities and self.direction == "bidirectional"
+    if halved and self.stack_length % 2:
+      raise ValueError(
+        f"input.stack_length={self.stack_length} must be even: the dataset's"
+        " flow is bidirectional, and half of a stack goes each way"
       )
 
   def num_starts(self, num_frames: int) -> int:
@@ -73,6 +88,9 @@ def load_views(
   Returns:
     "rgb": uint8 [v t h w 3] and "flow": uint8 [v t h w 2l], interleaved
     x1 y1 x2 y2 ..., as far as `spec.modalities` names them.
+
+  Raises:
+    ValueError: the video has no flow field, or an image can't be decoded.
   """
   num_frames = int(record["num_frames"])
   loaded = {}
@@ -86,17 +104,34 @@ def load_views(
       [_see_frames(images, view, spec) for view in views]
     )
   if "flow" in spec.modalities:
-    fields = sampling.stack_fields(
-      starts, num_frames, stack_length, spec.flow_step, spec.short_clip
-    )
+    stacks = _stored_fields(starts, num_frames, spec)
     # Windows overlap: a field is decoded once however many stacks show it.
     codes = {
-      i: dataset.decode_flow_codes(record["flow"][i]) for i in np.unique(fields)
+      (name, i): dataset.decode_flow_codes(record[name][i])
+      for name, i in set(itertools.chain.from_iterable(stacks))
     }
     loaded["flow"] = np.stack(
-      [_see_stacks(codes, fields, view, spec) for view in views]
+      [_see_stacks(codes, stacks, view, spec) for view in views]
     )
   return loaded
+
+
+def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
+  """For each stack where its l fields are: name in the record, and index."""
+  length, step = spec.stack_length, spec.flow_step
+  if spec.direction == "forward":
+    fields = sampling.stack_fields(
+      starts, num_frames, length, step, spec.short_clip
+    )
+    return [[("flow", i) for i in row] for row in fields.tolist()]
+  centres = sampling.centre_frames(starts, num_frames, length, step)
+  forward, backward = sampling.bidirectional_fields(
+    centres, num_frames, length // 2, step, spec.short_clip
+  )
+  return [
+    [("flow", i) for i in onward] + [("flow_backward", i) for i in back]
+    for onward, back in zip(forward.tolist(), backward.tolist(), strict=True)
+  ]
 
 
 def _see_frames(images, view, spec) -> np.ndarray:
@@ -105,13 +140,13 @@ def _see_frames(images, view, spec) -> np.ndarray:
   return seen[..., ::-1, :] if view.flip else seen
 
 
-def _see_stacks(codes, fields, view, spec) -> np.ndarray:
+def _see_stacks(codes, stacks, view, spec) -> np.ndarray:
   """Stacks of one view, uint8 [t h w 2l]."""
-  seen = {i: _see(field, view, spec) for i, field in codes.items()}
-  stacks = np.stack(
-    [np.concatenate([seen[i] for i in row], axis=-1) for row in fields]
+  seen = {key: _see(field, view, spec) for key, field in codes.items()}
+  channels = np.stack(
+    [np.concatenate([seen[key] for key in stack], axis=-1) for stack in stacks]
   )
-  return flow_spec.flip_codes(stacks) if view.flip else stacks
+  return flow_spec.flip_codes(channels) if view.flip else channels
 
 
 def _see(image, view, spec) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The datasets that can be built by name, and where their files are.
 
-Files are found by their names, wherever they lie below the folder of videos:
-flat, in class folders, in split folders.
+Files and folders of frames are found by their names, wherever they lie below
+the folder of videos: flat, in class folders, in split folders.
 """
 
 import os
@@ -19,6 +19,7 @@ from twostream_jax.data.clips import (
   examples,
   existing_folder,
 )
+from twostream_jax.data.frames import hold_frames, without_video_extension
 
 
 def read_ucf101(
@@ -114,10 +115,11 @@ def find_videos(
   allow_missing: bool = False,
   any_extension: bool = False,
 ) -> list[Clip]:
-  """Finds the files of listed videos below a folder and checks the clips.
+  """Finds listed videos below a folder and checks the clips.
 
-  A file that is there under its listed name is taken, otherwise the one with
-  the last part of that name, at any depth.
+  A file that is there under its listed name is taken (a/v.avi), otherwise the
+  folder of frames in that place (a/v, see `frames`), otherwise the one file or
+  folder with the last part of that name (v.avi, v), at any depth.
 
   Args:
     videos: the folder.
@@ -132,24 +134,24 @@ def find_videos(
 
   Raises:
     AnnotationError: the list can't make a dataset, videos are missing, or
-      several files have the name of one.
+      several files or folders have the name of one.
   """
   folder = existing_folder(videos)
-  index = _index(folder, any_extension)
+  files, folders = _index(folder, any_extension)
   clips, several = [], []
   for row in listed:
-    found = index.get(row.name.rpartition("/")[2], [])
-    if len(found) > 1 and row.name not in found:
+    found = _matches(row.name, files, folders)
+    if len(found) > 1:
       several.append(f"{row.name} ({', '.join(found)})")
-    exact = row.name in found or not found
-    video_id = row.name if exact else found[0]
+    video_id = found[0] if found else row.name
     clips.append(
       Clip(video_id, folder / video_id, row.split, row.label, row.group)
     )
   if several:
     raise AnnotationError(
-      f"{counted(several, 'video')} with more than one file below {folder}:"
-      f" {examples(several)}. Keep one of each, or pass the folder of one copy."
+      f"{counted(several, 'video')} with more than one file or folder of frames"
+      f" below {folder}: {examples(several)}. Keep one of each, or pass the"
+      " folder of one copy."
     )
   check_clips(clips)
   check_files(
@@ -162,14 +164,37 @@ def find_videos(
   return clips
 
 
-def _index(folder: Path, any_extension: bool) -> dict[str, list[str]]:
-  """File names, or stems, to paths relative to the folder; hidden excepted."""
-  index = {}
-  for parent, folders, files in os.walk(folder, followlinks=True):
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
+def _index(
+  folder: Path, any_extension: bool
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+  """Names of files and of folders of frames to paths relative to the folder.
+
+  Files by name or stem, folders without a video's extension; hidden excepted.
+  """
+  files, folders = {}, {}
+  for parent, children, names in os.walk(folder, followlinks=True):
+    children[:] = sorted(name for name in children if not name.startswith("."))
     base = Path(os.path.relpath(parent, folder))
-    for name in sorted(files):
+    if parent != os.fspath(folder) and hold_frames(names):
+      key = without_video_extension(base.name)
+      folders.setdefault(key, []).append(base.as_posix())
+      continue
+    for name in sorted(names):
       if not name.startswith("."):
         key = Path(name).stem if any_extension else name
-        index.setdefault(key, []).append((base / name).as_posix())
-  return index
+        files.setdefault(key, []).append((base / name).as_posix())
+  return files, folders
+
+
+def _matches(
+  name: str, files: dict[str, list[str]], folders: dict[str, list[str]]
+) -> list[str]:
+  """What a listed name can mean; only the best where one is in its place."""
+  frames = without_video_extension(name)
+  found = files.get(_last(name), []) + folders.get(_last(frames), [])
+  there = [path for path in (name, frames) if path in found]
+  return there[:1] or found
+
+
+def _last(name: str) -> str:
+  return name.rpartition("/")[2]

@@ -4,7 +4,9 @@ A *window* is what one look at a video needs: for flow, a stack of consecutive
 fields (Simonyan & Zisserman 2014, §3.1); for RGB, one frame. It is named by its
 start. Field i is the motion from frame i to frame i + step, so that a stack of
 l fields from start s takes fields s, s + step, ..., s + (l - 1) step, and the
-motion runs on without a gap or an overlap.
+motion runs on without a gap or an overlap. A bidirectional stack spans the same
+frames, s to s + l step, but its motion runs from the frame in the middle to
+either end; backward field i is the motion from frame i + step to frame i.
 """
 
 import numpy as np
@@ -79,6 +81,51 @@ def stack_fields(
   Raises:
     ValueError: the rule is not known or the video has no field.
   """
+  fields = starts[:, None] + step * np.arange(stack_length)
+  return _within(fields, num_frames, step, short_clip)
+
+
+def bidirectional_fields(
+  centres: np.ndarray,
+  num_frames: int,
+  half_length: int,
+  step: int = 1,
+  short_clip: str = "loop",
+) -> tuple[np.ndarray, np.ndarray]:
+  """Flow fields of the bidirectional stacks around `centres`.
+
+  Simonyan & Zisserman 2014, §3.1, "Bi-directional optical flow": with centre c,
+  forward fields c, c + step, ... take the motion on from frame c, and backward
+  fields c - step, c - 2 step, ... take it back from frame c.
+
+  Args:
+    centres: frames in the middle of the stacks, int [t], in 0..num_frames - 1.
+    num_frames: frames of the video, at least step + 1.
+    half_length: fields in each direction, l / 2.
+    step: frames a field spans.
+    short_clip: what follows in either half after the video's last field in that
+      direction: "loop" begins again at the other end, "hold" repeats it.
+
+  Returns:
+    Forward and backward fields, both int [t l/2], in 0..num_frames - step - 1.
+
+  Raises:
+    ValueError: the rule is not known or the video has no field.
+  """
+  offsets = step * np.arange(half_length)
+  forward = centres[:, None] + offsets
+  backward = centres[:, None] - step - offsets
+  return (
+    _within(forward, num_frames, step, short_clip),
+    _within(backward, num_frames, step, short_clip),
+  )
+
+
+def _within(fields, num_frames, step, short_clip) -> np.ndarray:
+  """Brings `fields` in the range of the video's, by the rule for short clips.
+
+  Backward fields run down to 0, forward fields up: either rule serves both.
+  """
   if short_clip not in SHORT_CLIP_RULES:
     raise ValueError(f"short_clip={short_clip!r} is not in {SHORT_CLIP_RULES}")
   num_fields = num_frames - step
@@ -86,10 +133,9 @@ def stack_fields(
     raise ValueError(
       f"{num_frames} frames have no flow field that spans {step} frames"
     )
-  fields = starts[:, None] + step * np.arange(stack_length)
   if short_clip == "loop":
     return fields % num_fields
-  return np.minimum(fields, num_fields - 1)
+  return np.clip(fields, 0, num_fields - 1)
 
 
 def centre_frames(

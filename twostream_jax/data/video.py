@@ -1,7 +1,8 @@
-"""Video files to RGB frames.
+"""Videos, as files or as folders of extracted frames, to RGB frames and flow.
 
 Containers lie: their frame counts and frame rates are often wrong or absent,
 and a file that opens may hold no frame that decodes. Only decoded frames count.
+What a folder of frames is: `frames`.
 """
 
 import os
@@ -11,8 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# For files whose header states no frame rate. It is only reported, never used
-# to pick frames, so its value does not change what is learned.
+from twostream_jax.data.frames import VideoError, flow_files, frame_files
+from twostream_jax.flow.spec import FlowSpec, dequantise
+
+# For folders of frames and files whose header states no frame rate. It is only
+# reported, never used to pick frames, so its value does not change what is
+# learned.
 DEFAULT_FPS = 25.0
 _LARGEST_FPS = 1000.0
 _LARGEST_SIDE = 4096
@@ -20,18 +25,6 @@ _LARGEST_SIDE = 4096
 _BLOCK = 8
 # FFmpeg draws .txt and .nfo files as films of a text terminal.
 _TEXT = cv2.VideoWriter.fourcc(*"ansi")
-
-
-class VideoError(Exception):
-  """A video file can't be used.
-
-  Attributes:
-    reason: why, in a few words, without the file's name.
-  """
-
-  def __init__(self, reason: str):
-    super().__init__(reason)
-    self.reason = reason
 
 
 def silence_decoders() -> None:
@@ -47,11 +40,14 @@ def read_fps(path: str | os.PathLike) -> float:
   """Returns the frame rate that the header states, in frames per second.
 
   `DEFAULT_FPS` where the header states none, or nothing that can be true (not a
-  number, not positive, above 1000).
+  number, not positive, above 1000), and for a folder of frames.
 
   Raises:
-    VideoError: the file can't be opened as a video.
+    VideoError: the file can't be opened as a video, or `frame_files` fails.
   """
+  if Path(path).is_dir():
+    frame_files(path)
+    return DEFAULT_FPS
   capture = _open(path)
   try:
     fps = capture.get(cv2.CAP_PROP_FPS)
@@ -61,18 +57,24 @@ def read_fps(path: str | os.PathLike) -> float:
 
 
 def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
-  """Decodes a video, one frame at a time.
+  """Decodes a video, a file or a folder of frames, one frame at a time.
 
   Frames come upright: a rotation in the header is applied. A file that breaks
   off gives the frames before the break. The header's count plays no part.
 
   Yields:
-    RGB uint8 [h, w, 3].
+    RGB uint8 [h, w, 3]; the frames of a folder may differ in size.
 
   Raises:
     VideoError: at the first frame: the file is missing, is no video, or no
-      frame decodes.
+      frame decodes; `frame_files` fails. Later: an image of a folder can't be
+      decoded.
   """
+  if Path(path).is_dir():
+    for file in frame_files(path):
+      image = _read_image(file, cv2.IMREAD_COLOR)
+      yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return
   capture = _open(path)
   try:
     found, frame = capture.read()
@@ -97,7 +99,7 @@ def read_resized(
     RGB uint8 [h, w, 3].
 
   Raises:
-    VideoError: no frame decodes, or the resized long side exceeds 4096 pixels.
+    VideoError: as `read_frames`; the resized long side exceeds 4096 pixels.
     ValueError: `short_side` is not a positive multiple of 8.
   """
   size = None
@@ -110,6 +112,65 @@ def read_resized(
           f" {size[1]}x{size[0]}, above {_LARGEST_SIDE} a side"
         )
     yield resize(frame, *size)
+
+
+def read_extracted_flow(
+  path: str | os.PathLike,
+  spec: FlowSpec,
+  num_frames: int,
+  size: tuple[int, int],
+) -> Iterator[np.ndarray]:
+  """Reads forward flow that another program stored beside a clip's frames.
+
+  The names are those of `frames.flow_files`, in the folder of the frames; flow
+  in other folders is not looked for. Codes are taken as round(255 (f + B) / 2B)
+  with the bound B of `spec`, as denseflow and dense_flow (of TSN, Wang et al.
+  2016) write them. A field of another size is resized, and its components
+  multiplied by the ratios of the widths and of the heights.
+
+  The number of fields tells which program wrote them. t - step for t frames:
+  field i leads from frame i to frame i + step (denseflow). t: field i leads
+  from frame i - 1 to frame i (dense_flow, which stores no first frame; its step
+  is that between the frames it stores). The first one leads from a frame that
+  is not there and is left out.
+
+  Args:
+    path: folder of frames.
+    spec: its bound, in pixels of the stored images, and step are used.
+    num_frames: t, of the folder.
+    size: (height, width) of the fields to return.
+
+  Yields:
+    num_frames - step fields [height, width, 2], float32: x (to the right) and y
+    (down), in pixels of `size`.
+
+  Raises:
+    VideoError: at the first field: the clip is a file, `flow_files` fails, or
+      the number of fields is another. Later: an image can't be decoded, or the
+      components of a field differ in size.
+  """
+  if not Path(path).is_dir():
+    raise VideoError("extracted flow needs a folder of frames, not a file")
+  xs, ys = flow_files(path, spec.step)
+  first = _first_field(len(xs), num_frames, spec.step)
+  for x_file, y_file in zip(xs[first:], ys[first:], strict=True):
+    field = dequantise(_read_codes(x_file, y_file), spec.bound)
+    height, width = field.shape[:2]
+    ratios = np.float32([size[1] / width, size[0] / height])
+    yield resize(field, *size) * ratios
+
+
+def _first_field(num_fields: int, num_frames: int, step: int) -> int:
+  """Index of the first field to use, in the layout that the numbers show."""
+  if num_fields == num_frames - step:
+    return 0
+  if num_fields == num_frames and step == 1:
+    return 1
+  also = f" or {num_frames}" if step == 1 else ""
+  raise VideoError(
+    f"{num_fields} fields of extracted flow for {num_frames} frames, not"
+    f" {num_frames - step}{also} (step {step})"
+  )
 
 
 def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -141,6 +202,27 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
   shrinks = height * width < image.shape[0] * image.shape[1]
   method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
   return cv2.resize(image, (width, height), interpolation=method)
+
+
+def _read_codes(x_file: Path, y_file: Path) -> np.ndarray:
+  """Both components of a field as uint8 [h, w, 2]."""
+  x = _read_image(x_file, cv2.IMREAD_GRAYSCALE)
+  y = _read_image(y_file, cv2.IMREAD_GRAYSCALE)
+  if x.shape != y.shape:
+    raise VideoError(f"{x_file.name} and {y_file.name} differ in size")
+  return np.stack([x, y], axis=-1)
+
+
+def _read_image(path: Path, flags: int) -> np.ndarray:
+  data = path.read_bytes()
+  # Of a JPEG file without an end OpenCV makes up the rest.
+  whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data
+  image = None
+  if data and whole:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  if image is None:
+    raise VideoError(f"{path.name} can't be decoded")
+  return image
 
 
 def _open(path: str | os.PathLike) -> cv2.VideoCapture:

@@ -1,18 +1,30 @@
-"""A map over processes that outlives their crashes."""
+"""A map over processes that outlives their crashes and their hangs."""
 
-import collections
+import dataclasses
+import math
+import multiprocessing
 import os
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
+_NO_MORE = object()
 
-class WorkerCrash:
-  """Stands for the result of an item that ended the process it was in."""
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+  """Stands for the result of an item that was never finished.
+
+  Attributes:
+    reason: "crashed": the item ended the process it was in. "timed out": it
+      took longer than it may, and its process was ended.
+  """
+
+  reason: str
 
 
 def map_in_processes(
@@ -20,12 +32,14 @@ def map_in_processes(
   items: Iterable[Any],
   num_workers: int,
   start: Callable[[], None],
-) -> Iterator[Any]:
-  """Applies `work` to each item, in processes, and yields results in order.
+  *,
+  time_limit: float | None = None,
+) -> Iterator[tuple[Any, Any]]:
+  """Applies `work` to each item, in processes.
 
-  At most two items a worker are in flight, so that memory stays flat. When a
-  process dies, each item in flight is tried again, alone in a new process: only
-  the item that is to blame gives a `WorkerCrash`.
+  A process has one item at a time, so that memory stays flat, and so that only
+  the item that is to blame is lost when a process dies; another process takes
+  its place. The next item is taken when a process is free for it.
 
   Processes start by `spawn`: no lock or thread of the caller is copied, but its
   main module is imported again.
@@ -35,99 +49,132 @@ def map_in_processes(
     items: can be pickled.
     num_workers: processes.
     start: called once in each process, before any work; can be pickled.
+    time_limit: seconds that an item may take; None: any time.
 
   Yields:
-    The result for each item, or `WorkerCrash()`.
+    (item, what `work` returned or a `Lost`), in the order they are done.
 
   Raises:
     RuntimeError: processes can't start.
     Exception: what `work` raises.
   """
   items = iter(items)
-  pending = collections.deque()
-  pool = _start_pool(num_workers, start)
+  limit = math.inf if time_limit is None else time_limit
+  workers = [_Worker(work, start) for _ in range(num_workers)]
   try:
+    idle, busy = [], {}
+    for worker in workers:
+      worker.wait_until_ready()
+      idle.append(worker)
     while True:
-      _fill(pending, 2 * num_workers, pool, work, items)
-      if not pending:
+      while idle and (item := next(items, _NO_MORE)) is not _NO_MORE:
+        worker = idle.pop()
+        worker.send(item)
+        busy[worker] = (item, time.monotonic() + limit)
+      if not busy:
         return
-      if _crashed(pending[0][1]):
-        # Any of the items in flight may be the one that ended its process.
-        pool.shutdown()
-        pending = collections.deque(
-          (i, _retry(work, i, start) if _crashed(f) else f) for i, f in pending
-        )
-        pool = _start_pool(num_workers, start)
-      yield pending.popleft()[1].result()
+      _wait_for_any(busy)
+      for worker, (item, deadline) in list(busy.items()):
+        result = worker.poll(overdue=time.monotonic() >= deadline)
+        if result is not None:
+          del busy[worker]
+          idle.append(worker)
+          yield item, result[0]
   finally:
-    pool.shutdown(cancel_futures=True)
+    for worker in workers:
+      worker.close()
 
 
-def _fill(
-  pending: collections.deque,
-  limit: int,
-  pool: ProcessPoolExecutor,
+def _wait_for_any(busy: dict["_Worker", tuple[Any, float]]) -> None:
+  """Returns when a worker has something to say, or is overdue."""
+  first = min(deadline for _, deadline in busy.values())
+  left = None if first == math.inf else max(0.0, first - time.monotonic())
+  wait([worker.connection for worker in busy], left)
+
+
+class _Worker:
+  """A process that does one item after another, replaced where it ends."""
+
+  def __init__(self, work: Callable[[Any], Any], start: Callable[[], None]):
+    self._arguments = (work, start)
+    self._begin()
+
+  def _begin(self) -> None:
+    context = multiprocessing.get_context("spawn")
+    self.connection, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_serve, args=(theirs, *self._arguments), daemon=True
+    )
+    self._process.start()
+    # Ours only: when the process ends, nobody holds its end any more.
+    theirs.close()
+
+  def wait_until_ready(self) -> None:
+    try:
+      self.connection.recv()
+    except EOFError as error:
+      # Otherwise a process that can't start would look like a bad item.
+      raise RuntimeError(
+        "worker processes can't start. They import the main module again: a"
+        " script must do its work under `if __name__ == '__main__':`, and can't"
+        " be read from standard input."
+      ) from error
+
+  def send(self, item: Any) -> None:
+    try:
+      self.connection.send(item)
+    except BrokenPipeError:
+      # It ended while it had nothing to do: this item is not to blame.
+      self._replace("crashed")
+      self.connection.send(item)
+
+  def poll(self, *, overdue: bool) -> tuple[Any] | None:
+    """Returns (result,) if the item is done or lost, otherwise None."""
+    if self.connection.poll():
+      try:
+        value, error = self.connection.recv()
+      except (EOFError, ConnectionResetError):
+        return self._replace("crashed")
+      if error is not None:
+        raise error
+      return (value,)
+    return self._replace("timed out") if overdue else None
+
+  def _replace(self, reason: str) -> tuple[Lost]:
+    self.close()
+    self._begin()
+    self.wait_until_ready()
+    return (Lost(reason),)
+
+  def close(self) -> None:
+    # It may be in the middle of an item that nobody waits for.
+    self._process.kill()
+    self._process.join()
+    self.connection.close()
+
+
+def _serve(
+  connection: Connection,
   work: Callable[[Any], Any],
-  items: Iterator[Any],
+  start: Callable[[], None],
 ) -> None:
-  while len(pending) < limit:
-    try:
-      item = next(items)
-    except StopIteration:
-      return
-    try:
-      future = pool.submit(work, item)
-    except BrokenProcessPool as error:
-      future = Future()
-      future.set_exception(error)
-    pending.append((item, future))
-
-
-def _crashed(future: Future) -> bool:
-  return isinstance(future.exception(), BrokenProcessPool)
-
-
-def _retry(
-  work: Callable[[Any], Any], item: Any, start: Callable[[], None]
-) -> Future:
-  with _start_pool(1, start) as pool:
-    future = pool.submit(work, item)
-    if not _crashed(future):
-      return future
-  future = Future()
-  future.set_result(WorkerCrash())
-  return future
-
-
-def _start_pool(
-  num_workers: int, start: Callable[[], None]
-) -> ProcessPoolExecutor:
-  pool = ProcessPoolExecutor(
-    num_workers,
-    mp_context=get_context("spawn"),
-    initializer=_start_worker,
-    initargs=(start,),
-  )
-  try:
-    # Otherwise a process that can't start would look like a bad item.
-    pool.submit(os.getpid).result()
-  except BrokenProcessPool as error:
-    raise RuntimeError(
-      "worker processes can't start. They import the main module again: a"
-      " script must do its work under `if __name__ == '__main__':`, and can't"
-      " be read from standard input."
-    ) from error
-  return pool
-
-
-def _start_worker(start: Callable[[], None]) -> None:
+  """Runs in the process: answers each item with (result, error)."""
   # Ctrl-C ends workers without a word; the main process reports.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   threading.Thread(target=_exit_with_parent, daemon=True).start()
   start()
+  connection.send(None)
+  while True:
+    item = connection.recv()
+    try:
+      answer = (work(item), None)
+    except Exception as error:
+      error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+      answer = (None, error)
+    connection.send(answer)
 
 
 def _exit_with_parent() -> None:
-  # Workers of a parent that was killed would wait for ever.
-  parent_process().join()
+  # Workers of a parent that was killed would wait, or work, for ever.
+  multiprocessing.parent_process().join()
   os._exit(1)

@@ -37,7 +37,7 @@ def dis(
     ValueError: the images differ in size, are not gray uint8, or the preset is
       not known.
   """
-  _check_images(previous, following)
+  check_images(previous, following)
   if preset not in _PRESETS:
     raise ValueError(f"no DIS preset {preset!r}; known: {', '.join(_PRESETS)}")
   height, width = previous.shape
@@ -76,7 +76,7 @@ def farneback(
   Raises:
     ValueError: the images differ in size or are not gray uint8.
   """
-  _check_images(previous, following)
+  check_images(previous, following)
   return cv2.calcOpticalFlowFarneback(
     previous,
     following,
@@ -96,7 +96,8 @@ def _enlarge(image: np.ndarray) -> np.ndarray:
   return np.pad(image, [(0, n) for n in missing], mode="edge")
 
 
-def _check_images(previous: np.ndarray, following: np.ndarray) -> None:
+def check_images(previous: np.ndarray, following: np.ndarray) -> None:
+  """Raises ValueError unless both are gray uint8 [h, w] of one size."""
   for image in (previous, following):
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
       raise ValueError(

@@ -7,6 +7,7 @@ the dataset is read, and copied into every checkpoint.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,35 @@ def differences(ours: FlowSpec, theirs: FlowSpec) -> list[str]:
   """Names the fields in which two specs differ, with both values."""
   a, b = to_dict(ours), to_dict(theirs)
   return [f"{key}: {a[key]!r} != {b[key]!r}" for key in a if a[key] != b[key]]
+
+
+def require_equal(
+  trained: FlowSpec, stored: FlowSpec, *, model: str, dataset: str
+) -> None:
+  """Refuses flow of another kind than a model was trained on.
+
+  Args:
+    trained: what the model was trained on.
+    stored: what the dataset holds.
+    model: path of the model's checkpoint, for the message.
+    dataset: path of the dataset, for the message.
+
+  Raises:
+    FlowSpecError: the two differ; the message names both, and every field in
+      which they do.
+  """
+  differing = differences(trained, stored)
+  if differing:
+    raise FlowSpecError(
+      "the model was trained on flow of another kind than the dataset holds\n"
+      f"  model {model}: {json.dumps(to_dict(trained))}\n"
+      f"  dataset {dataset}: {json.dumps(to_dict(stored))}\n"
+      "They differ (model != dataset) in\n"
+      + "".join(f"  {line}\n" for line in differing)
+      + "Use the dataset that the model was trained on, build one with the"
+      " model's values (data_prep/build_tfds.py), or train anew in another"
+      " --workdir."
+    )
 
 
 def quantise(flow: np.ndarray, bound: float) -> np.ndarray:

@@ -116,8 +116,15 @@ def choose_examples(
   return chosen
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
-  """Means over square blocks, so that the longer side is at most 320."""
+def shrink(image: np.ndarray) -> np.ndarray:
+  """Means over square blocks, so that the longer side is at most 320.
+
+  Args:
+    image: [h w c].
+
+  Returns:
+    float64 [h w c].
+  """
   step = -(-max(image.shape[:2]) // _THUMBNAIL)
   h, w = (max(1, side // step) for side in image.shape[:2])
   cut = image[: h * step, : w * step].astype(np.float64)
@@ -125,9 +132,9 @@ def _shrink(image: np.ndarray) -> np.ndarray:
   return blocks.mean(axis=(1, 3))
 
 
-def flow_scale(examples: Sequence[Example]) -> float:
-  """A round speed in pixels per frame that few vectors of them exceed."""
-  speeds = [np.hypot(*np.moveaxis(e.flow, -1, 0)).ravel() for e in examples]
+def flow_scale(fields: Sequence[np.ndarray]) -> float:
+  """A round speed that few vectors of the fields [h w 2] exceed."""
+  speeds = [np.hypot(*np.moveaxis(flow, -1, 0)).ravel() for flow in fields]
   fast = max((np.percentile(speed, 99) for speed in speeds), default=0.0)
   if fast < 0.01:
     return 1.0
@@ -136,8 +143,8 @@ def flow_scale(examples: Sequence[Example]) -> float:
   return float(next(m for m in steps if m * power >= fast * 0.999) * power)
 
 
-def _wheel(scale: float) -> str:
-  """The colour wheel with its scale, as a figure."""
+def wheel(scale: float, unit: str = "px/frame") -> str:
+  """The colour wheel with the speed at its rim, as a figure."""
   axis = np.linspace(-1, 1, 121)
   x, y = np.meshgrid(axis, axis)
   rgb = colorwheel.flow_to_rgb(np.stack([x, y], axis=-1), 1.0)
@@ -149,21 +156,25 @@ def _wheel(scale: float) -> str:
     'violet; still is white."><figcaption><strong>Reading the flow</strong>'
     " The hue is the direction of motion as on the wheel, the strength of"
     " colour its speed: white stands still, the rim moves at"
-    f" {scale:g}&nbsp;px/frame, darker is faster still.</figcaption></figure>"
+    f" {scale:g}&nbsp;{unit}, darker is faster still.</figcaption></figure>"
   )
 
 
 def _images(example: Example, name: str, scale: float) -> str:
-  frame = np.round(_shrink(example.frame)).astype(np.uint8)
-  flow = colorwheel.flow_to_rgb(_shrink(example.flow), scale)
+  frame = np.round(shrink(example.frame)).astype(np.uint8)
+  flow = colorwheel.flow_to_rgb(shrink(example.flow), scale)
   alts = (
     (frame, f"A frame of {example.video_id}, class {name}"),
     (flow, f"Optical flow of {example.video_id} as colours"),
   )
-  return "".join(
+  return "".join(picture(image, alt) for image, alt in alts)
+
+
+def picture(image: np.ndarray, alt: str) -> str:
+  """An RGB uint8 image [h w 3] as an element of the page, with its words."""
+  return (
     f'<img src="{plots.data_uri(image, ".jpg")}" width="{image.shape[1]}"'
     f' height="{image.shape[0]}" alt="{html.escape(alt)}">'
-    for image, alt in alts
   )
 
 
@@ -254,7 +265,7 @@ def gallery(
         f"example {example.video_id!r} has label {example.label}; in the scores"
         f" it is {labels.get(example.video_id, 'missing')}"
       )
-  scale, badges = flow_scale(examples), _badges(len(scores))
+  scale, badges = flow_scale([e.flow for e in examples]), _badges(len(scores))
   cards = "".join(
     _card(e, scores, styles, names, scale, badges) for e in examples
   )
@@ -265,7 +276,7 @@ def gallery(
     for shown, text in badges.items()
   )
   return (
-    f'{_wheel(scale)}<div class="filter" hidden><button type="button"'
+    f'{wheel(scale)}<div class="filter" hidden><button type="button"'
     f' data-show="" aria-pressed="true">All {len(examples)}</button>{buttons}'
     f'</div><div class="{kind}">{cards}</div>'
   )

@@ -4,13 +4,9 @@ import dataclasses
 import html
 import math
 import os
-import string
-from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
 
 from twostream_jax import metrics
-from twostream_jax.report import breakdown, curves, gallery, plots
+from twostream_jax.report import breakdown, curves, gallery, plots, shell
 from twostream_jax.report.breakdown import Model
 from twostream_jax.report.curves import is_number
 from twostream_jax.report.gallery import Example
@@ -67,15 +63,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> None:
   Raises:
     ValueError: as `render_report`; a file that was there stays as it is.
   """
-  path = Path(path)
-  page = render_report(data)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  try:
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  shell.write_page(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:
@@ -100,25 +88,10 @@ def render_report(data: ReportData) -> str:
       {m.name: m.style for m in models},
       data.class_names,
     ),
-    "Rejected files": _rejected(data.rejected),
+    "Rejected files": shell.rejected_files(data.rejected),
     "About this run": _about(data),
   }
-  page = Path(__file__).with_name("template.html")
-  return string.Template(page.read_text(encoding="utf-8")).substitute(
-    title=_esc(data.title),
-    facts=_facts(data.results),
-    links="".join(
-      f'<a href="#{_anchor(name)}">{name}</a>' for name in sections
-    ),
-    sections="".join(
-      f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>'
-      for name, body in sections.items()
-    ),
-  )
-
-
-def _anchor(name: str) -> str:
-  return name.lower().replace(" ", "-")
+  return shell.render_page(data.title, _facts(data.results), sections)
 
 
 def _best(named: dict[str, dict]) -> str | None:
@@ -163,17 +136,9 @@ def _style(i: int) -> str:
   return _STREAM_STYLES[i % len(_STREAM_STYLES)]
 
 
-def _definitions(pairs: Iterable[tuple[str, object]]) -> str:
-  rows = "".join(
-    f"<div><dt>{_esc(str(key))}</dt><dd>{_esc(str(value))}</dd></div>"
-    for key, value in pairs
-  )
-  return f"<dl>{rows}</dl>"
-
-
 def _facts(results: dict) -> str:
   names = ("dataset", "split", "videos", "skipped", "protocol")
-  return _definitions((name.capitalize(), results[name]) for name in names)
+  return shell.definitions((name.capitalize(), results[name]) for name in names)
 
 
 def _results(data: ReportData, models: list[Model]) -> str:
@@ -301,41 +266,10 @@ def _changes(alone: Model, fused: Model) -> str:
   )
 
 
-def _rejected(rejected: list[dict]) -> str:
-  if not rejected:
-    return "<p>Every file of the data set could be used.</p>"
-  counts = Counter((r["reason"], r["split"]) for r in rejected).most_common()
-  summary = "".join(
-    f'<tr><th scope="row">{_esc(str(reason))}</th><td class="text">'
-    f"{_esc(str(split))}</td><td>{number}</td></tr>"
-    for (reason, split), number in counts
-  )
-  files = "".join(
-    f'<tr><th scope="row">{_esc(str(r["video_id"]))}</th>'
-    + "".join(
-      f'<td class="text">{_esc(str(r[key]))}</td>'
-      for key in ("split", "label", "reason")
-    )
-    + "</tr>"
-    for r in rejected
-  )
-  return (
-    f"<p>{len(rejected)} files could not be used and are in none of the numbers"
-    ' above.</p><div class="scroll"><table><thead><tr><th scope="col">Reason'
-    '</th><th scope="col" class="text">Split</th><th scope="col">Files</th>'
-    f"</tr></thead><tbody>{summary}</tbody></table></div>"
-    f"<details><summary>All {len(rejected)} files</summary>"
-    '<div class="scroll"><table><thead><tr><th scope="col">Video</th>'
-    '<th scope="col" class="text">Split</th><th scope="col" class="text">Class'
-    '</th><th scope="col" class="text">Reason</th></tr></thead>'
-    f"<tbody>{files}</tbody></table></div></details>"
-  )
-
-
 def _about(data: ReportData) -> str:
   return (
-    f"{_definitions(data.notes.items())}<h3>Environment</h3>"
-    f"{_definitions(data.environment.items())}"
+    f"{shell.definitions(data.notes.items())}<h3>Environment</h3>"
+    f"{shell.definitions(data.environment.items())}"
     "<details><summary>Configuration</summary>"
     f'<pre tabindex="0">{_esc(data.config_json)}</pre></details>'
   )

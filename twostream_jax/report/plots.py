@@ -290,9 +290,9 @@ def _cell(*, x, y, size, count, share, hint, counted) -> str:
   )
 
 
-def are_long(names: Sequence[str]) -> bool:
+def are_long(names: Sequence[str], length: int = _LONG_NAME) -> bool:
   """Whether class names need a line of their own on a narrow screen."""
-  return max(len(name) for name in names) > _LONG_NAME
+  return max(len(name) for name in names) > length
 
 
 def shorten(text: str, length: int) -> str:

@@ -1,0 +1,48 @@
+"""What a check finds wrong with a clip, a file or a folder of frames."""
+
+import cv2
+import numpy as np
+import pytest
+
+from twostream_jax.data.check import Rejection, check_clip
+from twostream_jax.data.clips import Clip
+
+
+def _clip(path):
+  return Clip(path.name, path, "train", "a", "")
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for number in range(4):
+    image = np.full((24, 32, 3), 20 * number, np.uint8)
+    cv2.imwrite(str(tmp_path / f"img_{number:05d}.jpg"), image)
+  return tmp_path
+
+
+def test_a_folder_of_frames_is_used(folder):
+  assert check_clip(_clip(folder), 16, 4) is None
+  assert check_clip(_clip(folder), 16, 5) == Rejection(
+    "4 frames decoded, at least 5 needed"
+  )
+
+
+def test_what_is_not_there(folder):
+  assert check_clip(_clip(folder / "no.avi"), 16, 2) == Rejection(
+    "file not found"
+  )
+
+
+def test_folders_that_can_not_be_used(folder):
+  (folder / "empty").mkdir()
+  assert check_clip(_clip(folder / "empty"), 16, 2) == Rejection(
+    "the folder holds no numbered images"
+  )
+  (folder / "img_00003.jpg").write_bytes(b"")
+  assert check_clip(_clip(folder), 16, 2) == Rejection(
+    "img_00003.jpg can't be decoded"
+  )
+  (folder / "img_00002.jpg").unlink()
+  assert check_clip(_clip(folder), 16, 2) == Rejection(
+    "img_00002.jpg is missing"
+  )

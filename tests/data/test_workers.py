@@ -1,0 +1,112 @@
+"""Work in processes, and what becomes of items that end or hang them."""
+
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from twostream_jax.data.workers import Lost, map_in_processes
+
+
+def _nothing():
+  pass
+
+
+def _square(number):
+  return number * number
+
+
+def _crash_on(bad, number):
+  if number in bad:
+    os.kill(os.getpid(), signal.SIGSEGV)
+  return number
+
+
+def _hang_on(bad, number):
+  if number in bad:
+    time.sleep(60)
+  return number
+
+
+def _raise(number):
+  raise LookupError(f"no {number}")
+
+
+def _exit_at_once():
+  os._exit(3)
+
+
+def _process_id(number):
+  return os.getpid()
+
+
+def test_every_item_gives_its_result_once():
+  results = list(map_in_processes(_square, range(20), 2, _nothing))
+  assert sorted(results) == [(n, n * n) for n in range(20)]
+
+
+def test_nothing_to_do_gives_nothing():
+  assert list(map_in_processes(_square, [], 1, _nothing)) == []
+
+
+def test_items_are_taken_when_a_process_is_free_for_them():
+  taken = []
+
+  def items():
+    for number in range(9):
+      taken.append(number)
+      yield number
+
+  results = map_in_processes(_square, items(), 1, _nothing)
+  next(results)
+  assert taken == [0]
+  assert len(list(results)) == 8
+
+
+def test_only_the_item_that_ends_its_process_is_lost():
+  work = functools.partial(_crash_on, {0, 3, 7})
+  results = dict(map_in_processes(work, range(8), 2, _nothing))
+  lost = {number for number, r in results.items() if r == Lost("crashed")}
+  assert lost == {0, 3, 7}
+  assert all(results[number] == number for number in set(range(8)) - lost)
+
+
+def test_an_item_that_hangs_is_lost_at_the_time_limit():
+  work = functools.partial(_hang_on, {1})
+  start = time.monotonic()
+  results = dict(map_in_processes(work, range(4), 2, _nothing, time_limit=1.0))
+  assert results == {0: 0, 1: Lost("timed out"), 2: 2, 3: 3}
+  assert time.monotonic() - start < 50
+
+
+def test_a_process_that_died_idle_costs_no_item():
+  results = map_in_processes(_process_id, iter(range(3)), 1, _nothing)
+  _, first = next(results)
+  os.kill(first, signal.SIGKILL)
+  while " Z " not in Path(f"/proc/{first}/stat").read_text():
+    time.sleep(0.01)
+  others = dict(results)
+  assert set(others) == {1, 2}
+  assert first not in others.values()
+  assert not any(isinstance(result, Lost) for result in others.values())
+
+
+def test_an_error_of_the_work_is_raised_here():
+  with pytest.raises(LookupError, match="no 5") as caught:
+    list(map_in_processes(_raise, [5], 1, _nothing))
+  assert "in _raise" in caught.value.__notes__[0]
+
+
+def test_processes_that_can_t_start_are_no_lost_items():
+  with pytest.raises(RuntimeError, match="can't start"):
+    list(map_in_processes(_square, [1], 1, _exit_at_once))
+
+
+def test_processes_end_with_the_map():
+  results = map_in_processes(_process_id, range(2), 1, _nothing)
+  _, process = next(results)
+  results.close()
+  assert not os.path.exists(f"/proc/{process}")

@@ -1,0 +1,102 @@
+"""Clips finished by Apache Beam, on as many machines as its runner has.
+
+The machines need the folders of videos and of the dataset under the same paths:
+a file system that all of them see. What a build does to a clip, and where its
+result goes, is the same as without Beam, and so is the dataset.
+
+Apache Beam is an extra: pip install 'twostream-jax[beam]'.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from twostream_jax.data.clip_task import ClipTask, finish_lost
+from twostream_jax.data.clips import Clip
+from twostream_jax.data.staging import Staging
+from twostream_jax.data.workers import Lost, map_in_processes
+
+
+def finish_with_beam(
+  options: Sequence[str],
+  task: ClipTask,
+  staging: Staging,
+  clips: Sequence[Clip],
+  indices: Sequence[int],
+) -> None:
+  """Finishes clips and packs the shards they belong to.
+
+  Args:
+    options: of the runner, as on its command line: "--runner=DirectRunner" ...
+    task: makes a clip finished.
+    staging: the folder of the build.
+    clips: of the dataset.
+    indices: the clips to finish.
+
+  Raises:
+    Exception: what the runner raises. What is finished stays so.
+  """
+  # The caller's main module stays out of it: workers import what they need.
+  pipeline_options = PipelineOptions(list(options), save_main_session=False)
+  with beam.Pipeline(options=pipeline_options) as pipeline:
+    _ = (
+      pipeline
+      | beam.Create([(index, clips[index]) for index in indices])
+      # Otherwise a runner may give all of them to one worker.
+      | beam.Reshuffle()
+      | "finish clips" >> beam.ParDo(_Finish(task))
+      | beam.WithKeys(staging.shard_of)
+      | beam.GroupByKey()
+      | "pack shards" >> beam.MapTuple(_Pack(staging))
+    )
+
+
+class _Finish(beam.DoFn):
+  """Finishes each clip in a process that crashes and hangs do not outlast."""
+
+  def __init__(self, task: ClipTask):
+    self._task = task
+
+  def setup(self) -> None:
+    self._waiting = collections.deque()
+    self._results = map_in_processes(
+      self._task,
+      self._items(),
+      1,
+      self._task.start(),
+      time_limit=self._task.time_limit,
+    )
+
+  def _items(self) -> Iterator[tuple[int, Clip]]:
+    while True:
+      yield self._waiting.popleft()
+
+  def process(self, item: tuple[int, Clip]) -> Iterator[int]:
+    index, clip = item
+    # A runner may give a clip again.
+    if not self._task.store.is_finished(index):
+      result = self._run(item)
+      if result == Lost("crashed"):
+        result = self._run(item)
+      finish_lost(self._task, index, clip, result)
+    yield index
+
+  def _run(self, item: tuple[int, Clip]) -> float | Lost:
+    self._waiting.append(item)
+    _, result = next(self._results)
+    return result
+
+  def teardown(self) -> None:
+    self._results.close()
+
+
+class _Pack:
+  """Packs a shard when all of its clips are finished."""
+
+  def __init__(self, staging: Staging):
+    self._staging = staging
+
+  def __call__(self, shard: int, finished: Iterable[int]) -> None:
+    self._staging.pack_shard(shard)
