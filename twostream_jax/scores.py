@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import scipy.special
 
 # What np.load raises for files that are not whole: EOFError for an empty one,
 # TypeError for a lone array, RuntimeError for a changed header of the archive.
@@ -30,8 +31,10 @@ class Scores:
 
   Attributes:
     ids: video ids, unique.
-    labels: int32 [b], 0-based true classes.
-    logits: float32 [b, n]; `softmax` of a row gives class probabilities.
+    labels: 0-based true classes, int32 [b]; of a multi-label set bool (or 0.0
+      and 1.0) [b, n], True for every class that the video shows, maybe none.
+    logits: float32 [b, n]; `probabilities` are their softmax over a row, or
+      of a multi-label set the sigmoid of each.
     protocol: in words, how the scores came about.
   """
 
@@ -42,20 +45,40 @@ class Scores:
 
   def __post_init__(self):
     b = len(self.ids)
-    fits = self.labels.shape == (b,) and self.logits.shape[:1] == (b,)
-    if not fits or self.logits.ndim != 2:
+    fits = self.labels.shape in ((b,), self.logits.shape)
+    if not fits or self.logits.ndim != 2 or len(self.logits) != b:
       raise ScoresError(
         f"{b} ids, labels of shape {self.labels.shape} and logits of shape"
         f" {self.logits.shape} do not belong together"
       )
     if len(set(self.ids)) != b:
       raise ScoresError(f"{b - len(set(self.ids))} video ids occur twice")
+    if self.multi_label and not np.isin(self.labels, (0, 1)).all():
+      raise ScoresError(
+        "labels with a column for each class must be 0 or 1, found"
+        f" {self.labels[~np.isin(self.labels, (0, 1))][0]}"
+      )
+
+  @property
+  def multi_label(self) -> bool:
+    """Whether a video may show several classes, or none."""
+    return self.labels.ndim == 2
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
   """Class probabilities, float64 [b, n], of logits [b, n]."""
   shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1)[:, None])
   return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+  """1 / (1 + exp(-logits)) of each logit, float64, without overflow."""
+  return scipy.special.expit(logits.astype(np.float64))
+
+
+def probabilities(scores: Scores) -> np.ndarray:
+  """Class probabilities, float64 [b, n]: softmax, or sigmoid if multi-label."""
+  return (sigmoid if scores.multi_label else softmax)(scores.logits)
 
 
 def save_scores(path: str | os.PathLike, scores: Scores) -> None:
@@ -68,7 +91,7 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
       np.savez(
         file,
         ids=np.array(scores.ids, dtype=np.str_),
-        labels=scores.labels.astype(np.int32),
+        labels=scores.labels.astype(bool if scores.multi_label else np.int32),
         logits=scores.logits.astype(np.float32),
         protocol=np.array(scores.protocol, dtype=np.str_),
       )
@@ -78,7 +101,7 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
 
 
 def load_scores(path: str | os.PathLike) -> Scores:
-  """Reads what `save_scores` wrote.
+  """Reads what `save_scores` wrote; multi-label labels come back as bool.
 
   Raises:
     ScoresError: the file is missing, damaged or lacks an array.
@@ -106,7 +129,7 @@ def join(named: dict[str, Scores]) -> dict[str, Scores]:
 
   Raises:
     ScoresError: the sets of ids differ, or a video's label does, or the
-      numbers of classes do; the message lists examples.
+      numbers of classes or the kinds of labels do; the message lists examples.
   """
   if not named:
     raise ScoresError("no scores to join")
@@ -132,7 +155,14 @@ def join(named: dict[str, Scores]) -> dict[str, Scores]:
         f"{first_name!r} has {first.logits.shape[1]} classes,"
         f" {name!r} has {moved.logits.shape[1]}"
       )
-    differing = np.flatnonzero(moved.labels != first.labels)
+    if moved.multi_label != first.multi_label:
+      raise ScoresError(
+        f"of {first_name!r} and {name!r} only one has multi-label labels"
+      )
+    differs = moved.labels != first.labels
+    differing = np.flatnonzero(
+      differs.any(axis=1) if first.multi_label else differs
+    )
     if len(differing):
       raise ScoresError(
         f"{first_name!r} and {name!r} disagree on the label of"

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from twostream_jax.data.check import TIME_LIMIT
@@ -44,7 +43,7 @@ from twostream_jax.data.staging import (
   remove_if_installed,
 )
 from twostream_jax.data.video import target_size
-from twostream_jax.flow import compute_flow
+from twostream_jax.flow import compute_flows
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 
 # Clips that a forecast is made from, for each worker.
@@ -319,9 +318,8 @@ def _check_arguments(
   is_multi_label(clips)  # Refuses labels of two kinds.
   if not time_limit > 0:
     raise ValueError(f"the time limit must be positive: {time_limit}")
-  height, width = target_size(8, 8, flow_spec.short_side)
+  target_size(8, 8, flow_spec.short_side)
   if flow_spec.algorithm != EXTRACTED:
-    blank = np.zeros([height, width], np.uint8)
-    compute_flow(flow_spec, blank, blank)
+    compute_flows(flow_spec, [])  # Refuses what it does not know.
   elif flow_spec.direction != "forward":
     raise ValueError("extracted flow has no fields back: direction='forward'")

@@ -161,8 +161,7 @@ def prepare_process(spec: FlowSpec, cache_dir: Path | None = None) -> None:
 
   if cache_dir is not None and jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir))
-    # Otherwise quick compilations would not be kept, though each takes longer
-    # than many a clip.
+    # By default only what took a second is kept, which small images do not.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -9,7 +9,8 @@ from twostream_jax.models.layers import (
   Dropout,
   batch_norm,
   check_input,
-  fully_connected,
+  classifier,
+  hidden_layers,
   local_response_normalisation,
   max_pool_ceil,
   scale_width,
@@ -63,7 +64,6 @@ class CNNM(nn.Module):
   axis_name: str | None = None
   sync_batch_norm: bool = False
 
-  @nn.compact
   def __call__(
     self, x: Array, *, train: bool
   ) -> tuple[Array, dict[str, Array]]:
@@ -81,26 +81,23 @@ class CNNM(nn.Module):
     Raises:
       ValueError: x has a wrong rank, dtype or size, or a field is wrong.
     """
+    conv = self.trunk(x, train=train)
+    logits, features = self.head(conv, train=train)
+    return logits, {"conv": conv} | features
+
+  @nn.compact
+  def trunk(self, x: Array, *, train: bool) -> Array:
+    """Maps x [b h w c] to the last convolution after ReLU [b h' w' c'].
+
+    Raises:
+      ValueError: x has a wrong rank, dtype or size, or a field is wrong.
+    """
     check_input(x)
     if self.normalisation not in _NORMALISATIONS:
       raise ValueError(
         f"normalisation must be one of {', '.join(_NORMALISATIONS)}, "
         f"got {self.normalisation!r}"
       )
-    features = {"conv": self._convolutions(x, train)}
-    x = max_pool_ceil(features["conv"])
-    logits, hidden = fully_connected(
-      x.reshape(x.shape[0], -1),
-      _HIDDEN,
-      self.num_classes,
-      width=self.width,
-      dropout=Dropout(self.dropout_rate, self.axis_name),
-      dtype=self.dtype,
-      train=train,
-    )
-    return logits, features | hidden
-
-  def _convolutions(self, x: Array, train: bool) -> Array:
     norm = batch_norm(
       train=train,
       dtype=self.dtype,
@@ -127,6 +124,35 @@ class CNNM(nn.Module):
       if self._has_lrn(name):
         x = local_response_normalisation(x)
     return x
+
+  @nn.compact
+  def embed(
+    self, conv: Array, *, train: bool
+  ) -> tuple[Array, dict[str, Array]]:
+    """What the classifier reads: the layers between trunk and logits.
+
+    Args:
+      conv: [b h' w' c'], the map of `trunk` or one in its place.
+      train: dropout on.
+
+    Returns:
+      fc7 [b units] after dropout, and the features 'fc6' and 'fc7' before.
+    """
+    x = max_pool_ceil(conv)
+    return hidden_layers(
+      x.reshape(x.shape[0], -1),
+      _HIDDEN,
+      width=self.width,
+      dropout=Dropout(self.dropout_rate, self.axis_name),
+      dtype=self.dtype,
+      train=train,
+    )
+
+  @nn.compact
+  def head(self, conv: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
+    """Classifies a map [b h' w' c']: logits [b n] and the features of embed."""
+    x, features = self.embed(conv, train=train)
+    return classifier(x, self.num_classes, self.dtype), features
 
   def _has_lrn(self, name: str) -> bool:
     if self.normalisation != "lrn":

@@ -168,32 +168,30 @@ def batch_norm(
   )
 
 
-def fully_connected(
+def hidden_layers(
   x: Array,
   hidden: Sequence[tuple[str, int]],
-  num_classes: int,
   *,
   width: float,
   dropout: Dropout,
   dtype: DTypeLike,
   train: bool,
 ) -> tuple[Array, dict[str, Array]]:
-  """The classifier of CNN-M and VGG: hidden layers with dropout, then logits.
+  """The hidden layers of CNN-M and VGG, each with ReLU and dropout.
 
   To be called in a compact method; its layers are submodules of that module.
 
   Args:
     x: [b c] float.
-    hidden: name and units, at width 1, of each hidden layer.
-    num_classes: n.
-    width: factor on the units of hidden layers.
-    dropout: applied after each hidden layer.
+    hidden: name and units, at width 1, of each layer.
+    width: factor on the units.
+    dropout: applied after each layer.
     dtype: compute dtype.
     train: whether dropout is on.
 
   Returns:
-    Logits [b n] float32, and each hidden layer by name [b units], after ReLU
-    and before dropout.
+    The last layer [b units] after dropout, and each layer by name [b units],
+    after ReLU and before dropout.
   """
   features = {}
   for name, units in hidden:
@@ -205,10 +203,26 @@ def fully_connected(
     )(x)
     features[name] = nn.relu(x)
     x = dropout(features[name], deterministic=not train)
+  return x, features
+
+
+def classifier(x: Array, num_classes: int, dtype: DTypeLike) -> Array:
+  """The last layer of every model, named 'logits'.
+
+  To be called in a compact method; the layer is a submodule of that module.
+
+  Args:
+    x: [b c] float.
+    num_classes: n.
+    dtype: compute dtype.
+
+  Returns:
+    Logits [b n] float32.
+  """
   logits = nn.Dense(
     num_classes, dtype=dtype, kernel_init=LOGITS_INIT, name="logits"
   )(x)
-  return logits.astype(jnp.float32), features
+  return logits.astype(jnp.float32)
 
 
 def scale_width(count: int, width: float) -> int:

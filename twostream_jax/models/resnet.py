@@ -9,10 +9,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from twostream_jax.models.layers import (
-  LOGITS_INIT,
   Dropout,
   batch_norm,
   check_input,
+  classifier,
   scale_width,
 )
 
@@ -111,7 +111,6 @@ class ResNet(nn.Module):
   axis_name: str | None = None
   sync_batch_norm: bool = False
 
-  @nn.compact
   def __call__(
     self, x: Array, *, train: bool
   ) -> tuple[Array, dict[str, Array]]:
@@ -125,6 +124,17 @@ class ResNet(nn.Module):
     Returns:
       Logits [b n] float32 and the features 'conv' [b h' w' c'] (the last
       stage; h' = ceil(h / 32)) and 'pool' [b c'] (its mean over all positions).
+
+    Raises:
+      ValueError: x has a wrong rank, dtype or size, or a field is wrong.
+    """
+    conv = self.trunk(x, train=train)
+    logits, features = self.head(conv, train=train)
+    return logits, {"conv": conv} | features
+
+  @nn.compact
+  def trunk(self, x: Array, *, train: bool) -> Array:
+    """Maps x [b h w c] to the output of the last stage [b h' w' c'].
 
     Raises:
       ValueError: x has a wrong rank, dtype or size, or a field is wrong.
@@ -145,15 +155,30 @@ class ResNet(nn.Module):
           norm=norm,
           name=f"layer{stage + 1}_{index}",
         )(x)
-    features = {"conv": x, "pool": x.mean(axis=(1, 2))}
+    return x
+
+  @nn.compact
+  def embed(
+    self, conv: Array, *, train: bool
+  ) -> tuple[Array, dict[str, Array]]:
+    """What the classifier reads: the layers between trunk and logits.
+
+    Args:
+      conv: [b h' w' c'], the map of `trunk` or one in its place.
+      train: dropout on.
+
+    Returns:
+      'pool' [b c'] after dropout, and the feature 'pool' before.
+    """
+    pool = conv.mean(axis=(1, 2))
     dropout = Dropout(self.dropout_rate, self.axis_name)
-    logits = nn.Dense(
-      self.num_classes,
-      dtype=self.dtype,
-      kernel_init=LOGITS_INIT,
-      name="logits",
-    )(dropout(features["pool"], deterministic=not train))
-    return logits.astype(jnp.float32), features
+    return dropout(pool, deterministic=not train), {"pool": pool}
+
+  @nn.compact
+  def head(self, conv: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
+    """Classifies a map [b h' w' c']: logits [b n] and the features of embed."""
+    x, features = self.embed(conv, train=train)
+    return classifier(x, self.num_classes, self.dtype), features
 
   def _layers(self, train: bool) -> tuple[Callable, Callable]:
     conv = functools.partial(

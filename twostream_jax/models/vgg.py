@@ -11,7 +11,8 @@ from twostream_jax.models.layers import (
   Dropout,
   batch_norm,
   check_input,
-  fully_connected,
+  classifier,
+  hidden_layers,
   scale_width,
 )
 
@@ -52,7 +53,6 @@ class VGG(nn.Module):
   axis_name: str | None = None
   sync_batch_norm: bool = False
 
-  @nn.compact
   def __call__(
     self, x: Array, *, train: bool
   ) -> tuple[Array, dict[str, Array]]:
@@ -70,21 +70,18 @@ class VGG(nn.Module):
     Raises:
       ValueError: x has a wrong rank, dtype or size, or a field is wrong.
     """
-    check_input(x)
-    features = {"conv": self._convolutions(x, train)}
-    x = nn.max_pool(features["conv"], (2, 2), (2, 2))
-    logits, hidden = fully_connected(
-      x.reshape(x.shape[0], -1),
-      _HIDDEN,
-      self.num_classes,
-      width=self.width,
-      dropout=Dropout(self.dropout_rate, self.axis_name),
-      dtype=self.dtype,
-      train=train,
-    )
-    return logits, features | hidden
+    conv = self.trunk(x, train=train)
+    logits, features = self.head(conv, train=train)
+    return logits, {"conv": conv} | features
 
-  def _convolutions(self, x: Array, train: bool) -> Array:
+  @nn.compact
+  def trunk(self, x: Array, *, train: bool) -> Array:
+    """Maps x [b h w c] to the last convolution after ReLU [b h' w' c'].
+
+    Raises:
+      ValueError: x has a wrong rank, dtype or size, or a field is wrong.
+    """
+    check_input(x)
     norm = batch_norm(
       train=train,
       dtype=self.dtype,
@@ -107,6 +104,35 @@ class VGG(nn.Module):
           x = norm(name=f"bn{stage}_{layer}")(x)
         x = nn.relu(x)
     return x
+
+  @nn.compact
+  def embed(
+    self, conv: Array, *, train: bool
+  ) -> tuple[Array, dict[str, Array]]:
+    """What the classifier reads: the layers between trunk and logits.
+
+    Args:
+      conv: [b h' w' c'], the map of `trunk` or one in its place.
+      train: dropout on.
+
+    Returns:
+      fc7 [b units] after dropout, and the features 'fc6' and 'fc7' before.
+    """
+    x = nn.max_pool(conv, (2, 2), (2, 2))
+    return hidden_layers(
+      x.reshape(x.shape[0], -1),
+      _HIDDEN,
+      width=self.width,
+      dropout=Dropout(self.dropout_rate, self.axis_name),
+      dtype=self.dtype,
+      train=train,
+    )
+
+  @nn.compact
+  def head(self, conv: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
+    """Classifies a map [b h' w' c']: logits [b n] and the features of embed."""
+    x, features = self.embed(conv, train=train)
+    return classifier(x, self.num_classes, self.dtype), features
 
 
 VGG11 = functools.partial(VGG, stage_sizes=(1, 1, 2, 2, 2))

@@ -1,0 +1,180 @@
+"""Fusion by averages: of probabilities, of logits, with weights."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from twostream_jax import scores as scores_lib
+from twostream_jax.fuse import fitting
+from twostream_jax.scores import Scores, ScoresError
+
+# Keeps a logarithm finite where all streams give zero.
+FLOOR = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedFusion:
+  """Weights for the mean of class probabilities, and whence they came.
+
+  Attributes:
+    streams: the names of the m streams.
+    weights: one for each, at least 0, sum 1.
+    fitted_on: in words, the split, its size and the scores' protocol.
+  """
+
+  streams: tuple[str, ...]
+  weights: tuple[float, ...]
+  fitted_on: str
+
+
+def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
+  """Weighted mean of class probabilities.
+
+  Simonyan & Zisserman 2014, §2 average softmax scores (equal weights); Wang et
+  al. 2015 weigh temporal 2 to spatial 1.
+
+  Args:
+    named: scores by stage.
+    weights: one for each, not negative, not all zero; only ratios matter.
+
+  Returns:
+    Scores whose logits are log-probabilities (multi-label: log-odds), in the
+    order of the first.
+
+  Raises:
+    ValueError: the weights do not fit.
+    ScoresError: the scores are not of the same videos.
+  """
+  weights = np.asarray(weights, float)
+  if weights.shape != (len(named),):
+    raise ValueError(f"{len(weights)} weights for the stages {list(named)}")
+  if not np.isfinite(weights).all() or weights.min() < 0 or not weights.sum():
+    raise ValueError(
+      f"fusion weights must be at least 0 and not all 0: {weights.tolist()}"
+    )
+  joined = scores_lib.join(dict(named))
+  share = weights / weights.sum()
+  first = next(iter(joined.values()))
+  fused = _mean([scores_lib.probabilities(s) for s in joined.values()], share)
+  logits = np.log(np.maximum(fused, FLOOR))
+  if first.multi_label:
+    # Not 1 - fused, which rounds to 0 where all streams are sure.
+    absent = [scores_lib.sigmoid(-s.logits) for s in joined.values()]
+    logits -= np.log(np.maximum(_mean(absent, share), FLOOR))
+  parts = ", ".join(
+    f"{name} {w:g}" for name, w in zip(joined, weights, strict=True)
+  )
+  return dataclasses.replace(
+    first,
+    logits=logits.astype(np.float32),
+    protocol=f"mean of class probabilities ({parts}); {first.protocol}",
+  )
+
+
+def _mean(values: Sequence[np.ndarray], share: Sequence[float]) -> np.ndarray:
+  return sum(w * v for w, v in zip(share, values, strict=True))
+
+
+def average(named: Mapping[str, Scores]) -> Scores:
+  """`weighted` with equal weights."""
+  return weighted(named, [1.0] * len(named))
+
+
+def average_logits(named: Mapping[str, Scores]) -> Scores:
+  """Mean of logits: of probabilities the geometric mean, up to a factor.
+
+  A stream that is sure that a class is absent can veto it, which it can't in
+  `average`.
+
+  Args:
+    named: scores by stage.
+
+  Returns:
+    Scores in the order of the first.
+
+  Raises:
+    ScoresError: the scores are not of the same videos.
+  """
+  joined = scores_lib.join(dict(named))
+  first = next(iter(joined.values()))
+  logits = np.mean([s.logits for s in joined.values()], axis=0, dtype=float)
+  return dataclasses.replace(
+    first,
+    logits=logits.astype(np.float32),
+    protocol=f"mean of logits ({', '.join(joined)}); {first.protocol}",
+  )
+
+
+def fit_weights(
+  named: Mapping[str, Scores], *, steps: int = 10
+) -> tuple[float, ...]:
+  """Weights with the best top-1 on these scores, by exhaustive search.
+
+  For a multi-label set it is the best mean average precision. The scores must
+  not be those of the test split. Among equals the one nearest to equal weights
+  wins, so that few videos do not decide by accident.
+
+  Args:
+    named: scores by stage, of a validation split.
+    steps: the search grid: weights are multiples of 1 / steps that sum to 1.
+
+  Returns:
+    One weight a stage.
+  """
+  joined = scores_lib.join(dict(named))
+  labels = next(iter(joined.values())).labels
+  probabilities = [scores_lib.probabilities(s) for s in joined.values()]
+
+  def quality(weights):
+    unequal = sum((w - 1 / len(weights)) ** 2 for w in weights)
+    return fitting.quality(_mean(probabilities, weights), labels), -unequal
+
+  grid = [
+    tuple(part / steps for part in parts)
+    for parts in itertools.product(range(steps + 1), repeat=len(joined))
+    if sum(parts) == steps
+  ]
+  return max(grid, key=quality)
+
+
+def fit_weighted(named: Mapping[str, Scores], *, split: str) -> WeightedFusion:
+  """`fit_weights`, with a note of what they were fitted on.
+
+  Args:
+    named: scores by stage, of a split that is not the test split.
+    split: its name.
+
+  Raises:
+    ScoresError: see `fitting.fitting_set`.
+  """
+  data = fitting.fitting_set(named, split)
+  return WeightedFusion(data.streams, fit_weights(named), data.fitted_on)
+
+
+def apply_weighted(
+  fitted: WeightedFusion, streams: Mapping[str, Scores]
+) -> Scores:
+  """`weighted` with fitted weights; see `twostream_jax.fuse.apply`."""
+  fused = weighted(in_order(fitted.streams, streams), fitted.weights)
+  return dataclasses.replace(
+    fused,
+    protocol=f"{fused.protocol}; weights fitted on {fitted.fitted_on}",
+  )
+
+
+def in_order(
+  names: Sequence[str], streams: Mapping[str, Scores]
+) -> dict[str, Scores]:
+  """The streams in the order of fitting.
+
+  Raises:
+    ScoresError: they are not the streams of fitting.
+  """
+  if set(names) != set(streams):
+    raise ScoresError(
+      f"the fusion was fitted on the streams {sorted(names)}, but is given"
+      f" {sorted(streams)}"
+    )
+  return {name: streams[name] for name in names}

@@ -1,0 +1,153 @@
+"""What all fitted rules share: the fitting set, its folds, cross-validation."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from twostream_jax import metrics
+from twostream_jax import scores as scores_lib
+from twostream_jax.scores import Scores, ScoresError
+
+FOLDS = 5
+
+Candidate = TypeVar("Candidate")
+
+
+@dataclasses.dataclass(frozen=True)
+class FittingSet:
+  """Joined scores that a rule is fitted on, in the order of their ids.
+
+  Attributes:
+    streams: the names of the m streams.
+    probabilities: float64 [m, b, n].
+    labels: as in `Scores`.
+    targets: float64 [b, n], 1 for the class or classes of a video, else 0.
+    fitted_on: in words, the split, its size and the scores' protocol.
+  """
+
+  streams: tuple[str, ...]
+  probabilities: np.ndarray
+  labels: np.ndarray
+  targets: np.ndarray
+  fitted_on: str
+
+  @property
+  def multi_label(self) -> bool:
+    return self.labels.ndim == 2
+
+
+def fitting_set(named: Mapping[str, Scores], split: str) -> FittingSet:
+  """Joins scores to fit on; the order of videos in the files plays no part.
+
+  Raises:
+    ScoresError: the scores do not fit together, there are fewer than two
+      videos, or no video has a class.
+  """
+  joined = scores_lib.join(dict(named))
+  first = next(iter(joined.values()))
+  if len(first.ids) < 2:
+    raise ScoresError(
+      f"{len(first.ids)} videos in {split!r} to fit a fusion rule on; it needs"
+      " at least 2"
+    )
+  order = np.argsort(np.array(first.ids), kind="stable")
+  labels = first.labels[order]
+  num_classes = first.logits.shape[1]
+  if first.multi_label:
+    targets = labels.astype(np.float64)
+  else:
+    _check_classes(labels, num_classes, split)
+    targets = np.eye(num_classes)[labels]
+  if not targets.any():
+    raise ScoresError(f"no video of {split!r} shows a class to fit on")
+  return FittingSet(
+    streams=tuple(joined),
+    probabilities=np.stack(
+      [scores_lib.probabilities(s)[order] for s in joined.values()]
+    ),
+    labels=labels,
+    targets=targets,
+    fitted_on=f"{split!r} ({len(labels)} videos, {first.protocol})",
+  )
+
+
+def _check_classes(labels: np.ndarray, num_classes: int, split: str) -> None:
+  if labels.min() < 0 or labels.max() >= num_classes:
+    raise ScoresError(
+      f"labels of {split!r} run from {labels.min()} to {labels.max()}, but the"
+      f" scores have {num_classes} classes (labels are 0-based)"
+    )
+
+
+def assign_folds(targets: np.ndarray, k: int = FOLDS) -> np.ndarray:
+  """Deterministic stratified folds.
+
+  The videos of a class (a multi-label video counts for its first) are cut
+  into k runs in the order given. Ordered by id, clips of one source are
+  neighbours (UCF101's groups), so most stay in one fold; dealt out one by one
+  they would make held-out clips look easier than they are.
+
+  Args:
+    targets: [b, n], 1 or 0.
+    k: how many folds; one may be empty where there are few videos.
+
+  Returns:
+    int [b], 0..k-1.
+  """
+  n = targets.shape[1]
+  group = np.where(targets.any(axis=1), targets.argmax(axis=1), n)
+  fold = np.zeros(len(targets), np.intp)
+  for c in range(n + 1):
+    (members,) = np.nonzero(group == c)
+    # Shifted by the class, lest all small classes meet in the first fold.
+    fold[members] = (
+      np.arange(len(members)) * k // max(len(members), 1) + c
+    ) % k
+  return fold
+
+
+def choose(
+  candidates: Sequence[Candidate],
+  predict: Callable[[Candidate, np.ndarray, np.ndarray], np.ndarray],
+  data: FittingSet,
+) -> tuple[Candidate, str]:
+  """The candidate with the best cross-validated top-1, or mAP if multi-label.
+
+  Args:
+    candidates: from the most to the least regularised: the first among equals
+      wins. A single one is taken without cross-validation.
+    predict: of a candidate and boolean masks [b] of the videos to fit on and
+      of those held out; gives scores [held out, n].
+    data: the fitting set.
+
+  Returns:
+    The candidate, and in words how it was chosen.
+
+  Raises:
+    ScoresError: there are too few videos to hold some out.
+  """
+  if len(candidates) == 1:
+    return candidates[0], "as given"
+  fold = assign_folds(data.targets)
+  used = [f for f in range(FOLDS) if (fold == f).any()]
+  if len(used) < 2:
+    raise ScoresError("too few videos to cross-validate; give the parameters")
+
+  def held_out_quality(candidate):
+    scores = np.zeros(data.targets.shape)
+    for f in used:
+      scores[fold == f] = predict(candidate, fold != f, fold == f)
+    return quality(scores, data.labels)
+
+  # max() takes the first among equals.
+  best = max(candidates, key=held_out_quality)
+  return best, f"by {len(used)}-fold cross-validation"
+
+
+def quality(scores: np.ndarray, labels: np.ndarray) -> float:
+  """What fitting maximises: top-1, or mAP where labels are [b, n]; 0..1."""
+  if labels.ndim == 2:
+    return metrics.mean_average_precision(scores, labels).mean
+  return metrics.top_k_accuracy(scores, labels, 1)

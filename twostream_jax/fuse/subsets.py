@@ -1,0 +1,44 @@
+"""Which streams are worth fusing: every subset of them, averaged."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+from twostream_jax import metrics
+from twostream_jax.fuse.average import average
+from twostream_jax.scores import Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+  """Some streams and what their average reaches.
+
+  Attributes:
+    streams: their names.
+    metrics: `metrics.classification_metrics` of `average`, all in 0..1.
+  """
+
+  streams: tuple[str, ...]
+  metrics: dict[str, float]
+
+
+def subset_table(named: Mapping[str, Scores]) -> list[Subset]:
+  """Every non-empty subset of streams, best first.
+
+  By top-1 (multi-label: mean average precision); of equals the smaller subset
+  first. It describes; the first row of a test split's table is chosen on that
+  split, and so no fair result for it. There are 2^m - 1 rows for m streams.
+
+  Raises:
+    ScoresError: the scores are not of the same videos.
+    ValueError: there are no metrics of the scores.
+  """
+  rows = []
+  for size in range(1, len(named) + 1):
+    for streams in itertools.combinations(named, size):
+      fused = average({name: named[name] for name in streams})
+      values = metrics.classification_metrics(fused.logits, fused.labels)
+      rows.append(Subset(streams, values))
+  multi_label = any(scores.multi_label for scores in named.values())
+  first = "map" if multi_label else "top1"
+  return sorted(rows, key=lambda row: -row.metrics[first])

@@ -1,0 +1,157 @@
+"""Weights of other projects, in and out.
+
+    variables, convention, report = load_pretrained(
+      "vgg16.pth", backbone="vgg16", variables=model.init(...)
+    )
+
+A file is read without running anything that is in it (`readers`), its layout
+is told by its keys (`layouts`), and each of its arrays is brought to the shape
+and order of this project's (`mapping`). The images that the weights were
+trained on come as an `InputConvention`; `save_weights` keeps it with them.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from twostream_jax.models import BACKBONES
+from twostream_jax.pretrained.convention import (
+  CAFFE,
+  IMAGENET,
+  InputConvention,
+)
+from twostream_jax.pretrained.layouts import LAYOUTS, Layout, choose_layout
+from twostream_jax.pretrained.mapping import (
+  Report,
+  Row,
+  cross_modality,
+  map_weights,
+)
+from twostream_jax.pretrained.readers import Source, WeightsError, read_source
+from twostream_jax.pretrained.saving import (
+  Metadata,
+  is_own,
+  metadata_of,
+  read_metadata,
+  save_weights,
+)
+
+__all__ = [
+  "CAFFE",
+  "IMAGENET",
+  "LAYOUTS",
+  "InputConvention",
+  "Layout",
+  "Metadata",
+  "Report",
+  "Row",
+  "Source",
+  "WeightsError",
+  "choose_layout",
+  "count_classes",
+  "cross_modality",
+  "load_pretrained",
+  "load_source",
+  "metadata_of",
+  "read_metadata",
+  "read_source",
+  "save_weights",
+]
+
+
+def load_pretrained(
+  path: str | os.PathLike,
+  *,
+  backbone: str,
+  variables: Mapping[str, Any],
+  layout: str | None = None,
+  partial: bool = False,
+  from_images: bool = False,
+) -> tuple[dict[str, Any], InputConvention | None, Report]:
+  """Gives a freshly initialised backbone the weights of a file.
+
+  Args:
+    path: a weight file; see `read_source` for the formats.
+    backbone: a key of models.BACKBONES.
+    variables: {"params": ..., "batch_stats": ...} of that backbone, arrays of
+      one replica. A `Stream` has them below "backbone" in both.
+    layout: a key of LAYOUTS; None to let the file's keys tell.
+    partial: fully connected layers (fc6, fc7, logits) keep their initial
+      values where the file lacks them, or has fc6 for another image size.
+    from_images: the file is of an image network and the backbone takes flow:
+      the first kernel is made by `cross_modality`.
+
+  Returns:
+    Variables of the same structure; what images they expect, in RGB and 0..1
+    (None for a network of flow); and what became of every array.
+
+  Raises:
+    WeightsError: the file can't be read, or does not fit; the message lists
+      every array that is missing, left over or wrong.
+    ValueError: variables are none of a backbone.
+  """
+  return load_source(
+    read_source(path),
+    backbone=backbone,
+    variables=variables,
+    layout=layout,
+    partial=partial,
+    from_images=from_images,
+  )
+
+
+def load_source(
+  source: Source,
+  *,
+  backbone: str,
+  variables: Mapping[str, Any],
+  layout: str | None = None,
+  partial: bool = False,
+  from_images: bool = False,
+) -> tuple[dict[str, Any], InputConvention | None, Report]:
+  """As `load_pretrained`, for a file that was read before."""
+  chosen = _choose_for(source, backbone, layout)
+  mapped, report = map_weights(
+    source,
+    chosen,
+    backbone=backbone,
+    variables=variables,
+    partial=partial,
+    from_images=from_images,
+  )
+  convention = chosen.convention(source)
+  return mapped, convention and convention.as_rgb(), report
+
+
+def count_classes(
+  source: Source,
+  *,
+  backbone: str,
+  variables: Mapping[str, Any],
+  layout: str | None = None,
+) -> int | None:
+  """Number of classes of a file's classifier; None where it has none.
+
+  Args:
+    source, backbone, layout: as of `load_pretrained`.
+    variables: of that backbone, with any number of classes.
+  """
+  raise NotImplementedError
+
+
+def _choose_for(source: Source, backbone: str, name: str | None) -> Layout:
+  if backbone not in BACKBONES:
+    raise WeightsError(
+      f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}"
+    )
+  layout = choose_layout(source, name)
+  if backbone not in layout.backbones:
+    raise WeightsError(
+      f"{source.path}: files of {layout.name} hold"
+      f" {', '.join(layout.backbones)}, not {backbone}"
+    )
+  if is_own(source) and metadata_of(source).backbone != backbone:
+    raise WeightsError(
+      f"{source.path}: holds a {metadata_of(source).backbone}, not {backbone}"
+    )
+  return layout
