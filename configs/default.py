@@ -14,10 +14,13 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   is_flow = modality == "flow"
   stage = ml_collections.ConfigDict()
 
-  # "stream": one modality through one image network.
+  # "stream": one modality through one image network. "joint": both at once,
+  # end to end. "features": sequences of features of trained streams.
   stage.kind = "stream"
-  # "rgb" frames, or stacks of "flow" fields.
+  # "rgb" frames, or stacks of "flow" fields; for kind "stream".
   stage.modality = modality
+  # Which feature later stages read: a layer's name ("fc6", "fc7", "pool").
+  stage.feature = "fc6" if is_flow else "pool"
   # Videos a batch, over all devices.
   stage.batch_size = 32
   # Optimiser updates; one batch each.
@@ -36,6 +39,16 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.model.fields = ml_collections.ConfigDict(
     {"normalisation": "lrn", "second_lrn": False} if is_flow else {}
   )
+
+  stage.init = ml_collections.ConfigDict()
+  # File of weights to begin with; "" is none. See twostream_jax.pretrained. A
+  # flow stream takes weights of an image network: its first kernel is averaged
+  # over R, G, B and repeated (Wang et al. 2015, section 3).
+  stage.init.weights = ""
+  # A key of twostream_jax.pretrained.LAYOUTS; "": told by the file's keys.
+  stage.init.layout = ""
+  # Leave layers after the convolutions fresh where the file lacks them.
+  stage.init.partial = False
 
   stage.input = ml_collections.ConfigDict()
   # Side of the square input, pixels.
@@ -63,25 +76,83 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   # Subtract from each flow field its mean vector (camera motion).
   stage.input.subtract_mean_flow = is_flow
 
-  stage.optim = ml_collections.ConfigDict()
-  # Peak learning rate of SGD.
-  stage.optim.learning_rate = 0.01
+  stage.optim = get_optim()
+  return stage
+
+
+def get_optim() -> ml_collections.ConfigDict:
+  """Settings of a stage's optimiser."""
+  optim = ml_collections.ConfigDict()
+  # "sgd" or "adam".
+  optim.name = "sgd"
+  # Peak learning rate.
+  optim.learning_rate = 0.01
   # "constant", "cosine" (to 0) or "step" (times decay_factor at boundaries).
-  stage.optim.schedule = "cosine"
+  optim.schedule = "cosine"
   # Steps of linear growth of the learning rate from 0.
-  stage.optim.warmup_steps = 0
+  optim.warmup_steps = 0
   # Steps at which "step" decays.
-  stage.optim.boundaries = ()
-  stage.optim.decay_factor = 0.1
+  optim.boundaries = ()
+  optim.decay_factor = 0.1
   # 0..1.
-  stage.optim.momentum = 0.9
-  stage.optim.nesterov = False
+  optim.momentum = 0.9
+  optim.nesterov = False
   # L2 coefficient on kernels; biases and norms are left out.
-  stage.optim.weight_decay = 5e-4
+  optim.weight_decay = 5e-4
   # Global gradient norm is clipped to this; 0 is never.
-  stage.optim.max_grad_norm = 0.0
+  optim.max_grad_norm = 0.0
   # Probability mass spread over all classes, 0..1.
-  stage.optim.label_smoothing = 0.0
+  optim.label_smoothing = 0.0
+  # Pairs of a regular expression and a factor on the learning rate of the
+  # parameters whose path it matches from the start ("backbone/conv"); 0 freezes
+  # them. The first match counts.
+  optim.multipliers = ()
+  # Regular expression of the kernels under l1 and l21; "" is none.
+  optim.penalised = ""
+  # Weight of the sum of their absolute values, by a proximal step.
+  optim.l1 = 0.0
+  # Weight of the sum of the norms of their columns, likewise.
+  optim.l21 = 0.0
+  return optim
+
+
+def get_joint(towers: tuple[str, str]) -> ml_collections.ConfigDict:
+  """Settings of a joint stage of two streams, spatial first.
+
+  The streams give the networks, and their weights where they were trained
+  before.
+  """
+  stage = get_stream("flow")
+  # Both modalities at once.
+  stage.kind = "joint"
+  # Names of the streams: one of rgb, one of flow.
+  stage.towers = towers
+  # One of twostream_jax.models.two_stream.FUSIONS.
+  stage.model.name = "average"
+  return stage
+
+
+def get_features(
+  model: str, sources: tuple[str, ...]
+) -> ml_collections.ConfigDict:
+  """Settings of a stage that reads features of earlier streams."""
+  stage = ml_collections.ConfigDict()
+  # See get_stream.
+  stage.kind = "features"
+  # Names of the streams; each gives the feature that its settings name.
+  stage.sources = sources
+  # Videos a batch, over all devices.
+  stage.batch_size = 32
+  # Optimiser updates; one batch each.
+  stage.total_steps = 1000
+  stage.model = ml_collections.ConfigDict()
+  # A key of twostream_jax.models.FEATURE_MODELS.
+  stage.model.name = model
+  # Probability to drop a unit, 0..1.
+  stage.model.dropout_rate = 0.5
+  # Fields that only this network has; see its class in twostream_jax.models.
+  stage.model.fields = ml_collections.ConfigDict()
+  stage.optim = get_optim()
   return stage
 
 
@@ -141,11 +212,19 @@ def get_config() -> ml_collections.ConfigDict:
   # Views that pass through the network together on a device.
   config.eval.views_per_pass = 64
 
+  config.features = ml_collections.ConfigDict()
+  # Equally spaced clips of a video whose features are stored.
+  config.features.num_frames = 25
+
   config.fusion = ml_collections.ConfigDict()
+  # "average" (of probabilities), "average_logits", "weighted" by `weights`, and
+  # those that are fitted on `fit_split`: "fitted_weights", "svm", "logistic",
+  # "adaptive"; see twostream_jax.fuse.
+  config.fusion.rules = ("average", "weighted")
   # Weight of each stage in the weighted fusion, in the order of `stages`.
   config.fusion.weights = (1.0, 1.5)
-  # Fit the weights on the validation split's scores instead.
-  config.fusion.fit_on_validation = False
+  # Split whose scores the other rules are fitted on; never the test split.
+  config.fusion.fit_split = ""
 
   config.report = ml_collections.ConfigDict()
   # Clips shown in the report.

@@ -50,7 +50,8 @@ def get_config():
   config.eval.crop_fraction = 1.0
   config.eval.batch_size = 24
 
-  config.fusion.fit_on_validation = True
+  config.fusion.rules = ("average", "fitted_weights")
+  config.fusion.fit_split = "validation"
   config.report.note = (
     "The best that each can do on this set: spatial 1/4 (a frame shows the"
     " colour, not which of 4 motions), temporal 1/3 (flow shows the motion, not"

@@ -12,7 +12,7 @@ import pytest
 
 from configs import default, ssv2_two_stream
 from twostream_jax import parallel, run, stages, steps
-from twostream_jax.data import input_pipeline
+from twostream_jax.data.features import FeatureError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
@@ -32,13 +32,16 @@ def for_tests(config):
     stage = config[name]
     stage.batch_size = 8
     stage.total_steps = 2
-    stage.model.width = 0.02
-    stage.input.image_size = 64
+    if stage.kind != "features":
+      stage.model.width = 0.02
+      stage.input.image_size = 64
+      stage.init.weights = ""
     stage.optim.schedule = "cosine"
     stage.optim.boundaries = ()
     stage.optim.warmup_steps = 0
   config.data.validation_split = ""
-  config.fusion.fit_on_validation = False
+  config.fusion.rules = ("average",)
+  config.fusion.fit_split = ""
   config.eval.num_clips = 2
   config.eval.batch_size = 8
   config.train.log_every = 1
@@ -70,10 +73,15 @@ def test_configs_are_locked_and_say_what_they_are(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_stages_of_every_config_can_be_created(name, tiny):
+def test_stages_of_every_config_can_be_created(name, tiny, tmp_path):
   config = get_config(name)
   for stage_name in config.stages:
-    stage = stages.create_stage(config, stage_name, tiny)
+    if config[stage_name].kind == "features":
+      stages.create_model(config, stage_name, 12)
+      with pytest.raises(FeatureError, match="no features in"):
+        stages.create_stage(config, stage_name, tiny, tmp_path)
+      continue
+    stage = stages.create_stage(config, stage_name, tiny, tmp_path)
     state = jax.eval_shape(stage.init_state)
     assert jax.tree.leaves(state.params)
     float(stage.schedule(0))
@@ -97,6 +105,7 @@ def test_every_key_has_a_comment():
       re.match(r"(stage|config)\.[a-z_.]+ = ", line)
       and "ConfigDict()" not in line
       and "get_stream" not in line
+      and "get_optim" not in line
     )
 
   keys = [i for i, line in enumerate(lines) if is_key(line)]
@@ -117,16 +126,14 @@ def test_default_keys_are_those_of_the_streams():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spatial", "temporal"])
-def test_ssv2_takes_a_real_step_at_full_size(name, tiny):
+def test_ssv2_takes_a_real_step_at_full_size(name, tiny, tmp_path):
   """174 classes, 224 px, full width; only the batch is small (2)."""
   config = ssv2_two_stream.get_config()
-  stage = stages.create_stage(config, name, tiny)
+  stage = stages.create_stage(config, name, tiny, tmp_path)
   backbone = stage.model.backbone.clone(num_classes=174)
   model = stage.model.clone(backbone=backbone)
-  assert not stage.transform.flip
-  batches = input_pipeline.train_batches(
-    tiny.sources["train"], stage.transform, batch_size=2, seed=0, threads=1
-  )
+  assert not stage.inputs.train.flip
+  batches = stage.inputs.train_batches("train", batch_size=2, seed=0)
   batch = next(iter(batches))
   batch.pop("video_id")
   channels = {"spatial": ("rgb", 3), "temporal": ("flow", 20)}[name]

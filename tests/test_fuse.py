@@ -1,10 +1,10 @@
-"""Fusion joins by id and averages probabilities."""
+"""Fusion joins by id and averages probabilities or logits."""
 
 import numpy as np
 import pytest
 
 from twostream_jax import fuse
-from twostream_jax.scores import Scores, ScoresError, softmax
+from twostream_jax.scores import Scores, ScoresError, sigmoid, softmax
 
 
 def make_scores(seed, ids=("a", "b", "c", "d"), n=3):
@@ -76,3 +76,48 @@ def test_equal_weights_win_where_nothing_speaks_against_them():
     tuple("abcdef"), labels, 9 * np.eye(3, dtype=np.float32)[labels], ""
   )
   assert fuse.fit_weights({"s": good, "t": good}) == (0.5, 0.5)
+
+
+def make_multi_label(seed):
+  one = make_scores(seed)
+  labels = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]], bool)
+  return Scores(one.ids, labels, one.logits, "1x1")
+
+
+def test_multi_label_weighted_is_the_mean_of_sigmoids():
+  one, two = make_multi_label(0), make_multi_label(1)
+  fused = fuse.weighted({"s": one, "t": two}, (1, 2))
+  expected = (sigmoid(one.logits) + 2 * sigmoid(two.logits)) / 3
+  np.testing.assert_allclose(sigmoid(fused.logits), expected, rtol=1e-5)
+  assert fused.multi_label
+
+
+def test_the_average_of_one_multi_label_stream_is_itself_however_sure():
+  one = make_multi_label(0)
+  logits = np.array([[60, -60, 0]] * 4, np.float32)
+  fused = fuse.average({"s": Scores(one.ids, one.labels, logits, "1x1")})
+  np.testing.assert_allclose(fused.logits, logits, rtol=1e-6)
+
+
+def test_average_of_logits_is_the_geometric_mean_of_probabilities():
+  one, two = make_scores(0), make_scores(1)
+  fused = fuse.average_logits({"s": one, "t": two})
+  product = np.sqrt(softmax(one.logits) * softmax(two.logits))
+  np.testing.assert_allclose(
+    softmax(fused.logits),
+    product / product.sum(axis=1, keepdims=True),
+    rtol=1e-5,
+  )
+  assert fused.logits.dtype == np.float32
+  assert fused.protocol == "mean of logits (s, t); 1x1"
+
+
+def test_fitted_weights_of_a_multi_label_set_find_the_stream_that_knows():
+  truth = make_multi_label(0)
+  sign = np.where(truth.labels, 1, -1).astype(np.float32)
+  named = {
+    "knows": Scores(truth.ids, truth.labels, sign, ""),
+    "misleads": Scores(truth.ids, truth.labels, -3 * sign, ""),
+  }
+  weights = fuse.fit_weights(named)
+  assert weights[0] > weights[1]

@@ -23,6 +23,7 @@ LEVELS = {
   "data.clips": 0,
   "data.dataset": 1,
   "data.encode": 3,
+  "data.features": 0,
   "data.frames": 0,
   "data.input_pipeline": 2,
   "data.large_lists": 2,
@@ -41,25 +42,31 @@ LEVELS = {
   "flow.spec": 0,
   "flow.tvl1": 0,
   "fuse": 1,
+  "inputs": 3,
   "logging": 0,
   "losses": 0,
   "main": 7,
   "metrics": 0,
   "models": 1,
   "models.cnn_m": 0,
+  "models.fusion": 0,
   "models.layers": 0,
+  "models.lstm": 0,
   "models.resnet": 0,
   "models.stream": 0,
+  "models.two_stream": 0,
   "models.vgg": 0,
   "optim": 0,
   "parallel": 2,
+  "pretrained": 2,
   "report": 3,
   "results": 4,
-  "run": 5,
+  "run": 6,
   "scores": 0,
-  "stages": 3,
+  "stages": 4,
   "steps": 1,
-  "train": 4,
+  "train": 5,
+  "warm_start": 3,
   "workdir": 0,
 }
 
@@ -73,7 +80,7 @@ FORBIDDEN = {
 }
 
 # Packages whose modules form one unit of a level; none imports in a circle.
-UNITS = ("report", "models", "flow")
+UNITS = ("report", "models", "flow", "fuse", "pretrained")
 
 
 def modules():

@@ -71,7 +71,7 @@ def final_parameters(directory, name):
   config = tiny_config.get_config()
   # A batch must divide over the devices of this process, which are eight.
   data = dataset.open_dataset(directory / "data")
-  stage = stages.create_stage(config, name, data)
+  stage = stages.create_stage(config, name, data, directory)
   folder = directory / "run" / name / "checkpoints"
   with checkpoints.open_manager(folder, keep=2) as manager:
     assert manager.latest_step() == config[name].total_steps

@@ -109,3 +109,76 @@ def test_labels_outside_the_classes_are_refused(label):
 def test_no_examples_are_refused():
   with pytest.raises(ValueError, match="no examples"):
     metrics.classification_metrics(np.zeros((0, 3)), np.zeros(0, int))
+
+
+def test_average_precision_known():
+  """Positives at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3."""
+  scores = np.array([0.9, 0.1, 0.7, 0.8, 0.3])
+  positive = np.array([1, 0, 1, 0, 1], bool)
+  assert metrics.average_precision(scores, positive) == pytest.approx(
+    (1 + 2 / 3 + 3 / 4) / 3
+  )
+
+
+def test_average_precision_of_constant_scores_is_the_share_of_positives():
+  positive = np.array([1, 0, 0, 1, 0], bool)
+  assert metrics.average_precision(np.zeros(5), positive) == 0.4
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_average_precision_against_scikit_learn(ties):
+  rng = np.random.default_rng(0)
+  labels = rng.random((200, 6)) < [0.5, 0.3, 0.1, 0.05, 0.9, 0.2]
+  logits = rng.normal(size=(200, 6)) + labels
+  if ties:
+    logits = logits.round()
+  expected = [
+    sklearn.metrics.average_precision_score(labels[:, c], logits[:, c])
+    for c in range(6)
+  ]
+  result = metrics.mean_average_precision(logits, labels)
+  np.testing.assert_allclose(result.per_class, expected)
+  assert result.mean == pytest.approx(np.mean(expected))
+  assert result.left_out == ()
+  order = rng.permutation(200)
+  again = metrics.mean_average_precision(logits[order], labels[order])
+  np.testing.assert_array_equal(again.per_class, result.per_class)
+
+
+def test_classes_without_a_positive_are_left_out_and_said():
+  labels = np.array([[1, 0, 0], [0, 0, 1]], bool)
+  result = metrics.mean_average_precision(np.eye(3)[[0, 0]], labels)
+  np.testing.assert_array_equal(result.per_class, [0.5, np.nan, 0.5])
+  assert result.mean == 0.5
+  assert result.left_out == (1,)
+  with pytest.raises(ValueError, match="no class has a positive"):
+    metrics.mean_average_precision(np.zeros((2, 3)), np.zeros((2, 3), bool))
+
+
+def test_precision_at_1_known():
+  logits = np.array([[3, 2, 1], [3, 2, 1], [3, 3, 1], [3, 3, 1], [3, 2, 1]])
+  # Right, wrong, tied with a wrong one, tied but both right, without a label.
+  labels = np.array([[1, 0, 1], [0, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
+  assert metrics.precision_at_1(logits, labels) == 0.5
+  assert np.isnan(metrics.precision_at_1(logits, np.zeros((5, 3))))
+  assert metrics.precision_at_1(logits * np.nan, labels) == 0
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_classification_metrics_of_a_multi_label_set(dtype):
+  logits = np.array([[2.0, 1.0], [0.0, 1.0]])
+  labels = np.array([[1, 1], [1, 0]], dtype)
+  # Class 0: both videos are of it, so 1. Class 1: its one video ties, so 1 / 2.
+  assert metrics.classification_metrics(logits, labels) == {
+    "map": 0.75,
+    "precision_at_1": 0.5,
+  }
+
+
+def test_misfitting_multi_label_sets_are_refused():
+  with pytest.raises(ValueError, match=r"\(4, 2\) do not fit .* \(4, 3\)"):
+    metrics.classification_metrics(LOGITS, np.ones((4, 2), bool))
+  logits = LOGITS.copy()
+  logits[1, 0] = np.nan
+  with pytest.raises(ValueError, match="1 rows of scores .* first 1"):
+    metrics.classification_metrics(logits, np.ones((4, 3), bool))

@@ -48,7 +48,7 @@ def forbid_training(monkeypatch):
 
 
 def final_state(config, name, folder, data):
-  stage = stages.create_stage(config, name, data)
+  stage = stages.create_stage(config, name, data, folder)
   template = jax.eval_shape(stage.init_state)
   with checkpoints.open_manager(
     folder / name / "checkpoints", keep=2
@@ -75,10 +75,12 @@ def test_results_are_the_contract_s(finished, tiny):
     "skipped",
     "streams",
     "fusion",
+    "protocols",
+    "subsets",
   ]
   assert written["videos"] == 12 and written["skipped"] == 0
   assert list(written["streams"]) == ["spatial", "temporal"]
-  assert list(written["fusion"]) == ["average", "weighted"]
+  assert list(written["fusion"]) == ["average", "fitted_weights"]
   for group in ("streams", "fusion"):
     for name, values in written[group].items():
       assert list(values) == ["top1", "top5", "mean_class_accuracy"]
@@ -287,20 +289,21 @@ def test_reading_metadata_leaves_the_folder_alone(finished, tmp_path):
   assert (folder / "10.orbax-checkpoint-tmp").exists()
 
 
-def test_a_stage_learns_the_direction_of_the_dataset_s_flow(config, tiny):
+def test_a_stage_learns_the_direction_of_the_dataset_s_flow(
+  config, tiny, tmp_path
+):
   both_ways = dataclasses.replace(
     tiny,
     flow_spec=dataclasses.replace(tiny.flow_spec, direction="bidirectional"),
   )
   for data, expected in ((tiny, "forward"), (both_ways, "bidirectional")):
-    stage = stages.create_stage(config, "temporal", data)
-    assert stage.transform.spec.direction == expected
-    evaluation = run.create_eval_transform(config, "temporal", data)
-    assert evaluation.spec.direction == expected
+    stage = stages.create_stage(config, "temporal", data, tmp_path)
+    assert stage.inputs.train.spec.direction == expected
+    assert stage.inputs.evaluation.spec.direction == expected
   changed = config.copy_and_resolve_references()
   changed.temporal.input.stack_length = 3
   with pytest.raises(ValueError, match="stack_length=3 must be even"):
-    stages.create_stage(changed, "temporal", both_ways)
+    stages.create_stage(changed, "temporal", both_ways, tmp_path)
 
 
 def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
@@ -316,15 +319,19 @@ def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
   [
     ("stages", ("spatial", "audio"), "'audio'"),
     ("data.test_split", "dev", "test_split='dev'.*train"),
-    ("data.validation_split", "", "fit_on_validation"),
+    ("fusion.fit_split", "", "fitted_weights.*need config.fusion.fit_split"),
+    ("fusion.fit_split", "test", "is the test split"),
+    ("fusion.fit_split", "dev", "fit_split='dev'"),
+    ("fusion.rules", ("average", "voting"), "voting"),
     ("train.checkpoint_every", 3, "multiple of log_every=2"),
     ("eval.batch_size", 12, "eval.batch_size=12"),
     ("eval.num_crops", 7, "7"),
     ("spatial.batch_size", 9, "spatial.batch_size=9"),
     ("spatial.kind", "sequence", "spatial.kind='sequence'"),
+    ("spatial.optim.name", "lion", "lion"),
+    ("spatial.init.weights", "no-such-file.pth", "no-such-file.pth"),
     ("spatial.model.name", "resnet19", "resnet19"),
     ("spatial.optim.schedule", "linear", "linear"),
-    ("fusion.weights", (1.0,), "fusion.weights"),
     ("spatial.input.short_clip", "mirror", "mirror"),
   ],
 )
@@ -340,12 +347,6 @@ def test_settings_that_can_not_work_are_named(
   with pytest.raises(ValueError, match=match):
     run.train_and_evaluate(changed, tmp_path, tiny)
   assert not (tmp_path / "spatial" / "checkpoints").exists()
-
-
-def test_a_multi_label_set_is_not_trained_on(config, tiny, tmp_path):
-  several = dataclasses.replace(tiny, multi_label=True)
-  with pytest.raises(ValueError, match="any number of labels"):
-    run.train_and_evaluate(config, tmp_path, several)
 
 
 def test_mirrored_crops_need_mirrored_training(config, tiny, tmp_path):

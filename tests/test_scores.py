@@ -10,7 +10,10 @@ from twostream_jax.scores import (
   ScoresError,
   join,
   load_scores,
+  probabilities,
+  protocols,
   save_scores,
+  sigmoid,
   softmax,
 )
 
@@ -38,6 +41,30 @@ def test_round_trip(tmp_path, ids):
   np.testing.assert_array_equal(loaded.labels, scores.labels)
   np.testing.assert_array_equal(loaded.logits, scores.logits)
   assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def make_multi_label(ids=("a", "b", "c"), dtype=bool):
+  scores = make_scores(ids)
+  labels = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype)
+  return dataclasses.replace(scores, labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32, np.int32])
+def test_round_trip_of_multi_label_scores(tmp_path, dtype):
+  scores = make_multi_label(dtype=dtype)
+  save_scores(tmp_path / "s.npz", scores)
+  loaded = load_scores(tmp_path / "s.npz")
+  assert loaded.labels.dtype == bool
+  assert loaded.multi_label and not make_scores().multi_label
+  np.testing.assert_array_equal(loaded.labels, scores.labels)
+  np.testing.assert_array_equal(loaded.logits, scores.logits)
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, np.nan])
+def test_multi_label_labels_are_zero_or_one(value):
+  labels = np.full((3, 4), value)
+  with pytest.raises(ScoresError, match=f"0 or 1, found {value}"):
+    dataclasses.replace(make_scores(), labels=labels)
 
 
 def test_failed_save_leaves_the_old_file_and_nothing_else(
@@ -116,6 +143,8 @@ def test_damaged_file_is_named(tmp_path, damage):
     {"ids": ("a", "b")},
     {"labels": np.zeros(4, np.int32)},
     {"labels": np.zeros((3, 1), np.int32)},
+    {"labels": np.zeros((2, 4), bool)},
+    {"labels": np.zeros((2, 4), bool), "logits": np.zeros((2, 4))},
     {"logits": np.zeros((2, 4), np.float32)},
     {"logits": np.zeros(3, np.float32)},
     {"logits": np.zeros((3, 4, 1), np.float32)},
@@ -135,6 +164,18 @@ def test_softmax():
   logits = np.array([[0, np.log(3)], [1000, 1000], [-1000, 0]], np.float32)
   expected = [[0.25, 0.75], [0.5, 0.5], [0, 1]]
   np.testing.assert_allclose(softmax(logits), expected, atol=1e-7)
+
+
+def test_sigmoid():
+  logits = np.array([[0, np.log(3)], [1000, -1000]], np.float32)
+  expected = [[0.5, 0.75], [1, 0]]
+  np.testing.assert_allclose(sigmoid(logits), expected, atol=1e-7)
+
+
+def test_probabilities_are_of_the_kind_of_labels():
+  single, multi = make_scores(), make_multi_label()
+  np.testing.assert_array_equal(probabilities(single), softmax(single.logits))
+  np.testing.assert_array_equal(probabilities(multi), sigmoid(multi.logits))
 
 
 def test_join_takes_the_order_of_the_first():
@@ -177,6 +218,38 @@ def test_join_refuses_another_number_of_classes():
     join(named)
 
 
+def test_join_of_multi_label_scores():
+  spatial = make_multi_label()
+  order = [2, 0, 1]
+  moved = Scores(
+    tuple(spatial.ids[i] for i in order),
+    spatial.labels[order],
+    spatial.logits[order],
+    "",
+  )
+  joined = join({"spatial": spatial, "temporal": moved})["temporal"]
+  np.testing.assert_array_equal(joined.labels, spatial.labels)
+  np.testing.assert_array_equal(joined.logits, spatial.logits)
+  other = spatial.labels.copy()
+  other[1, 2] = True
+  wrong = dataclasses.replace(spatial, labels=other)
+  with pytest.raises(ScoresError, match="1 videos, first 'b'"):
+    join({"spatial": spatial, "temporal": wrong})
+
+
+def test_join_refuses_two_kinds_of_labels():
+  with pytest.raises(ScoresError, match="only one has multi-label labels"):
+    join({"spatial": make_scores(), "temporal": make_multi_label()})
+
+
 def test_join_of_nothing_is_refused():
   with pytest.raises(ScoresError, match="no scores"):
     join({})
+
+
+def test_protocols_are_named_once():
+  named = {
+    name: dataclasses.replace(make_scores(), protocol=protocol)
+    for name, protocol in (("s", "25 x 10"), ("t", "25 x 1"), ("u", "25 x 10"))
+  }
+  assert protocols(named) == "25 x 10; 25 x 1"

@@ -194,7 +194,7 @@ def test_prediction_is_the_mean_over_views(views_per_pass):
       preprocess=preprocess,
       views_per_pass=views_per_pass,
     )
-  )(state.variables, {"flow": views, "label": np.zeros(3, np.int32)})
+  )(state.variables, {"flow": views})
   for i in range(3):
     one_by_one = [
       model.apply(

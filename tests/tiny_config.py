@@ -26,6 +26,7 @@ def get_config():
   config.eval.num_clips = 2
   config.eval.num_crops = 1
   config.eval.batch_size = 8
-  config.fusion.fit_on_validation = True
+  config.fusion.rules = ("average", "fitted_weights")
+  config.fusion.fit_split = "validation"
   config.report.num_examples = 3
   return config

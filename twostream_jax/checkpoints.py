@@ -101,6 +101,20 @@ def restore(
   return jax.device_get(restored["state"])
 
 
+def restore_variables(manager: ocp.CheckpointManager) -> dict[str, Any]:
+  """Params and batch statistics of the newest checkpoint, as NumPy arrays.
+
+  Raises:
+    CheckpointError: there is no checkpoint.
+  """
+  step = manager.latest_step()
+  if step is None:
+    raise CheckpointError(f"no checkpoint in {manager.directory}")
+  args = ocp.args.Composite(state=ocp.args.StandardRestore())
+  state = jax.device_get(manager.restore(step, args=args)["state"])
+  return {"params": state["params"], "batch_stats": state["batch_stats"]}
+
+
 def _check_fits(manager, step, template) -> None:
   # Orbax itself would cut or pad an array to the shape that is asked for.
   saved = _shapes(manager.item_metadata(step)["state"])

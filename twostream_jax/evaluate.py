@@ -1,25 +1,13 @@
 """Dense testing: every view of every video of a split to `Scores`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tqdm
 
 from twostream_jax import parallel
-from twostream_jax.data.input_pipeline import EvalTransform
 from twostream_jax.scores import Scores
-
-
-def protocol(transform: EvalTransform) -> str:
-  """The test protocol in words, as it stands beside every number."""
-  clips, crops = transform.num_clips, transform.num_crops
-  kind = {1: "centre crop", 5: "5 crops", 10: "10 crops"}[crops]
-  return (
-    f"{clips}x{crops}: {clips} equally spaced clips, {kind} of"
-    f" {transform.crop_fraction:g} of the short side at"
-    f" {transform.spec.image_size} px, mean of logits"
-  )
 
 
 def evaluate(
@@ -70,6 +58,42 @@ def evaluate(
   return Scores(
     tuple(ids), np.concatenate(labels), np.concatenate(logits), protocol
   )
+
+
+def extract(
+  predict_features: Callable[[Any, Mapping[str, np.ndarray]], Any],
+  variables: Any,
+  batches: Iterable[dict[str, np.ndarray]],
+  *,
+  num_videos: int,
+  description: str,
+) -> Iterator[dict[str, Any]]:
+  """Features of every video exactly once; a batch of them at a time.
+
+  Args:
+    predict_features: pmapped (variables, batch) to features [devices b f d].
+    variables: replicated.
+    batches: padded batches of frames, with "mask", "label", "length" and
+      "video_id".
+    num_videos: of the split.
+    description: shown by the progress bar.
+
+  Yields:
+    "video_id" (a list), "label", "length" and "values" float32 [b f d].
+  """
+  with tqdm.tqdm(
+    total=num_videos, desc=description, unit="video", leave=False
+  ) as bar:
+    for batch in batches:
+      batch = dict(batch)
+      mask = batch.pop("mask")
+      kept = {
+        name: batch.pop(name)[mask] for name in ("video_id", "label", "length")
+      }
+      outputs = predict_features(variables, parallel.shard(batch))
+      values = parallel.gather(outputs)[mask]
+      bar.update(len(values))
+      yield kept | {"video_id": kept["video_id"].tolist(), "values": values}
 
 
 def _check_finite(logits: np.ndarray, video_ids: list[str]) -> None:

@@ -23,3 +23,21 @@ def softmax_cross_entropy(
   targets = jax.nn.one_hot(labels, logits.shape[-1])
   targets = optax.smooth_labels(targets, label_smoothing)
   return optax.softmax_cross_entropy(logits, targets)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Binary cross-entropy of multi-label examples, in nats.
+
+  Args:
+    logits: [b n].
+    labels: float [b n]: 1 for each class of a clip, 0 for the others. A clip
+      may have none.
+
+  Returns:
+    float32 [b]: the sum over classes, the negative log-likelihood of
+    independent classes.
+  """
+  losses = optax.sigmoid_binary_cross_entropy(
+    logits.astype(jnp.float32), labels
+  )
+  return losses.sum(axis=-1)

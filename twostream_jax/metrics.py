@@ -183,6 +183,39 @@ def classification_metrics(
   }
 
 
+def validation_metrics(
+  logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+  """Loss and accuracy of a curve.
+
+  Args:
+    logits: [b, n].
+    labels: int [b], or [b, n] of a multi-label set.
+
+  Returns:
+    "loss" in nats; "accuracy": top-1, or precision at 1 of a multi-label set,
+    which also has "map".
+  """
+  if labels.ndim == 1:
+    return {
+      "loss": cross_entropy(logits, labels),
+      "accuracy": top_k_accuracy(logits, labels, 1),
+    }
+  found = classification_metrics(logits, labels)
+  return {
+    "loss": binary_cross_entropy(logits, labels),
+    "accuracy": found["precision_at_1"],
+    "map": found["map"],
+  }
+
+
+def binary_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Mean over examples of the sum over classes, in nats; all [b, n]."""
+  logits = logits.astype(np.float64)
+  losses = np.logaddexp(0.0, logits) - logits * labels
+  return float(losses.sum(axis=1).mean())
+
+
 def _check_finite(logits: np.ndarray) -> None:
   if not np.isfinite(logits).all():
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))

@@ -20,24 +20,53 @@ from twostream_jax.flow import spec as flow_spec
 from twostream_jax.scores import Scores
 from twostream_jax.workdir import scores_path, write_text
 
+UNFITTED = ("average", "average_logits", "weighted")
+
+
+def check_fusion(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
+  """Raises ValueError where the settings of the fusion do not fit."""
+  fusion = config.fusion
+  rules = (*UNFITTED, *fuse.FITS)
+  unknown = [rule for rule in fusion.rules if rule not in rules]
+  if unknown:
+    raise ValueError(f"config.fusion.rules {unknown} are not in {rules}")
+  fitted = [rule for rule in fusion.rules if rule in fuse.FITS]
+  if fitted and not fusion.fit_split:
+    raise ValueError(
+      f"config.fusion.rules {fitted} need config.fusion.fit_split, the split"
+      " whose scores they are fitted on"
+    )
+  if fusion.fit_split == config.data.test_split:
+    raise ValueError(
+      f"config.fusion.fit_split={fusion.fit_split!r} is the test split"
+    )
+  if fusion.fit_split and fusion.fit_split not in data.sources:
+    raise ValueError(
+      f"config.fusion.fit_split={fusion.fit_split!r}, but the dataset has the"
+      f" splits {sorted(data.sources)}"
+    )
+  if "weighted" in fusion.rules and len(fusion.weights) != len(config.stages):
+    raise ValueError(
+      f"config.fusion.weights={tuple(fusion.weights)} needs one weight for each"
+      f" of the stages {tuple(config.stages)}"
+    )
+
 
 def conclude(
   config: ml_collections.ConfigDict, workdir: Path, data: VideoDataset
 ) -> dict[str, Any]:
   """Fuses the stages' scores; writes results.json and report.html."""
   test = config.data.test_split
-  streams = {
-    name: scores.load_scores(scores_path(workdir, name, test))
-    for name in config.stages
-  }
+  streams = load_streams(config, workdir, test)
   fused, weights = fuse_streams(config, workdir, streams)
   for rule, result in fused.items():
     scores.save_scores(scores_path(workdir, rule, test), result)
+  protocols = {name: s.protocol for name, s in streams.items()}
   first = next(iter(streams.values()))
   results = {
     "dataset": data.name,
     "split": test,
-    "protocol": first.protocol,
+    "protocol": "; ".join(dict.fromkeys(protocols.values())),
     "videos": len(first.ids),
     "skipped": sum(entry["split"] == test for entry in data.rejected),
     "streams": {
@@ -48,10 +77,22 @@ def conclude(
       rule: metrics.classification_metrics(s.logits, s.labels)
       for rule, s in fused.items()
     },
+    "protocols": protocols,
+    "subsets": subsets(streams),
   }
   write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
   write_report(config, workdir, data, results, streams, fused, weights)
   return results
+
+
+def load_streams(
+  config: ml_collections.ConfigDict, workdir: Path, split: str
+) -> dict[str, Scores]:
+  """The scores of every stage on a split."""
+  return {
+    name: scores.load_scores(scores_path(workdir, name, split))
+    for name in config.stages
+  }
 
 
 def fuse_streams(
@@ -59,24 +100,40 @@ def fuse_streams(
   workdir: Path,
   streams: dict[str, Scores],
 ) -> tuple[dict[str, Scores], tuple[float, ...]]:
-  """Fused scores by rule, and the weights of the weighted rule."""
+  """Fused scores by rule, and the fitted weights, if any."""
   if len(streams) < 2:
     return {}, ()
-  weights = tuple(config.fusion.weights)
-  if config.fusion.fit_on_validation:
-    weights = fuse.fit_weights(
-      {
-        name: scores.load_scores(
-          scores_path(workdir, name, config.data.validation_split)
-        )
-        for name in streams
-      }
-    )
-  fused = {
-    "average": fuse.average(streams),
-    "weighted": fuse.weighted(streams, weights),
-  }
+  fused, weights = {}, ()
+  split = config.fusion.fit_split
+  for rule in config.fusion.rules:
+    if rule == "average":
+      fused[rule] = fuse.average(streams)
+    elif rule == "average_logits":
+      fused[rule] = fuse.average_logits(streams)
+    elif rule == "weighted":
+      fused[rule] = fuse.weighted(streams, tuple(config.fusion.weights))
+    else:
+      fitting = load_streams(config, workdir, split)
+      fitted = fuse.FITS[rule](fitting, split=split)
+      fused[rule] = fuse.apply(fitted, streams)
+      if rule == "fitted_weights":
+        weights = tuple(fitted.weights)
   return fused, weights
+
+
+def subsets(streams: dict[str, Scores]) -> list[dict[str, Any]]:
+  """The average of every two or more stages, best first.
+
+  A table to read, on the test split: the rule for a new set of videos has to
+  be chosen on other scores.
+  """
+  if len(streams) < 3:
+    return []
+  return [
+    {"stages": list(subset.streams)} | subset.metrics
+    for subset in fuse.subset_table(streams)
+    if len(subset.streams) > 1
+  ]
 
 
 def write_report(
@@ -84,7 +141,7 @@ def write_report(
 ) -> None:
   """Gathers what the report shows and writes report.html."""
   everything = streams | fused
-  best = max(fused or streams, key=lambda k: _top1(everything[k]))
+  best = max(fused or streams, key=lambda k: _headline(everything[k]))
   chosen = report.choose_examples(
     everything,
     fused=best,
@@ -94,16 +151,16 @@ def write_report(
   position = {v: i for i, v in enumerate(next(iter(streams.values())).ids)}
   source = data.sources[config.data.test_split]
   notes = {"Flow": json.dumps(flow_spec.to_dict(data.flow_spec))}
-  if fused:
-    origin = (
-      f"fitted on {config.data.validation_split!r}"
-      if config.fusion.fit_on_validation
-      else "from the config"
-    )
-    shares = ", ".join(
-      f"{name} {w:g}" for name, w in zip(streams, weights, strict=True)
-    )
-    notes["Weights of the weighted fusion"] = f"{shares} ({origin})"
+  shown = {"weighted": (tuple(config.fusion.weights), "from the config")}
+  if weights:
+    origin = f"fitted on {config.fusion.fit_split!r}"
+    shown["fitted_weights"] = (weights, origin)
+  for rule, (shares, origin) in shown.items():
+    if rule in fused:
+      listed = ", ".join(
+        f"{name} {w:g}" for name, w in zip(streams, shares, strict=True)
+      )
+      notes[f"Weights of the fusion {rule!r}"] = f"{listed} ({origin})"
   report.write_report(
     workdir / "report.html",
     report.ReportData(
@@ -122,8 +179,10 @@ def write_report(
   )
 
 
-def _top1(result: Scores) -> float:
-  return metrics.top_k_accuracy(result.logits, result.labels, 1)
+def _headline(result: Scores) -> float:
+  """The first of the metrics: top-1, or mean average precision."""
+  found = metrics.classification_metrics(result.logits, result.labels)
+  return next(iter(found.values()))
 
 
 def example(record: Mapping[str, Any], data: VideoDataset) -> report.Example:

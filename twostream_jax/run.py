@@ -22,10 +22,10 @@ from twostream_jax import (
   steps,
   train,
 )
-from twostream_jax.data import input_pipeline
 from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.data.features import read_features, write_features
 from twostream_jax.flow import spec as flow_spec
-from twostream_jax.workdir import scores_path, write_config
+from twostream_jax.workdir import features_path, scores_path, write_config
 
 
 def train_and_evaluate(
@@ -56,7 +56,9 @@ def train_and_evaluate(
   check_trained_flow(config, workdir, data)
   write_config(workdir, {"config": config.to_dict(), "dataset": identity(data)})
   for name in (only_stage,) if only_stage else config.stages:
-    run_stage(config, name, workdir, data)
+    if any(missing_splits(config, name, workdir, data)):
+      compute_features(config, name, workdir, data)
+      run_stage(config, name, workdir, data)
   if any(missing_splits(config, name, workdir, data) for name in config.stages):
     return None
   return results.conclude(config, workdir, data)
@@ -66,11 +68,6 @@ def check_config(
   config: ml_collections.ConfigDict, data: VideoDataset, only_stage: str
 ) -> None:
   """Raises ValueError for settings that do not fit each other or the data."""
-  if data.multi_label:
-    raise ValueError(
-      f"clips of {data.name!r} have any number of labels; streams are trained"
-      " on sets with one label a clip"
-    )
   if not config.stages:
     raise ValueError("config.stages names no stage")
   for name in config.stages:
@@ -95,18 +92,12 @@ def check_config(
       " the same records"
     )
   parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
-  if config.fusion.fit_on_validation and not config.data.validation_split:
-    raise ValueError(
-      "config.fusion.fit_on_validation needs config.data.validation_split"
-    )
-  if len(config.fusion.weights) != len(config.stages):
-    raise ValueError(
-      f"config.fusion.weights={tuple(config.fusion.weights)} needs one weight"
-      f" for each of the stages {config.stages}"
-    )
-  mirrored = config.eval.num_crops == 10
+  results.check_fusion(config, data)
   for name in config.stages:
-    if mirrored and not config[name].input.flip:
+    stages.check_kind(config, name)
+    if config[name].kind == "features":
+      continue
+    if config.eval.num_crops == 10 and not config[name].input.flip:
       raise ValueError(
         f"config.eval.num_crops=10 mirrors clips, but config.{name}.input.flip"
         " is off: use 5"
@@ -125,9 +116,8 @@ def check_trained_flow(
     FlowSpecError: it names the checkpoint, the dataset and the differences.
   """
   for name in config.stages:
-    spec = stages.create_transform(config[name], data).spec
     found = checkpoints.read_metadata(workdir / name / "checkpoints")
-    if "flow" not in spec.modalities or not found:
+    if not found or not stages.uses_flow(config, name):
       continue
     path, metadata = found
     try:
@@ -140,10 +130,9 @@ def check_trained_flow(
 
 
 def splits_to_score(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The test split, and validation where fusion is fitted on it."""
-  if config.fusion.fit_on_validation:
-    return (config.data.validation_split, config.data.test_split)
-  return (config.data.test_split,)
+  """The test split, and the one that fusion is fitted on."""
+  named = (config.fusion.fit_split, config.data.test_split)
+  return tuple(dict.fromkeys(split for split in named if split))
 
 
 def run_stage(
@@ -153,10 +142,7 @@ def run_stage(
   data: VideoDataset,
 ) -> None:
   """Trains a stage and writes its scores, as far as they are missing."""
-  stage = stages.create_stage(config, name, data)
-  missing = missing_splits(config, name, workdir, data)
-  if not missing:
-    return
+  stage = stages.create_stage(config, name, data, workdir)
   predict = parallel.pmap_predict_step(
     functools.partial(
       steps.predict_step,
@@ -168,20 +154,13 @@ def run_stage(
   variables = parallel.replicate(
     train.train_stage(stage, data, config, workdir / name, predict)
   )
-  transform = create_eval_transform(config, name, data)
-  for split in missing:
-    source = data.sources[split]
+  for split in missing_splits(config, name, workdir, data):
     result = evaluate.evaluate(
       predict,
       variables,
-      input_pipeline.eval_batches(
-        source,
-        transform,
-        batch_size=config.eval.batch_size,
-        threads=config.data.threads,
-      ),
-      num_videos=len(source),
-      protocol=evaluate.protocol(transform),
+      stage.inputs.eval_batches(split, batch_size=config.eval.batch_size),
+      num_videos=stage.inputs.num_videos(split),
+      protocol=stage.inputs.protocol(),
       description=f"{name}, {split}",
     )
     scores.save_scores(scores_path(workdir, name, split), result)
@@ -194,7 +173,7 @@ def missing_splits(
   data: VideoDataset,
 ) -> list[str]:
   """Splits without this stage's scores under the run's test protocol."""
-  protocol = evaluate.protocol(create_eval_transform(config, name, data))
+  protocol = stages.protocol(config, name, data)
 
   def is_scored(split):
     path = scores_path(workdir, name, split)
@@ -209,13 +188,67 @@ def missing_splits(
   return [split for split in splits_to_score(config) if not is_scored(split)]
 
 
-def create_eval_transform(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> input_pipeline.EvalTransform:
-  """The views of the run's test protocol for a stage."""
-  return input_pipeline.EvalTransform(
-    spec=stages.create_transform(config[name], data).spec,
-    num_clips=config.eval.num_clips,
-    num_crops=config.eval.num_crops,
-    crop_fraction=config.eval.crop_fraction,
+def compute_features(
+  config: ml_collections.ConfigDict,
+  name: str,
+  workdir: Path,
+  data: VideoDataset,
+) -> None:
+  """Stores the features that a stage reads, as far as they are missing."""
+  if config[name].kind != "features":
+    return
+  for source in config[name].sources:
+    feature = config[source].feature
+    description = describe_features(config, source, data)
+    missing = []
+    for split in stages.splits(config):
+      found = read_features(features_path(workdir, source, feature, split))
+      if found is None or found.description != description:
+        missing.append(split)
+    if not missing:
+      continue
+    stage = stages.create_stage(config, source, data, workdir)
+    predict = parallel.pmap_predict_step(
+      functools.partial(
+        steps.feature_step,
+        model=stage.model,
+        preprocess=stage.preprocess,
+        views_per_pass=config.eval.views_per_pass,
+        feature=feature,
+      )
+    )
+    with checkpoints.open_manager(
+      workdir / source / "checkpoints", keep=config.train.keep_checkpoints
+    ) as manager:
+      variables = parallel.replicate(checkpoints.restore_variables(manager))
+    for split in missing:
+      batches = stage.inputs.frame_batches(
+        split,
+        num_frames=config.features.num_frames,
+        batch_size=config.eval.batch_size,
+      )
+      num_videos = stage.inputs.num_videos(split)
+      write_features(
+        features_path(workdir, source, feature, split),
+        evaluate.extract(
+          predict,
+          variables,
+          batches,
+          num_videos=num_videos,
+          description=f"{source} {feature}, {split}",
+        ),
+        num_videos=num_videos,
+        description=description,
+      )
+
+
+def describe_features(
+  config: ml_collections.ConfigDict, source: str, data: VideoDataset
+) -> str:
+  """What stored features are of; they are computed again where it changes."""
+  inputs = stages.create_video_inputs(config, source, data)
+  quick = inputs.protocol(quick=True)
+  return (
+    f"{source} {config[source].feature}, {config.features.num_frames} frames,"
+    f" step {config[source].total_steps}, {quick}"
   )

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -150,23 +151,35 @@ def join(named: dict[str, Scores]) -> dict[str, Scores]:
     moved = Scores(
       first.ids, scores.labels[order], scores.logits[order], scores.protocol
     )
-    if moved.logits.shape != first.logits.shape:
-      raise ScoresError(
-        f"{first_name!r} has {first.logits.shape[1]} classes,"
-        f" {name!r} has {moved.logits.shape[1]}"
-      )
-    if moved.multi_label != first.multi_label:
-      raise ScoresError(
-        f"of {first_name!r} and {name!r} only one has multi-label labels"
-      )
-    differs = moved.labels != first.labels
-    differing = np.flatnonzero(
-      differs.any(axis=1) if first.multi_label else differs
-    )
-    if len(differing):
-      raise ScoresError(
-        f"{first_name!r} and {name!r} disagree on the label of"
-        f" {len(differing)} videos, first {first.ids[differing[0]]!r}"
-      )
+    _check_agreement(first_name, first, name, moved)
     joined[name] = moved
   return joined
+
+
+def protocols(named: Mapping[str, Scores]) -> str:
+  """The protocols of several models' scores, each named once."""
+  return "; ".join(dict.fromkeys(s.protocol for s in named.values()))
+
+
+def _check_agreement(
+  first_name: str, first: Scores, name: str, moved: Scores
+) -> None:
+  """Refuses other classes, kinds of labels or labels of the same videos."""
+  if moved.logits.shape != first.logits.shape:
+    raise ScoresError(
+      f"{first_name!r} has {first.logits.shape[1]} classes,"
+      f" {name!r} has {moved.logits.shape[1]}"
+    )
+  if moved.multi_label != first.multi_label:
+    raise ScoresError(
+      f"of {first_name!r} and {name!r} only one has multi-label labels"
+    )
+  differs = moved.labels != first.labels
+  differing = np.flatnonzero(
+    differs.any(axis=1) if first.multi_label else differs
+  )
+  if len(differing):
+    raise ScoresError(
+      f"{first_name!r} and {name!r} disagree on the label of"
+      f" {len(differing)} videos, first {first.ids[differing[0]]!r}"
+    )

@@ -3,22 +3,36 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 from flax import linen as nn
 
-from twostream_jax import losses, models, optim, parallel, steps
+from twostream_jax import losses, models, optim, parallel, steps, warm_start
 from twostream_jax.data import input_pipeline
 from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.data.features import (
+  FeatureError,
+  FeatureSource,
+  read_features,
+)
+from twostream_jax.inputs import FeatureInputs, Inputs, VideoInputs
 from twostream_jax.models.stream import Stream
+from twostream_jax.models.two_stream import TwoStream
+from twostream_jax.workdir import features_path
+
+KINDS = ("stream", "joint", "features")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """All that the loop needs to train one stage."""
+  """All that the loop needs to train one stage.
+
+  Attributes:
+    warm_start: fresh state to the state that training begins with.
+  """
 
   name: str
   seed: int
@@ -28,103 +42,272 @@ class Stage:
   tx: optax.GradientTransformation
   schedule: optax.Schedule
   loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
-  preprocess: steps.Preprocess
-  transform: input_pipeline.TrainTransform
+  preprocess: Callable[[steps.Batch], dict[str, jax.Array]]
+  inputs: Inputs
+  warm_start: Callable[[steps.TrainState], steps.TrainState]
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
-    spec = self.transform.spec
-    shape = (1, self.transform.num_segments, spec.image_size, spec.image_size)
-    channels = {"rgb": 3, "flow": 2 * spec.stack_length}
-    batch = {
-      name: np.zeros(shape + (channels[name],), np.uint8)
-      for name in spec.modalities
-    }
     return steps.create_train_state(
-      jax.random.key(self.seed), self.model, self.tx, self.preprocess, batch
+      jax.random.key(self.seed),
+      self.model,
+      self.tx,
+      self.preprocess,
+      self.inputs.example(),
     )
 
 
 def create_stage(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+  config: ml_collections.ConfigDict,
+  name: str,
+  data: VideoDataset,
+  workdir: Path,
 ) -> Stage:
   """Builds a stage from its settings.
 
+  Args:
+    config: of the run.
+    name: of the stage.
+    data: the dataset.
+    workdir: of the run: features and weights of earlier stages are there.
+
   Raises:
     ValueError: a setting is not known or out of range; the message names it.
+    WeightsError: a file of weights does not fit.
   """
   stage = config[name]
-  if stage.kind != "stream":
-    raise ValueError(f"config.{name}.kind={stage.kind!r} must be 'stream'")
+  check_kind(config, name)
   parallel.check_batch_size(f"config.{name}.batch_size", stage.batch_size)
-  backbone = models.create_model(
-    stage.model.name,
-    num_classes=len(data.class_names),
-    width=stage.model.width,
-    dropout_rate=stage.model.dropout_rate,
-    axis_name=parallel.AXIS,
-    **stage.model.fields.to_dict(),
-  )
-  optimiser = stage.optim
   schedule = optim.create_schedule(
-    optimiser.schedule,
-    learning_rate=optimiser.learning_rate,
+    stage.optim.schedule,
+    learning_rate=stage.optim.learning_rate,
     total_steps=stage.total_steps,
-    warmup_steps=optimiser.warmup_steps,
-    boundaries=optimiser.boundaries,
-    decay_factor=optimiser.decay_factor,
+    warmup_steps=stage.optim.warmup_steps,
+    boundaries=stage.optim.boundaries,
+    decay_factor=stage.optim.decay_factor,
   )
+  begin = warm_start.create(config, name, workdir)
   return Stage(
     name=name,
     seed=config.seed,
     batch_size=stage.batch_size,
     total_steps=stage.total_steps,
-    model=Stream(modality=stage.modality, backbone=backbone),
-    tx=optim.create_optimizer(
-      schedule,
-      momentum=optimiser.momentum,
-      nesterov=optimiser.nesterov,
-      weight_decay=optimiser.weight_decay,
-      max_grad_norm=optimiser.max_grad_norm,
-    ),
+    model=create_model(config, name, len(data.class_names)),
+    tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,
-    loss_fn=functools.partial(
-      losses.softmax_cross_entropy, label_smoothing=optimiser.label_smoothing
-    ),
-    preprocess=create_preprocess(stage, data),
-    transform=create_transform(stage, data),
+    loss_fn=create_loss(stage.optim, data.multi_label),
+    preprocess=create_preprocess(config, name, data),
+    inputs=create_inputs(config, name, data, workdir),
+    warm_start=begin,
+  )
+
+
+def check_kind(config: ml_collections.ConfigDict, name: str) -> None:
+  """Raises ValueError where a stage's kind or the stages it needs are wrong."""
+  stage = config[name]
+  if stage.kind not in KINDS:
+    raise ValueError(f"config.{name}.kind={stage.kind!r} is not in {KINDS}")
+  if stage.kind == "stream":
+    return
+  key = "towers" if stage.kind == "joint" else "sources"
+  if not stage[key]:
+    raise ValueError(f"config.{name}.{key} names no stage")
+  for other in stage[key]:
+    if other not in config or config[other].kind != "stream":
+      raise ValueError(f"config.{name} needs {other!r}, which is no stream")
+    earlier = config.stages[: config.stages.index(name)]
+    if stage.kind == "features" and other not in earlier:
+      raise ValueError(
+        f"config.{name} reads features of {other!r}, which must be a stage"
+        f" before it: config.stages={tuple(config.stages)}"
+      )
+  if stage.kind == "joint" and [
+    config[tower].modality for tower in stage.towers
+  ] != ["rgb", "flow"]:
+    raise ValueError(
+      f"config.{name}.towers={tuple(stage.towers)} must name a stream of rgb"
+      " and one of flow"
+    )
+
+
+def uses_flow(config: ml_collections.ConfigDict, name: str) -> bool:
+  """Whether a stage sees flow, itself or through another stage."""
+  stage = config[name]
+  if stage.kind == "features":
+    return any(uses_flow(config, source) for source in stage.sources)
+  return "flow" in modalities(stage)
+
+
+def modalities(stage: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """What a stage of videos reads of them."""
+  return ("rgb", "flow") if stage.kind == "joint" else (stage.modality,)
+
+
+def create_model(
+  config: ml_collections.ConfigDict, name: str, num_classes: int
+) -> nn.Module:
+  """The network of a stage."""
+  stage = config[name]
+  if stage.kind == "features":
+    return models.create_feature_model(
+      stage.model.name,
+      num_classes=num_classes,
+      sources=tuple(stage.sources),
+      dropout_rate=stage.model.dropout_rate,
+      axis_name=parallel.AXIS,
+      **stage.model.fields.to_dict(),
+    )
+  if stage.kind == "stream":
+    backbone = create_backbone(stage.model, num_classes)
+    return Stream(modality=stage.modality, backbone=backbone)
+  spatial, temporal = (
+    create_backbone(config[tower].model, num_classes) for tower in stage.towers
+  )
+  return TwoStream(spatial=spatial, temporal=temporal, fusion=stage.model.name)
+
+
+def create_backbone(
+  model: ml_collections.ConfigDict, num_classes: int
+) -> nn.Module:
+  """The image network of a stream."""
+  return models.create_model(
+    model.name,
+    num_classes=num_classes,
+    width=model.width,
+    dropout_rate=model.dropout_rate,
+    axis_name=parallel.AXIS,
+    **model.fields.to_dict(),
+  )
+
+
+def create_optimizer(
+  settings: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The optimiser of a stage."""
+  return optim.create_optimizer(
+    schedule,
+    name=settings.name,
+    momentum=settings.momentum,
+    nesterov=settings.nesterov,
+    weight_decay=settings.weight_decay,
+    max_grad_norm=settings.max_grad_norm,
+    multipliers=tuple(tuple(pair) for pair in settings.multipliers),
+    penalised=settings.penalised,
+    l1=settings.l1,
+    l21=settings.l21,
+  )
+
+
+def create_loss(
+  settings: ml_collections.ConfigDict, multi_label: bool
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The loss per example: of one label, or of any number of them."""
+  if multi_label:
+    if settings.label_smoothing:
+      raise ValueError("label_smoothing is for sets with one label a clip")
+    return losses.sigmoid_cross_entropy
+  return functools.partial(
+    losses.softmax_cross_entropy, label_smoothing=settings.label_smoothing
   )
 
 
 def create_preprocess(
-  stage: ml_collections.ConfigDict, data: VideoDataset
-) -> steps.Preprocess:
-  """How a stage's uint8 batches become inputs."""
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> Callable[[steps.Batch], dict[str, jax.Array]]:
+  """How a stage's batches become inputs of its network."""
+  stage = config[name]
+  if stage.kind == "features":
+    return functools.partial(
+      steps.select_inputs, names=(*stage.sources, "length")
+    )
+  rgb_mean, rgb_std = warm_start.rgb_statistics(config, name)
   return steps.Preprocess(
-    rgb_mean=stage.input.rgb_mean,
-    rgb_std=stage.input.rgb_std,
+    rgb_mean=rgb_mean,
+    rgb_std=rgb_std,
     flow_bound=data.flow_spec.bound,
     flow_scale=stage.input.flow_scale,
     subtract_mean_flow=stage.input.subtract_mean_flow,
   )
 
 
-def create_transform(
-  stage: ml_collections.ConfigDict, data: VideoDataset
-) -> input_pipeline.TrainTransform:
-  """How a stage samples a training video."""
+def create_inputs(
+  config: ml_collections.ConfigDict,
+  name: str,
+  data: VideoDataset,
+  workdir: Path,
+) -> Inputs:
+  """Where a stage's batches come from."""
+  if config[name].kind != "features":
+    return create_video_inputs(config, name, data)
+  sources = {}
+  for split in splits(config):
+    sets = {}
+    for source in config[name].sources:
+      path = features_path(workdir, source, config[source].feature, split)
+      sets[source] = read_features(path)
+      if sets[source] is None:
+        raise FeatureError(f"no features in {path}; run {source!r} first")
+    sources[split] = FeatureSource(sets)
+  return FeatureInputs(sources, protocol(config, name, data))
+
+
+def create_video_inputs(
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> VideoInputs:
+  """How a stage samples the videos."""
+  stage = config[name]
   spec = input_pipeline.InputSpec(
-    modalities=(stage.modality,),
+    modalities=modalities(stage),
     image_size=stage.input.image_size,
     stack_length=stage.input.stack_length,
     flow_step=data.flow_spec.step,
     short_clip=stage.input.short_clip,
     direction=data.flow_spec.direction,
   )
-  return input_pipeline.TrainTransform(
-    spec=spec,
-    num_segments=stage.input.num_segments,
-    scale=stage.input.crop_scale,
-    max_ratio=stage.input.max_ratio,
-    flip=stage.input.flip,
+  return VideoInputs(
+    sources=data.sources,
+    train=input_pipeline.TrainTransform(
+      spec=spec,
+      num_segments=stage.input.num_segments,
+      scale=stage.input.crop_scale,
+      max_ratio=stage.input.max_ratio,
+      flip=stage.input.flip,
+      num_classes=len(data.class_names),
+    ),
+    evaluation=input_pipeline.EvalTransform(
+      spec=spec,
+      num_clips=config.eval.num_clips,
+      num_crops=config.eval.num_crops,
+      crop_fraction=config.eval.crop_fraction,
+      num_classes=len(data.class_names),
+    ),
+    threads=config.data.threads,
   )
+
+
+def protocol(
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> str:
+  """The test protocol of a stage in words."""
+  stage = config[name]
+  if stage.kind != "features":
+    return create_video_inputs(config, name, data).protocol()
+  of = ", ".join(
+    f"{source} {config[source].feature}" for source in stage.sources
+  )
+  first = config[stage.sources[0]].input
+  return (
+    f"sequence: {config.features.num_frames} equally spaced clips, centre crop"
+    f" of {config.eval.crop_fraction:g} of the short side at"
+    f" {first.image_size} px, features {of}"
+  )
+
+
+def splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The splits that a run reads, each once."""
+  named = (
+    config.data.train_split,
+    config.data.validation_split,
+    config.data.test_split,
+  )
+  return tuple(dict.fromkeys(split for split in named if split))

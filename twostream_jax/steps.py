@@ -5,7 +5,7 @@ how many there are.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -76,11 +76,32 @@ class Preprocess:
     return inputs
 
 
+def select_inputs(
+  batch: Batch, *, names: Sequence[str]
+) -> dict[str, jax.Array]:
+  """The entries of a batch that a network reads, as they are."""
+  return {name: batch[name] for name in names}
+
+
+def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Whether the class of the highest score is right, 1.0 or 0.0: [b].
+
+  Args:
+    logits: [b n].
+    labels: int [b], or float [b n] where a clip has any number of classes: any
+      of them is right.
+  """
+  best = logits.argmax(axis=-1)
+  if labels.ndim == 1:
+    return (best == labels).astype(jnp.float32)
+  return jnp.take_along_axis(labels, best[:, None], axis=1)[:, 0]
+
+
 def create_train_state(
   rng: jax.Array,
   model: nn.Module,
   tx: optax.GradientTransformation,
-  preprocess: Preprocess,
+  preprocess: Callable[[Batch], dict[str, jax.Array]],
   batch: Batch,
 ) -> TrainState:
   """Initialises parameters for the shapes of one batch.
@@ -89,7 +110,7 @@ def create_train_state(
     rng: key of the initial parameters.
     model: maps preprocessed inputs to logits and features.
     tx: optimiser.
-    preprocess: see `Preprocess`.
+    preprocess: batches to the network's inputs, such as `Preprocess`.
     batch: a training batch; only its shapes matter.
   """
   inputs = {name: array[:1] for name, array in batch.items()}
@@ -115,7 +136,7 @@ def train_step(
   *,
   model: nn.Module,
   tx: optax.GradientTransformation,
-  preprocess: Preprocess,
+  preprocess: Callable[[Batch], dict[str, jax.Array]],
   loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
   axis_name: str,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -123,7 +144,8 @@ def train_step(
 
   Args:
     state: the same on every replica.
-    batch: "rgb" and / or "flow" uint8 [b t h w c], "label", "mask" bool [b].
+    batch: "rgb" and / or "flow" uint8 [b t h w c], or features, with "label"
+      and "mask" bool [b].
     rng: key of the whole run, the same on every replica and in every step.
     model: maps inputs to logits [b n] and features.
     tx: optimiser.
@@ -157,7 +179,7 @@ def train_step(
   grads = jax.lax.psum(grads, axis_name)
   batch_stats = jax.lax.pmean(batch_stats, axis_name)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  correct = (logits.argmax(axis=-1) == batch["label"]) * mask
+  correct = is_correct(logits, batch["label"]) * mask
   metrics = {
     "loss": jax.lax.psum(loss, axis_name) * count,
     "correct": jax.lax.psum(correct.sum(), axis_name),
@@ -178,14 +200,15 @@ def predict_step(
   batch: Batch,
   *,
   model: nn.Module,
-  preprocess: Preprocess,
+  preprocess: Callable[[Batch], dict[str, jax.Array]],
   views_per_pass: int,
 ) -> jax.Array:
   """Video-level logits: the mean over the views of each video.
 
   Args:
     variables: params and batch_stats.
-    batch: "rgb" and / or "flow" uint8 [b v t h w c]; other keys are ignored.
+    batch: [b v ...]: views of videos, "rgb" and / or "flow" uint8
+      [b v t h w c], or features.
     model: maps inputs to logits and features.
     preprocess: see `Preprocess`.
     views_per_pass: views that pass through the network together, which bounds
@@ -194,16 +217,61 @@ def predict_step(
   Returns:
     float32 [b n].
   """
-  views = {k: v for k, v in batch.items() if k in ("rgb", "flow")}
-  b, v = next(iter(views.values())).shape[:2]
-  flat = {k: x.reshape((b * v,) + x.shape[2:]) for k, x in views.items()}
-
-  def logits_of_view(view):
-    one = {k: x[None] for k, x in view.items()}
-    logits, _ = model.apply(variables, preprocess(one), train=False)
-    return logits[0]
-
-  logits = jax.lax.map(
-    logits_of_view, flat, batch_size=min(views_per_pass, b * v)
+  logits = _map_views(
+    lambda inputs: model.apply(variables, inputs, train=False)[0],
+    batch,
+    preprocess,
+    views_per_pass,
   )
-  return logits.reshape((b, v, -1)).mean(axis=1)
+  return logits.mean(axis=1)
+
+
+def feature_step(
+  variables: Mapping[str, Any],
+  batch: Batch,
+  *,
+  model: nn.Module,
+  preprocess: Callable[[Batch], dict[str, jax.Array]],
+  views_per_pass: int,
+  feature: str,
+) -> jax.Array:
+  """A named feature of each view of each video.
+
+  Args:
+    variables: params and batch_stats.
+    batch: [b v ...], see `predict_step`; v frames of one window each.
+    model: maps inputs to logits and features, [b 1 d] each.
+    preprocess: see `Preprocess`.
+    views_per_pass: see `predict_step`.
+    feature: its name.
+
+  Returns:
+    float32 [b v d].
+
+  Raises:
+    ValueError: the model has no such feature, or it is no vector.
+  """
+
+  def of_inputs(inputs):
+    _, features = model.apply(variables, inputs, train=False)
+    vectors = [name for name, value in features.items() if value.ndim == 3]
+    if feature not in vectors:
+      raise ValueError(
+        f"no feature vector {feature!r}; the network has {sorted(vectors)}"
+      )
+    return features[feature][:, 0].astype(jnp.float32)
+
+  return _map_views(of_inputs, batch, preprocess, views_per_pass)
+
+
+def _map_views(function, batch, preprocess, views_per_pass) -> jax.Array:
+  """Applies a function of inputs [k ...] to all views: [b v ...]."""
+  b, v = next(iter(batch.values())).shape[:2]
+  flat = {k: x.reshape((b * v,) + x.shape[2:]) for k, x in batch.items()}
+
+  def of_view(view):
+    one = {k: x[None] for k, x in view.items()}
+    return function(preprocess(one))[0]
+
+  mapped = jax.lax.map(of_view, flat, batch_size=min(views_per_pass, b * v))
+  return mapped.reshape((b, v) + mapped.shape[1:])

@@ -19,7 +19,6 @@ from twostream_jax import (
   parallel,
   steps,
 )
-from twostream_jax.data import input_pipeline
 from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.stages import Stage
 
@@ -35,23 +34,17 @@ def is_due(step: int, every: int, total: int) -> bool:
 class Validator:
   """Scores a split while training: one centre view a video."""
 
-  def __init__(self, stage, source, predict, eval_config, threads):
+  def __init__(self, stage, split, predict, batch_size):
     """Binds what stays the same over training."""
-    transform = input_pipeline.EvalTransform(
-      spec=stage.transform.spec,
-      num_clips=1,
-      num_crops=1,
-      crop_fraction=eval_config.crop_fraction,
-    )
-    self._num_videos = len(source)
+    self._num_videos = stage.inputs.num_videos(split)
     self._predict = predict
-    self._protocol = evaluate.protocol(transform)
-    self._batches = input_pipeline.eval_batches(
-      source, transform, batch_size=eval_config.batch_size, threads=threads
+    self._protocol = stage.inputs.protocol(quick=True)
+    self._batches = stage.inputs.eval_batches(
+      split, batch_size=batch_size, quick=True
     )
 
   def __call__(self, variables) -> dict[str, float]:
-    """Loss in nats and top-1 of replicated variables."""
+    """Loss in nats and metrics of replicated variables."""
     result = evaluate.evaluate(
       self._predict,
       variables,
@@ -59,10 +52,7 @@ class Validator:
       num_videos=self._num_videos,
       protocol=self._protocol,
     )
-    return {
-      "loss": metrics.cross_entropy(result.logits, result.labels),
-      "accuracy": metrics.top_k_accuracy(result.logits, result.labels, 1),
-    }
+    return metrics.validation_metrics(result.logits, result.labels)
 
 
 def train_stage(
@@ -96,27 +86,22 @@ def train_stage(
       template = jax.eval_shape(stage.init_state)
       return checkpoints.restore(manager, template, None).variables
     batches = iter(
-      input_pipeline.train_batches(
-        data.sources[config.data.train_split],
-        stage.transform,
-        batch_size=stage.batch_size,
-        seed=stage.seed,
-        threads=config.data.threads,
+      stage.inputs.train_batches(
+        config.data.train_split, batch_size=stage.batch_size, seed=stage.seed
       )
     )
     if start:
       template = jax.eval_shape(stage.init_state)
       state = checkpoints.restore(manager, template, batches)
     else:
-      state = stage.init_state()
+      state = stage.warm_start(stage.init_state())
     validate = None
     if config.data.validation_split:
       validate = Validator(
         stage,
-        data.sources[config.data.validation_split],
+        config.data.validation_split,
         predict,
-        config.eval,
-        config.data.threads,
+        config.eval.batch_size,
       )
     logger = logging.MetricsLogger(directory, resume_step=start)
     save = functools.partial(checkpoints.save, manager, metadata=identity(data))

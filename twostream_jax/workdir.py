@@ -77,6 +77,11 @@ def write_text(path: Path, text: str) -> None:
   os.replace(temporary, path)
 
 
+def features_path(workdir: Path, stage: str, feature: str, split: str) -> Path:
+  """Where the features of a stream are, for the stages that read them."""
+  return workdir / "features" / f"{stage}-{feature}" / split
+
+
 def scores_path(workdir: Path, name: str, split: str) -> Path:
   """Where the scores of a stage or a fusion rule are."""
   return workdir / "scores" / f"{name}-{split}.npz"

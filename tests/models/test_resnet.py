@@ -213,3 +213,28 @@ def test_logits_are_those_of_the_pooled_map():
   np.testing.assert_allclose(
     logits, pool @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-6
   )
+
+
+def test_head_after_trunk_is_the_whole_network():
+  model = Small(block=BasicBlock)
+  x = _images()
+  variables = _init(model)
+  (logits, features), _ = _apply(model, variables, x, train=False)
+  apply = functools.partial(
+    model.apply, variables, train=False, rngs={"dropout": _KEY}
+  )
+
+  @jax.jit
+  def in_parts(x):
+    conv = apply(x, method="trunk")
+    return conv, apply(conv, method="head"), apply(conv, method="embed")
+
+  conv, (of_head, others), (vector, _) = in_parts(x)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  close(conv, features["conv"])
+  close(of_head, logits)
+  for name, value in others.items():
+    close(value, features[name])
+  assert set(features) == {"conv"} | set(others)
+  classifier = jax.tree.map(np.asarray, variables["params"]["logits"])
+  close(np.asarray(vector) @ classifier["kernel"] + classifier["bias"], logits)

@@ -8,7 +8,7 @@ on where training was interrupted.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -157,8 +157,9 @@ def _see(image, view, spec) -> np.ndarray:
 class TrainTransform(grain.transforms.RandomMap):
   """A record to a random training sample.
 
-  Gives {"rgb": uint8 [t h w 3], "flow": uint8 [t h w 2l], "label": int32,
-  "mask": True, "video_id"}, with t = num_segments.
+  Gives {"rgb": uint8 [t h w 3], "flow": uint8 [t h w 2l], "label": int32, or
+  float32 [n] with n = num_classes in a multi-label set, "mask": True,
+  "video_id"}, with t = num_segments.
   """
 
   spec: InputSpec
@@ -166,6 +167,7 @@ class TrainTransform(grain.transforms.RandomMap):
   scale: tuple[float, float]
   max_ratio: float
   flip: bool
+  num_classes: int = 0
 
   def random_map(self, element, rng: np.random.Generator):
     """Draws one sample of a record."""
@@ -181,7 +183,7 @@ class TrainTransform(grain.transforms.RandomMap):
     )
     loaded = load_views(element, self.spec, starts, [view])
     sample = {name: array[0] for name, array in loaded.items()}
-    return sample | _label(element)
+    return sample | _label(element, self.num_classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +198,7 @@ class EvalTransform(grain.transforms.Map):
   num_clips: int
   num_crops: int
   crop_fraction: float
+  num_classes: int = 0
 
   def __post_init__(self):
     if self.num_clips < 1:
@@ -218,7 +221,42 @@ class EvalTransform(grain.transforms.Map):
     loaded = load_views(element, self.spec, starts, views)
     return {
       name: _clips_outermost(array) for name, array in loaded.items()
-    } | _label(element)
+    } | _label(element, self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameTransform(grain.transforms.Map):
+  """A record to evenly spaced windows, to compute features of.
+
+  Gives {"rgb": uint8 [f 1 h w 3], "flow": uint8 [f 1 h w 2l], "length",
+  "label", "mask", "video_id"} with f = num_frames centre crops; a video that
+  has fewer windows gives each of them once, and then the last again beyond
+  "length".
+  """
+
+  spec: InputSpec
+  num_frames: int
+  crop_fraction: float
+  num_classes: int = 0
+
+  def map(self, element):
+    """Lays out the windows of a record."""
+    available = self.spec.num_starts(int(element["num_frames"]))
+    length = min(available, self.num_frames)
+    starts = sampling.even_starts(available, length)
+    views = augment.eval_views(
+      int(element["height"]),
+      int(element["width"]),
+      fraction=self.crop_fraction,
+      count=1,
+    )
+    loaded = load_views(element, self.spec, starts, views)
+    repeated = np.minimum(np.arange(self.num_frames), length - 1)
+    frames = {
+      name: _clips_outermost(array)[repeated] for name, array in loaded.items()
+    }
+    label = _label(element, self.num_classes)
+    return frames | label | {"length": np.int32(length)}
 
 
 def _clips_outermost(views: np.ndarray) -> np.ndarray:
@@ -227,9 +265,12 @@ def _clips_outermost(views: np.ndarray) -> np.ndarray:
   return by_clip.reshape((-1, 1) + by_clip.shape[2:])
 
 
-def _label(record) -> dict[str, Any]:
+def _label(record, num_classes: int) -> dict[str, Any]:
+  label = np.asarray(record["label"], np.int32)
+  if label.ndim:  # Any number of classes: 1 for each, 0 for the others.
+    label = np.isin(np.arange(num_classes), label).astype(np.float32)
   return {
-    "label": np.int32(record["label"]),
+    "label": label[()],
     "mask": np.bool_(True),
     "video_id": text(record["video_id"]),
   }
@@ -241,13 +282,18 @@ def text(value: bytes | str) -> str:
 
 
 def train_batches(
-  source, transform: TrainTransform, *, batch_size: int, seed: int, threads: int
+  source,
+  transform: TrainTransform | None,
+  *,
+  batch_size: int,
+  seed: int,
+  threads: int,
 ) -> grain.IterDataset:
   """Endless shuffled batches; every epoch shows every video once.
 
   Args:
     source: random access to records.
-    transform: a record to a sample.
+    transform: a record to a sample; None where records are samples.
     batch_size: videos a batch, over all devices.
     seed: of the order and of the samples.
     threads: decoding threads; each prepares a whole batch.
@@ -260,18 +306,18 @@ def train_batches(
   """
   if not len(source):
     raise ValueError("the training split has no video")
-  samples = (
-    grain.MapDataset.source(source)
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .random_map(transform)
-  )
+  samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  if transform is not None:
+    samples = samples.random_map(transform)
   return _threaded(samples.batch(batch_size, drop_remainder=True), threads)
 
 
 def eval_batches(
-  source, transform: EvalTransform, *, batch_size: int, threads: int
+  source,
+  transform: EvalTransform | FrameTransform | Callable[[Any], Any],
+  *,
+  batch_size: int,
+  threads: int,
 ) -> grain.IterDataset:
   """Every video once, in the order of the split; the last batch is padded.
 

@@ -13,7 +13,7 @@ label.
 
 from collections.abc import Mapping
 
-from twostream_jax.fuse.adaptive import fit_adaptive
+from twostream_jax.fuse.adaptive import fit_adaptive, fit_logistic
 from twostream_jax.fuse.average import (
   WeightedFusion,
   apply_weighted,
@@ -23,12 +23,7 @@ from twostream_jax.fuse.average import (
   fit_weights,
   weighted,
 )
-from twostream_jax.fuse.linear import (
-  LinearFusion,
-  apply_linear,
-  fit_logistic,
-  fit_svm,
-)
+from twostream_jax.fuse.linear import LinearFusion, apply_linear, fit_svm
 from twostream_jax.fuse.subsets import Subset, subset_table
 from twostream_jax.scores import Scores
 

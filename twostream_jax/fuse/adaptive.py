@@ -1,4 +1,4 @@
-"""Adaptive multi-stream multi-class fusion, Wu et al. 2015."""
+"""Adaptive multi-class fusion (Wu et al. 2015) and logistic regression."""
 
 import dataclasses
 import itertools
@@ -13,8 +13,9 @@ from twostream_jax.scores import Scores
 
 # (lambda1, lambda2), from the most to the least regularised.
 LAMBDAS = tuple(
-  itertools.product((1.0, 0.1, 0.01, 1e-3, 1e-4), (1e-3, 1e-4, 0.0))
+  itertools.product((1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5), (1e-3, 1e-4, 0.0))
 )
+LOGISTIC_LAMBDAS = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,26 +108,60 @@ def fit_adaptive(
   Raises:
     ValueError: a lambda is negative or not finite.
     ScoresError: the scores do not fit together or are too few.
-    RuntimeError: a fit did not converge, as without any regularisation.
+    RuntimeError: a fit did not converge.
   """
-  if not np.isfinite(lambdas).all() or np.min(lambdas) < 0:
-    raise ValueError(f"lambdas must be finite and at least 0: {list(lambdas)}")
+  return _fit("adaptive multi-class fusion", named, split, lambdas, True)
+
+
+def fit_logistic(
+  named: Mapping[str, Scores],
+  *,
+  split: str,
+  lambdas: Sequence[float] = LOGISTIC_LAMBDAS,
+) -> LinearFusion:
+  """Logistic regression on stacked class probabilities.
+
+  The problem of `fit_adaptive` without class relations and l1 norm: V = 0 and
+  lambda2 = 0. Softmax probabilities sum to 1, so an intercept would add
+  nothing. scikit-learn's C is 1 / (2 b lambda).
+
+  Args:
+    named: scores by stage, of a split that is not the test split.
+    split: its name.
+    lambdas: weights of the squared norm, from the most to the least
+      regularised; of several the best by cross-validation.
+
+  Raises:
+    ValueError: a lambda is negative or not finite.
+    ScoresError: the scores do not fit together or are too few.
+    RuntimeError: a fit did not converge.
+  """
+  pairs = [(value, 0.0) for value in lambdas]
+  return _fit("logistic regression", named, split, pairs, False)
+
+
+def _fit(
+  rule: str,
+  named: Mapping[str, Scores],
+  split: str,
+  pairs: Sequence[tuple[float, float]],
+  relations: bool,
+) -> LinearFusion:
+  if not np.isfinite(pairs).all() or np.min(pairs) < 0:
+    raise ValueError(f"lambdas must be finite and at least 0: {list(pairs)}")
   data = fitting.fitting_set(named, split)
 
   def predict(pair, seen, held_out):
-    problem = create_problem(data, seen, pair)
+    problem = create_problem(data, seen, pair, relations)
     features = create_features(data.probabilities[:, held_out], data)
     return features @ problem.minimise()
 
-  pair, chosen = fitting.choose(lambdas, predict, data)
+  pair, chosen = fitting.choose(pairs, predict, data)
   everything = np.ones(len(data.targets), bool)
-  weights = create_problem(data, everything, pair).minimise()
+  weights = create_problem(data, everything, pair, relations).minimise()
   rows = len(data.streams) * data.targets.shape[1]
   return LinearFusion(
-    rule=(
-      "adaptive multi-class fusion"
-      f" (lambda1 {pair[0]:g}, lambda2 {pair[1]:g} {chosen})"
-    ),
+    rule=f"{rule} (lambda1 {pair[0]:g}, lambda2 {pair[1]:g} {chosen})",
     streams=data.streams,
     multi_label=data.multi_label,
     l2_normalised=False,
@@ -147,11 +182,19 @@ def create_features(
 
 
 def create_problem(
-  data: fitting.FittingSet, seen: np.ndarray, lambdas: tuple[float, float]
+  data: fitting.FittingSet,
+  seen: np.ndarray,
+  lambdas: tuple[float, float],
+  relations: bool,
 ) -> Problem:
-  """The objective on the videos of the mask `seen`, bool [b]."""
+  """The objective on the videos of the mask `seen`, bool [b].
+
+  Without `relations` the prior is 0 but for a bias.
+  """
   probabilities, targets = data.probabilities[:, seen], data.targets[seen]
   prior = np.concatenate([class_relations(p, targets) for p in probabilities])
+  if not relations:
+    prior = np.zeros_like(prior)
   lambda2 = np.full((len(prior), 1), lambdas[1])
   if data.multi_label:
     positives = targets.sum(axis=0)

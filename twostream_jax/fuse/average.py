@@ -21,7 +21,7 @@ class WeightedFusion:
   Attributes:
     streams: the names of the m streams.
     weights: one for each, at least 0, sum 1.
-    fitted_on: in words, the split, its size and the scores' protocol.
+    fitted_on: in words, the split, its size and the scores' protocols.
   """
 
   streams: tuple[str, ...]
@@ -69,7 +69,9 @@ def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
   return dataclasses.replace(
     first,
     logits=logits.astype(np.float32),
-    protocol=f"mean of class probabilities ({parts}); {first.protocol}",
+    protocol=(
+      f"mean of class probabilities ({parts}); {scores_lib.protocols(joined)}"
+    ),
   )
 
 
@@ -103,7 +105,9 @@ def average_logits(named: Mapping[str, Scores]) -> Scores:
   return dataclasses.replace(
     first,
     logits=logits.astype(np.float32),
-    protocol=f"mean of logits ({', '.join(joined)}); {first.protocol}",
+    protocol=(
+      f"mean of logits ({', '.join(joined)}); {scores_lib.protocols(joined)}"
+    ),
   )
 
 

@@ -24,7 +24,7 @@ class FittingSet:
     probabilities: float64 [m, b, n].
     labels: as in `Scores`.
     targets: float64 [b, n], 1 for the class or classes of a video, else 0.
-    fitted_on: in words, the split, its size and the scores' protocol.
+    fitted_on: in words, the split, its size and the scores' protocols.
   """
 
   streams: tuple[str, ...]
@@ -42,10 +42,13 @@ def fitting_set(named: Mapping[str, Scores], split: str) -> FittingSet:
   """Joins scores to fit on; the order of videos in the files plays no part.
 
   Raises:
-    ScoresError: the scores do not fit together, there are fewer than two
-      videos, or no video has a class.
+    ScoresError: the scores do not fit together or are not finite, there are
+      fewer than two videos, or no video has a class.
   """
   joined = scores_lib.join(dict(named))
+  for name, scores in joined.items():
+    if not np.isfinite(scores.logits).all():
+      raise ScoresError(f"scores of {name!r} on {split!r} are not finite")
   first = next(iter(joined.values()))
   if len(first.ids) < 2:
     raise ScoresError(
@@ -69,7 +72,9 @@ def fitting_set(named: Mapping[str, Scores], split: str) -> FittingSet:
     ),
     labels=labels,
     targets=targets,
-    fitted_on=f"{split!r} ({len(labels)} videos, {first.protocol})",
+    fitted_on=(
+      f"{split!r} ({len(labels)} videos, {scores_lib.protocols(joined)})"
+    ),
   )
 
 

@@ -1,10 +1,9 @@
-"""Fusion by a linear classifier on the streams' stacked scores."""
+"""Fusion linear in the streams' stacked scores, and the linear SVM."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from twostream_jax import scores as scores_lib
@@ -13,12 +12,7 @@ from twostream_jax.fuse.average import in_order
 from twostream_jax.scores import Scores, ScoresError
 
 # scikit-learn's C, from the most to the least regularised.
-SVM_COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)
-LOGISTIC_COSTS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-
-# Log-odds of a class that the fitting scores never show: certainly absent,
-# yet finite.
-NEVER = -1e3
+SVM_COSTS = (0.01, 0.1, 1.0, 10.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +27,7 @@ class LinearFusion:
       Euclidean length first.
     weights: float64 [m n, n]; column c gives the logit of class c.
     bias: float64 [n].
-    fitted_on: in words, the split, its size and the scores' protocol.
+    fitted_on: in words, the split, its size and the scores' protocols.
   """
 
   rule: str
@@ -49,8 +43,7 @@ def stack(probabilities: np.ndarray, l2_normalised: bool) -> np.ndarray:
   """Features [b, m n] of probabilities [m, b, n], stream after stream."""
   if l2_normalised:
     norm = np.linalg.norm(probabilities, axis=2, keepdims=True)
-    # Sigmoids can all be 0.
-    probabilities = probabilities / np.maximum(norm, 1e-12)
+    probabilities = probabilities / norm
   return np.concatenate(list(probabilities), axis=1)
 
 
@@ -75,7 +68,10 @@ def apply_linear(fitted: LinearFusion, streams: Mapping[str, Scores]) -> Scores:
   return dataclasses.replace(
     first,
     logits=(features @ fitted.weights + fitted.bias).astype(np.float32),
-    protocol=f"{fitted.rule}, fitted on {fitted.fitted_on}; {first.protocol}",
+    protocol=(
+      f"{fitted.rule}, fitted on {fitted.fitted_on};"
+      f" {scores_lib.protocols(joined)}"
+    ),
   )
 
 
@@ -92,6 +88,8 @@ def fit_svm(
   open). Squared hinge loss, as scikit-learn's LinearSVC. The fused logits are
   margins: they rank, but are not calibrated. A class absent from the fitting
   scores has the margin -1 everywhere, which is the solution of its problem.
+  Sigmoids of a multi-label set are stacked as they are: scaled to one length
+  they would no longer say how many classes a video shows.
 
   Args:
     named: scores by stage, of a split that is not the test split.
@@ -102,61 +100,18 @@ def fit_svm(
   Raises:
     ScoresError: the scores do not fit together or are too few.
   """
-  return _fit("linear SVM", _svm, named, split, costs, l2_normalised=True)
-
-
-def fit_logistic(
-  named: Mapping[str, Scores],
-  *,
-  split: str,
-  costs: Sequence[float] = LOGISTIC_COSTS,
-) -> LinearFusion:
-  """Logistic regression on stacked class probabilities.
-
-  Multinomial; of a multi-label set one binary regression a class. A class
-  absent from the fitting scores gets the logit `NEVER`.
-
-  Args:
-    named: scores by stage, of a split that is not the test split.
-    split: its name.
-    costs: scikit-learn's C, from the most to the least regularised; of several
-      the best by cross-validation.
-
-  Raises:
-    ScoresError: the scores do not fit together or are too few.
-  """
-  return _fit(
-    "logistic regression", _logistic, named, split, costs, l2_normalised=False
-  )
-
-
-Solve = Callable[
-  [np.ndarray, np.ndarray, bool, float], tuple[np.ndarray, np.ndarray]
-]
-
-
-def _fit(
-  rule: str,
-  solve: Solve,
-  named: Mapping[str, Scores],
-  split: str,
-  costs: Sequence[float],
-  *,
-  l2_normalised: bool,
-) -> LinearFusion:
   data = fitting.fitting_set(named, split)
+  l2_normalised = not data.multi_label
   features = stack(data.probabilities, l2_normalised)
 
   def predict(cost, seen, held_out):
-    weights, bias = solve(
-      features[seen], data.targets[seen], data.multi_label, cost
-    )
+    weights, bias = one_vs_rest(features[seen], data.targets[seen], cost)
     return features[held_out] @ weights + bias
 
   cost, chosen = fitting.choose(costs, predict, data)
-  weights, bias = solve(features, data.targets, data.multi_label, cost)
+  weights, bias = one_vs_rest(features, data.targets, cost)
   return LinearFusion(
-    rule=f"{rule} (C {cost:g} {chosen})",
+    rule=f"linear SVM (C {cost:g} {chosen})",
     streams=data.streams,
     multi_label=data.multi_label,
     l2_normalised=l2_normalised,
@@ -166,47 +121,26 @@ def _fit(
   )
 
 
-def _svm(features, targets, multi_label, cost):
-  """One-vs-rest SVMs: weights [f, n] and bias [n]."""
-  del multi_label  # One against the rest either way.
-  # In the primal the solver draws no random numbers.
-  return _each_class(LinearSVC(C=cost, dual=False), features, targets, 1.0)
+def one_vs_rest(
+  features: np.ndarray, targets: np.ndarray, cost: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """A linear SVM for each class against the rest.
 
-
-def _logistic(features, targets, multi_label, cost):
-  """Logistic regression: weights [f, n] and bias [n]."""
-  model = LogisticRegression(C=cost, max_iter=10_000, tol=1e-6)
-  if multi_label:
-    return _each_class(model, features, targets, -NEVER)
-  present = np.flatnonzero(targets.any(axis=0))
-  weights = np.zeros((features.shape[1], targets.shape[1]))
-  bias = np.full(targets.shape[1], NEVER)
-  if len(present) == 1:
-    bias[present] = 0.0
-    return weights, bias
-  model.fit(features, targets.argmax(axis=1))
-  if len(present) == 2:
-    # scikit-learn keeps the log-odds of the second class only.
-    half = model.coef_[0] / 2, model.intercept_[0] / 2
-    weights[:, present] = np.stack([-half[0], half[0]], axis=1)
-    bias[present] = -half[1], half[1]
-  else:
-    weights[:, present] = model.coef_.T
-    bias[present] = model.intercept_
-  return weights, bias
-
-
-def _each_class(model, features, targets, constant):
-  """A binary `model` for each class; `constant`, signed, where one side lacks.
+  Args:
+    features: [b, f].
+    targets: [b, n], 1 or 0.
+    cost: scikit-learn's C.
 
   Returns:
-    Weights [f, n] and bias [n].
+    Weights float64 [f, n] and bias [n].
   """
+  # In the primal the solver draws no random numbers.
+  model = LinearSVC(C=cost, dual=False)
   weights = np.zeros((features.shape[1], targets.shape[1]))
   bias = np.zeros(targets.shape[1])
   for c, target in enumerate(targets.T):
     if target.min() == target.max():
-      bias[c] = constant if target[0] else -constant
+      bias[c] = 1.0 if target[0] else -1.0
       continue
     model.fit(features, target)
     weights[:, c] = model.coef_[0]

@@ -25,42 +25,35 @@ def minimise(
 ) -> tuple[Array, list[float]]:
   """Minimises smooth(w) + sum(penalty |w|), never going up.
 
-  FISTA (Beck & Teboulle 2009) that drops its momentum wherever the objective
-  would rise (O'Donoghue & Candès 2015); the plain step from there can't.
+  FISTA (Beck & Teboulle 2009) that drops its momentum where the objective
+  would rise (O'Donoghue & Candès 2015); a plain step can't make it rise.
 
   Args:
     objective: smooth part and penalty together.
     gradient: of the smooth part.
     penalty: weight of the l1 norm, at least 0; may differ between elements.
     start: the first w.
-    step: at most 1 / L, where L is the gradient's Lipschitz constant.
-    tolerance: stops where no element of the gradient mapping (the gradient,
-      where there is no penalty) is larger.
-    max_steps: a limit.
+    step: at most 1 / the gradient's Lipschitz constant.
+    tolerance: the largest element of the gradient mapping to stop at.
+    max_steps: a limit; RuntimeError where it does not suffice.
 
   Returns:
     The minimiser, and the objective at the start and after every step.
-
-  Raises:
-    RuntimeError: the tolerance was not reached in `max_steps`.
   """
-  w = point = start
-  momentum = 1.0
-  history = [objective(w)]
+  w, point, momentum, history = start, start, 1.0, [objective(start)]
   for _ in range(max_steps):
     new = soft_threshold(point - step * gradient(point), step * penalty)
     value = objective(new)
+    if value > history[-1] and momentum == 1.0:
+      return w, history  # Rounding is all that is left to gain.
     if value > history[-1]:
-      if momentum == 1.0:
-        return w, history  # Rounding is all that is left to gain.
       point, momentum = w, 1.0
       continue
     history.append(value)
     if np.abs(point - new).max() <= step * tolerance:
       return new, history
-    following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-    point = new + (momentum - 1) / following * (new - w)
-    w, momentum = new, following
+    previous, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+    w, point = new, new + (previous - 1) / momentum * (new - w)
   raise RuntimeError(
     f"proximal gradient did not reach a tolerance of {tolerance:g} in"
     f" {max_steps} steps; regularise more"

@@ -1,4 +1,4 @@
-"""The backbones of the streams.
+"""The networks: backbones of the streams, and models of their features.
 
 Every backbone is a flax module with the same call:
 
@@ -7,6 +7,9 @@ Every backbone is a flax module with the same call:
 x is [b h w c] float with any number of channels (3 for RGB, 2l for a stack of
 l flow fields); logits are [b n] float32, without softmax; features is a dict
 of named intermediates.
+
+Models of features are called as stages are, with a dict of inputs: the features
+[b t d] of each source by its name, and "length" int [b].
 """
 
 import dataclasses
@@ -17,6 +20,12 @@ from typing import Any
 from flax import linen as nn
 
 from twostream_jax.models.cnn_m import CNNM
+from twostream_jax.models.fusion import (
+  ConcatFusion,
+  JointHybrid,
+  RegularisedFusion,
+)
+from twostream_jax.models.lstm import LSTMClassifier
 from twostream_jax.models.resnet import (
   ResNet,
   ResNet18,
@@ -27,7 +36,15 @@ from twostream_jax.models.resnet import (
 )
 from twostream_jax.models.vgg import VGG, VGG11, VGG16, VGG19
 
-__all__ = ["BACKBONES", "CNNM", "VGG", "ResNet", "create_model"]
+__all__ = [
+  "BACKBONES",
+  "CNNM",
+  "FEATURE_MODELS",
+  "VGG",
+  "ResNet",
+  "create_feature_model",
+  "create_model",
+]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
   "cnn_m": CNNM,
@@ -42,6 +59,14 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
   "resnet50": ResNet50,
   "resnet101": ResNet101,
   "resnet152": ResNet152,
+}
+
+
+FEATURE_MODELS: dict[str, Callable[..., nn.Module]] = {
+  "lstm": LSTMClassifier,
+  "concat": ConcatFusion,
+  "regularised": RegularisedFusion,
+  "joint_hybrid": JointHybrid,
 }
 
 
@@ -72,6 +97,42 @@ def create_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
       f"{name} has no field {', '.join(unknown)}; it has {', '.join(known)}"
     )
   return backbone(num_classes=num_classes, **fields)
+
+
+def create_feature_model(
+  name: str, *, num_classes: int, sources: tuple[str, ...], **fields: Any
+) -> nn.Module:
+  """Creates a model of the features of earlier streams.
+
+  Args:
+    name: a key of FEATURE_MODELS.
+    num_classes: number of classes, at least 2.
+    sources: names of the streams whose features it reads.
+    **fields: other fields of the model.
+
+  Raises:
+    ValueError: the name is unknown, or the model has no such field or takes
+      another number of sources.
+  """
+  if name not in FEATURE_MODELS:
+    raise ValueError(
+      f"unknown model of features {name!r}; choose one of"
+      f" {', '.join(FEATURE_MODELS)}"
+    )
+  model = FEATURE_MODELS[name]
+  known = _free_fields(model)
+  if name == "lstm":
+    if len(sources) != 1:
+      raise ValueError(f"an lstm reads one stream, not {sources}")
+    fields["source"] = sources[0]
+  else:
+    fields["sources"] = tuple(sources)
+  unknown = sorted(set(fields) - set(known))
+  if unknown:
+    raise ValueError(
+      f"{name} has no field {', '.join(unknown)}; it has {', '.join(known)}"
+    )
+  return model(num_classes=num_classes, **fields)
 
 
 def _free_fields(backbone: Callable[..., nn.Module]) -> list[str]:

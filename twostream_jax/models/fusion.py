@@ -163,6 +163,7 @@ class JointHybrid(nn.Module):
       ValueError: an input is missing or of a wrong kind.
     """
     dropout = Dropout(self.dropout_rate, self.axis_name)
+    means = _means(inputs, self.sources)
     features = {}
     for source in self.sources:
       _, features[f"lstm_{source}"] = LSTMStack(
@@ -173,7 +174,6 @@ class JointHybrid(nn.Module):
         axis_name=self.axis_name,
         name=f"lstm_{source}",
       )(*read_frames(inputs, source), train=train)
-    means = _means(inputs, self.sources)
     x = sum(_hidden(means, self.sources, self.hidden, self.dtype))
     features["fusion"] = _dense_relu(
       dropout(x, deterministic=not train), self.hidden, self.dtype, "fusion"

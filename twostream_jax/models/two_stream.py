@@ -68,11 +68,16 @@ class TwoStream(nn.Module):
 
     Raises:
       ValueError: an input is missing, rgb and flow differ in b or t, the maps
-        or the classes do not fit each other, or fusion is unknown.
+        or the classes do not fit each other, or a field is wrong.
     """
     if self.fusion not in FUSIONS:
       raise ValueError(
         f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}"
+      )
+    if self.spatial is self.temporal:
+      raise ValueError(
+        "spatial and temporal are the same module and would share their"
+        " parameters: create one for each"
       )
     b, t = _batch_and_segments(inputs)
     rgb, flow = (

@@ -14,24 +14,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from twostream_jax.models import BACKBONES
 from twostream_jax.pretrained.convention import (
   CAFFE,
   IMAGENET,
   InputConvention,
 )
-from twostream_jax.pretrained.layouts import LAYOUTS, Layout, choose_layout
+from twostream_jax.pretrained.layouts import LAYOUTS, choose_layout
 from twostream_jax.pretrained.mapping import (
-  Report,
-  Row,
+  count_classes,
   cross_modality,
   map_weights,
 )
 from twostream_jax.pretrained.readers import Source, WeightsError, read_source
+from twostream_jax.pretrained.report import Report, Row
 from twostream_jax.pretrained.saving import (
   Metadata,
-  is_own,
-  metadata_of,
   read_metadata,
   save_weights,
 )
@@ -41,7 +38,6 @@ __all__ = [
   "IMAGENET",
   "LAYOUTS",
   "InputConvention",
-  "Layout",
   "Metadata",
   "Report",
   "Row",
@@ -51,8 +47,7 @@ __all__ = [
   "count_classes",
   "cross_modality",
   "load_pretrained",
-  "load_source",
-  "metadata_of",
+  "map_weights",
   "read_metadata",
   "read_source",
   "save_weights",
@@ -78,8 +73,8 @@ def load_pretrained(
     layout: a key of LAYOUTS; None to let the file's keys tell.
     partial: fully connected layers (fc6, fc7, logits) keep their initial
       values where the file lacks them, or has fc6 for another image size.
-    from_images: the file is of an image network and the backbone takes flow:
-      the first kernel is made by `cross_modality`.
+    from_images: a first kernel for images becomes one for flow, by
+      `cross_modality`; one that is for flow already is taken as it is.
 
   Returns:
     Variables of the same structure; what images they expect, in RGB and 0..1
@@ -90,27 +85,8 @@ def load_pretrained(
       every array that is missing, left over or wrong.
     ValueError: variables are none of a backbone.
   """
-  return load_source(
-    read_source(path),
-    backbone=backbone,
-    variables=variables,
-    layout=layout,
-    partial=partial,
-    from_images=from_images,
-  )
-
-
-def load_source(
-  source: Source,
-  *,
-  backbone: str,
-  variables: Mapping[str, Any],
-  layout: str | None = None,
-  partial: bool = False,
-  from_images: bool = False,
-) -> tuple[dict[str, Any], InputConvention | None, Report]:
-  """As `load_pretrained`, for a file that was read before."""
-  chosen = _choose_for(source, backbone, layout)
+  source = read_source(path)
+  chosen = choose_layout(source, backbone, layout)
   mapped, report = map_weights(
     source,
     chosen,
@@ -121,37 +97,3 @@ def load_source(
   )
   convention = chosen.convention(source)
   return mapped, convention and convention.as_rgb(), report
-
-
-def count_classes(
-  source: Source,
-  *,
-  backbone: str,
-  variables: Mapping[str, Any],
-  layout: str | None = None,
-) -> int | None:
-  """Number of classes of a file's classifier; None where it has none.
-
-  Args:
-    source, backbone, layout: as of `load_pretrained`.
-    variables: of that backbone, with any number of classes.
-  """
-  raise NotImplementedError
-
-
-def _choose_for(source: Source, backbone: str, name: str | None) -> Layout:
-  if backbone not in BACKBONES:
-    raise WeightsError(
-      f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}"
-    )
-  layout = choose_layout(source, name)
-  if backbone not in layout.backbones:
-    raise WeightsError(
-      f"{source.path}: files of {layout.name} hold"
-      f" {', '.join(layout.backbones)}, not {backbone}"
-    )
-  if is_own(source) and metadata_of(source).backbone != backbone:
-    raise WeightsError(
-      f"{source.path}: holds a {metadata_of(source).backbone}, not {backbone}"
-    )
-  return layout

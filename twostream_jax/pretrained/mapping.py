@@ -2,84 +2,27 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twostream_jax.pretrained.layouts import FULLY_CONNECTED, Layout, Network
+from twostream_jax.pretrained.layouts import Layout
+from twostream_jax.pretrained.naming import FULLY_CONNECTED, Network
 from twostream_jax.pretrained.readers import Source, WeightsError
-
-USED = "used"
-FRESH = "fresh"
-LEFT_OUT = "left out"
-MISSING = "missing"
-EXTRA = "extra"
-WRONG = "wrong"
-PROBLEMS = (MISSING, EXTRA, WRONG)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """What became of one array.
-
-  Attributes:
-    status: "used"; "fresh" (the network keeps its own); "left out" (no
-      network needs it); or a problem: "missing", "extra" or "wrong" (its shape or values).
-    key: in the file; "" where the file has no such array.
-    path: in the variables; "" where the network has no such array.
-    shape: of the network's array, or else of the file's.
-    note: why, where that is not plain.
-  """
-
-  status: str
-  key: str
-  path: str
-  shape: tuple[int, ...]
-  note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What became of every array of a file and of a network.
-
-  Attributes:
-    source: the file.
-    layout: its layout.
-    backbone: the network.
-    rows: first those of the network, then those of the file alone.
-  """
-
-  source: Path
-  layout: str
-  backbone: str
-  rows: tuple[Row, ...]
-
-  def of(self, *statuses: str) -> list[Row]:
-    """The rows of some statuses."""
-    return [row for row in self.rows if row.status in statuses]
-
-  def summary(self) -> str:
-    """One line, such as "26 used, 6 fresh"."""
-    statuses = (USED, FRESH, LEFT_OUT, *PROBLEMS)
-    counts = [(len(self.of(status)), status) for status in statuses]
-    return ", ".join(f"{n} {status}" for n, status in counts if n)
-
-  def table(self, *statuses: str) -> str:
-    """One line an array, of some statuses; by default of all."""
-    rows = self.of(*statuses) if statuses else self.rows
-    cells = [
-      (row.status, row.key or "-", row.path or "-", _size(row.shape), row.note)
-      for row in rows
-    ]
-    columns = zip(*cells, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-      "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-      for line in cells
-    )
+from twostream_jax.pretrained.report import (
+  EXTRA,
+  FRESH,
+  LEFT_OUT,
+  MISSING,
+  PROBLEMS,
+  USED,
+  WRONG,
+  Report,
+  Row,
+  describe_shape,
+)
 
 
 def cross_modality(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -130,7 +73,8 @@ def map_weights(
       with their shape and dtype.
     partial: fully connected layers keep their own where the file lacks them
       or has them for another image size.
-    from_images: the first kernel is made by `cross_modality`.
+    from_images: a first kernel for images becomes one for flow, by
+      `cross_modality`; one that is for flow already is taken as it is.
 
   Returns:
     Variables of the same structure, with NumPy arrays where the file's were
@@ -141,7 +85,7 @@ def map_weights(
     ValueError: variables are none of a backbone.
   """
   leaves = dict(_leaves(variables))
-  network = Network({path: tuple(x.shape) for path, x in leaves.items()})
+  network = Network({path: x.shape for path, x in leaves.items()})
   if not network.convs:
     raise ValueError(
       "these are no variables of a backbone; those of a Stream have them below"
@@ -161,10 +105,25 @@ def map_weights(
   report = Report(source.path, layout.name, backbone, tuple(rows))
   _check(report)
   mapped = [
-    array.astype(leaf.dtype) if row.status == USED else leaf
+    np.ascontiguousarray(array, leaf.dtype) if row.status == USED else leaf
     for leaf, (row, array) in zip(leaves.values(), found.values(), strict=True)
   ]
   return jax.tree.unflatten(jax.tree.structure(variables), mapped), report
+
+
+def count_classes(
+  source: Source, layout: Layout, variables: Mapping[str, Any]
+) -> int | None:
+  """Number of classes of a file's classifier; None where it has none.
+
+  Args:
+    source: the file.
+    layout: its layout.
+    variables: of the backbone, with any number of classes.
+  """
+  network = Network({path: x.shape for path, x in _leaves(variables)})
+  key = layout.key("params/logits/bias", network, source.arrays)
+  return source.arrays[key].size if key in source.arrays else None
 
 
 def _leaves(variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -197,10 +156,10 @@ class _Converter:
     try:
       converted = self._convert(path, array)
     except ValueError as error:
-      note = f"{_size(array.shape)} in the file: {error}"
+      note = f"{describe_shape(array.shape)} in the file: {error}"
       return Row(WRONG, key, path, shape, note), None
     if converted.shape != shape:
-      note = f"{_size(converted.shape)} in the file"
+      note = f"{describe_shape(converted.shape)} in the file"
       note += self._why(path, converted.shape)
       return Row(WRONG, key, path, shape, note), converted
     if not np.isfinite(converted).all():
@@ -215,8 +174,9 @@ class _Converter:
       return array
     if self.is_bgr:
       array = array[:, :, ::-1]
-    if self.from_images:
-      array = cross_modality(array, self.network.shapes[path][2])
+    channels = self.network.shapes[path][2]
+    if self.from_images and array.shape[2] == 3 != channels:
+      array = cross_modality(array, channels)
     return array
 
   def _is_first_kernel(self, path: str) -> bool:
@@ -229,12 +189,13 @@ class _Converter:
       return (
         ": made for images of another size (before fc6 a map of side {:.3g},"
         " here {:.3g}). Use that image size, or take the weights in part, with"
-        " fresh fully connected layers"
+        " fresh fully connected layers (partial)"
       ).format(*sides)
     if self._is_first_kernel(path) and len(found) == 4 and found[2] != shape[2]:
       return (
         f": made for {found[2]} input channels, not {shape[2]}. For a flow"
         " stream from weights of images, ask for cross-modality initialisation"
+        " (from_images)"
       )
     return ""
 
@@ -248,9 +209,7 @@ def _is_for_another_size(
 
 def _keep_classifier(found: Mapping[str, _Found]) -> dict[str, _Found]:
   """A classifier of another number of classes is not the network's."""
-  head = {
-    leaf: found[f"params/logits/{leaf}"] for leaf in ("kernel", "bias")
-  }
+  head = {leaf: found[f"params/logits/{leaf}"] for leaf in ("kernel", "bias")}
   if any(array is None for _, array in head.values()):
     return {}
   inputs, classes = head["kernel"][0].shape
@@ -317,10 +276,6 @@ def _check(report: Report) -> None:
   if len(lacking) == len(problems) and layers <= set(FULLY_CONNECTED):
     message += (
       "\nThe file has convolutions only. Take the weights in part to keep"
-      " fresh fully connected layers"
+      " fresh fully connected layers (partial)"
     )
   raise WeightsError(message)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-  return " x ".join(map(str, shape)) or "scalar"

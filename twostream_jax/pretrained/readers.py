@@ -68,9 +68,7 @@ def read_source(path: str | os.PathLike) -> Source:
   # Each library has its own, and a damaged file may raise any.
   except Exception as error:
     reason = str(error) or type(error).__name__
-    raise WeightsError(
-      f"{path}: can't be read as {name}: {reason}"
-    ) from error
+    raise WeightsError(f"{path}: can't be read as {name}: {reason}") from error
   if not arrays:
     raise WeightsError(f"{path}: there is no array in this {name}")
   return Source(path, arrays, metadata)
@@ -177,7 +175,9 @@ def _read_npy(path: Path):
       raise WeightsError(
         f"{path}: holds one array of numbers, not a dict of named arrays"
       )
-    return _flatten(pickles.load(file).item(), {}, _from_numpy), {}
+    # An array without dimensions, around the one dict.
+    (content,) = pickles.load(file)
+    return _flatten(content, {}, _from_numpy), {}
 
 
 def _read_pickle(path: Path):

@@ -60,7 +60,8 @@ def save_weights(
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
   try:
-    safetensors.numpy.save_file(arrays, temporary, metadata=header)
+    # save_file would let nobody else read the file.
+    temporary.write_bytes(safetensors.numpy.save(arrays, metadata=header))
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""Stages that read other stages: features, joint networks, imported weights."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from tests import tiny_config
+from twostream_jax import checkpoints, run, scores, stages, train
+from twostream_jax.data import features
+from twostream_jax.workdir import features_path
+
+
+def get_config(directory):
+  """The tiny recipe and four stages that read its streams."""
+  config = tiny_config.get_config()
+  config.data.dir = str(directory)
+  both = ("spatial", "temporal")
+  with config.unlocked():
+    config.lstm = default.get_features("lstm", ("temporal",))
+    config.network = default.get_features("regularised", both)
+    config.hybrid = default.get_features("joint_hybrid", both)
+    config.joint = default.get_joint(both)
+  config.stages = (*both, "lstm", "network", "hybrid", "joint")
+  config.spatial.feature = "fc6"
+  config.features.num_frames = 4
+  for name in ("lstm", "network", "hybrid", "joint"):
+    stage = config[name]
+    stage.batch_size = 8
+    stage.total_steps = 4
+  config.lstm.model.fields = {"hidden_sizes": (6, 5), "output": "mean"}
+  config.network.model.fields = {"hidden": 7}
+  config.network.optim.penalised = "fusion/kernel"
+  config.network.optim.l21 = 1e-3
+  config.hybrid.model.fields = {"hidden": 7, "lstm_sizes": (6, 5)}
+  config.joint.model.name = "conv"
+  config.joint.input = config.temporal.input
+  config.joint.optim.learning_rate = 0.0
+  config.joint.optim.weight_decay = 0.0
+  config.fusion.rules = ("average", "fitted_weights", "svm", "adaptive")
+  return config
+
+
+@pytest.fixture(scope="module")
+def config(tiny_dir):
+  return get_config(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tiny, tmp_path_factory):
+  """Folder of a finished run and what the run returned."""
+  folder = tmp_path_factory.mktemp("hybrid")
+  return folder, run.train_and_evaluate(config, folder, tiny)
+
+
+def test_every_stage_and_fusion_has_its_row(finished, config):
+  _, outcome = finished
+  assert tuple(outcome["streams"]) == config.stages
+  assert tuple(outcome["fusion"]) == config.fusion.rules
+  assert outcome["protocols"]["lstm"].startswith("sequence: 4 equally spaced")
+  # All subsets of two or more of six stages.
+  assert len(outcome["subsets"]) == 2**6 - 1 - 6
+  best = [row["top1"] for row in outcome["subsets"]]
+  assert best == sorted(best, reverse=True)
+
+
+def test_features_are_those_of_the_trained_stream(finished, config, tiny):
+  folder, _ = finished
+  stage = stages.create_stage(config, "temporal", tiny, folder)
+  with checkpoints.open_manager(
+    folder / "temporal" / "checkpoints", keep=2
+  ) as manager:
+    variables = checkpoints.restore_variables(manager)
+  found = features.read_features(
+    features_path(folder, "temporal", "fc6", "test")
+  )
+  batch = next(
+    iter(stage.inputs.frame_batches("test", num_frames=4, batch_size=2))
+  )
+  inputs = stage.preprocess({"flow": batch["flow"][:, :, 0]})
+  _, expected = stage.model.apply(variables, inputs, train=False)
+  np.testing.assert_allclose(
+    found.values[:2], expected["fc6"], rtol=2e-3, atol=2e-3
+  )
+  assert found.ids[:2] == tuple(batch["video_id"].tolist())
+
+
+def test_a_finished_hybrid_is_not_done_again(
+  finished, config, tiny, monkeypatch
+):
+  folder, outcome = finished
+
+  def fail(*_, **__):
+    raise AssertionError("done again")
+
+  monkeypatch.setattr(train, "_loop", fail)
+  monkeypatch.setattr(run, "write_features", fail)
+  assert run.train_and_evaluate(config, folder, tiny) == outcome
+
+
+def test_a_stage_done_again_gives_the_same(finished, config, tiny, tmp_path):
+  folder, outcome = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(folder, copy)
+  shutil.rmtree(copy / "network")
+  shutil.rmtree(copy / "features" / "spatial-fc6" / "train")
+  (copy / "scores" / "network-test.npz").unlink()
+  (copy / "scores" / "network-validation.npz").unlink()
+  assert run.train_and_evaluate(config, copy, tiny) == outcome
+
+
+def test_towers_begin_with_the_weights_of_their_streams(finished, config, tiny):
+  folder, _ = finished
+  stage = stages.create_stage(config, "joint", tiny, folder)
+  fresh = stage.init_state()
+  state = stage.warm_start(fresh)
+  for tower in ("spatial", "temporal"):
+    with checkpoints.open_manager(
+      folder / tower / "checkpoints", keep=2
+    ) as manager:
+      trained = checkpoints.restore_variables(manager)["params"]["backbone"]
+    for layer in state.params[tower]:
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        state.params[tower][layer],
+        trained[layer],
+      )
+  # With a learning rate of zero they are still there at the end.
+  with checkpoints.open_manager(
+    folder / "joint" / "checkpoints", keep=2
+  ) as manager:
+    last = checkpoints.restore_variables(manager)["params"]
+  jax.tree.map(np.testing.assert_array_equal, last, dict(state.params))
+
+
+def test_a_late_joint_network_scores_as_the_average_of_its_streams(
+  finished, config, tiny, tmp_path
+):
+  folder, _ = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(folder, copy)
+  shutil.rmtree(copy / "joint")
+  for path in (copy / "scores").glob("joint-*"):
+    path.unlink()
+  (copy / "config.json").unlink()
+  late = config.copy_and_resolve_references()
+  late.joint.model.name = "average"
+  # One input size and window for both: see the frame of a stack of flow.
+  run.train_and_evaluate(late, copy, tiny, "joint")
+  joint = scores.load_scores(copy / "scores" / "joint-test.npz")
+  temporal = scores.load_scores(folder / "scores" / "temporal-test.npz")
+  assert joint.ids == temporal.ids
+  stage = stages.create_stage(late, "joint", tiny, copy)
+  variables = stage.warm_start(stage.init_state()).variables
+  batch = next(iter(stage.inputs.eval_batches("test", batch_size=2)))
+  parts = []
+  for view in range(batch["flow"].shape[1]):
+    inputs = stage.preprocess({k: batch[k][:, view] for k in ("rgb", "flow")})
+    logits, found = stage.model.apply(variables, inputs, train=False)
+    parts.append(logits)
+  np.testing.assert_allclose(
+    joint.logits[:2], np.mean(parts, axis=0), rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "path, value, match",
+  [
+    ("lstm.sources", (), "lstm.sources names no stage"),
+    ("lstm.sources", ("joint",), "'joint', which is no stream"),
+    ("lstm.sources", ("temporal", "spatial"), "an lstm reads one stream"),
+    ("stages", ("lstm", "spatial", "temporal"), "must be a stage before it"),
+    ("joint.towers", ("temporal", "spatial"), "one of flow"),
+    ("joint.model.name", "mean", "fusion must be one of"),
+    ("network.optim.penalised", "nothing", "matches no parameter"),
+    ("network.model.name", "vote", "vote"),
+    ("spatial.feature", "fc9", "no feature vector 'fc9'"),
+  ],
+)
+def test_settings_that_can_not_work_are_named(
+  finished, config, tiny, tmp_path, path, value, match
+):
+  folder = tmp_path / "run"
+  shutil.copytree(
+    finished[0],
+    folder,
+    ignore=shutil.ignore_patterns(
+      "config.json", "features", "scores", "lstm", "network", "joint", "hybrid"
+    ),
+  )
+  changed = config.copy_and_resolve_references()
+  *parents, key = path.split(".")
+  part = changed
+  for parent in parents:
+    part = part[parent]
+  part[key] = value
+  changed.fusion.rules = ("average",)
+  changed.fusion.fit_split = ""
+  only = parents[0] if parents and parents[0] != "spatial" else "network"
+  if path == "stages":
+    only = "lstm"
+  with pytest.raises(ValueError, match=match):
+    run.train_and_evaluate(changed, folder, tiny, only)

@@ -1,0 +1,161 @@
+"""Where batches come from: videos, or stored features."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from twostream_jax.data import features
+from twostream_jax.data.input_pipeline import (
+  EvalTransform,
+  InputSpec,
+  TrainTransform,
+)
+from twostream_jax.inputs import FeatureInputs, VideoInputs
+
+SPEC = InputSpec(("rgb", "flow"), 32, 2, 1, "loop")
+
+
+@pytest.fixture
+def videos(tiny):
+  return VideoInputs(
+    sources=tiny.sources,
+    train=TrainTransform(SPEC, 2, (0.8, 1.0), 1.2, True),
+    evaluation=EvalTransform(SPEC, 3, 5, crop_fraction=0.9),
+    threads=1,
+  )
+
+
+def test_the_protocol_says_what_was_done(videos):
+  assert videos.protocol() == (
+    "3x5: 3 equally spaced clips, 5 crops of 0.9 of the short side at 32 px,"
+    " mean of logits"
+  )
+  assert videos.protocol(quick=True).startswith("1x1: 1 equally spaced clips")
+
+
+def test_an_example_has_the_shapes_of_training(videos):
+  batch = next(iter(videos.train_batches("train", batch_size=1, seed=0)))
+  example = videos.example()
+  assert set(example) == {"rgb", "flow"}
+  for name, array in example.items():
+    assert (array.shape, array.dtype) == (batch[name].shape, batch[name].dtype)
+
+
+def test_frames_are_centre_crops_of_evenly_spaced_windows(videos, tiny):
+  source = tiny.sources["test"]
+  views = dataclasses.replace(videos.evaluation, num_clips=4, num_crops=1)
+  batch = next(iter(videos.frame_batches("test", num_frames=4, batch_size=3)))
+  np.testing.assert_array_equal(batch["length"], [4, 4, 4])
+  for i in range(3):
+    expected = views.map(source[i])
+    for name in ("rgb", "flow"):
+      np.testing.assert_array_equal(batch[name][i], expected[name])
+
+
+def test_a_short_video_gives_each_window_once(videos, tiny):
+  source = tiny.sources["test"]
+  available = SPEC.num_starts(int(source[0]["num_frames"]))
+  batch = next(
+    iter(videos.frame_batches("test", num_frames=available + 3, batch_size=1))
+  )
+  assert batch["length"] == [available]
+  frames = batch["flow"][0]
+  for later in frames[available:]:
+    np.testing.assert_array_equal(later, frames[available - 1])
+  assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) == available
+
+
+def stored(folder, *, ids=("a", "b", "c"), lengths=(2, 3, 1), dim=4):
+  rng = np.random.default_rng(len(ids))
+  batches = [
+    {
+      "video_id": list(ids[i : i + 2]),
+      "label": np.arange(len(ids))[i : i + 2],
+      "length": np.array(lengths[i : i + 2]),
+      "values": rng.random([len(ids[i : i + 2]), 3, dim]).astype(np.float16),
+    }
+    for i in range(0, len(ids), 2)
+  ]
+  features.write_features(
+    folder, iter(batches), num_videos=len(ids), description="of a test"
+  )
+  return np.concatenate([batch["values"] for batch in batches])
+
+
+def test_features_come_back_as_they_were_stored(tmp_path):
+  values = stored(tmp_path / "spatial" / "test")
+  found = features.read_features(tmp_path / "spatial" / "test")
+  assert (found.ids, found.description) == (("a", "b", "c"), "of a test")
+  np.testing.assert_array_equal(found.values, values)
+  np.testing.assert_array_equal(found.lengths, [2, 3, 1])
+  assert features.read_features(tmp_path / "spatial" / "train") is None
+  assert [f.name for f in (tmp_path / "spatial").iterdir()] == ["test"]
+
+
+def test_features_that_are_cut_off_are_none(tmp_path):
+  def broken():
+    yield {
+      "video_id": ["a"],
+      "label": np.zeros(1, int),
+      "length": np.ones(1, int),
+      "values": np.zeros([1, 3, 4]),
+    }
+    raise OSError("killed")
+
+  folder = tmp_path / "train"
+  with pytest.raises(OSError, match="killed"):
+    features.write_features(folder, broken(), num_videos=2, description="")
+  assert features.read_features(folder) is None
+  stored(folder)
+  assert len(features.read_features(folder).ids) == 3
+
+
+def test_features_that_overflow_are_refused(tmp_path):
+  batch = {
+    "video_id": ["a"],
+    "label": np.zeros(1, int),
+    "length": np.ones(1, int),
+    "values": np.full([1, 3, 4], 1e6),
+  }
+  with pytest.raises(features.FeatureError, match="'a'.*not finite"):
+    features.write_features(
+      tmp_path / "x", [batch], num_videos=1, description="spatial fc6"
+    )
+
+
+def test_features_of_other_videos_do_not_mix(tmp_path):
+  stored(tmp_path / "one")
+  stored(tmp_path / "two", ids=("a", "x", "c"))
+  stored(tmp_path / "three", lengths=(3, 3, 1))
+  one, two, three = (
+    features.read_features(tmp_path / name) for name in ("one", "two", "three")
+  )
+  for other in (two, three):
+    with pytest.raises(features.FeatureError, match="'spatial' and 'temporal'"):
+      features.FeatureSource({"spatial": one, "temporal": other})
+
+
+def test_feature_batches(tmp_path):
+  values = stored(tmp_path / "one")
+  stored(tmp_path / "two", dim=6)
+  source = features.FeatureSource(
+    {
+      "spatial": features.read_features(tmp_path / "one"),
+      "temporal": features.read_features(tmp_path / "two"),
+    }
+  )
+  inputs = FeatureInputs({"train": source}, "sequence: of a test")
+  assert {k: v.shape for k, v in inputs.example().items()} == {
+    "spatial": (1, 3, 4),
+    "temporal": (1, 3, 6),
+    "length": (1,),
+  }
+  (batch,) = inputs.eval_batches("train", batch_size=4)
+  assert batch["spatial"].shape == (4, 1, 3, 4)
+  np.testing.assert_array_equal(batch["spatial"][:3, 0], values)
+  np.testing.assert_array_equal(batch["length"][:3, 0], [2, 3, 1])
+  np.testing.assert_array_equal(batch["mask"], [True, True, True, False])
+  batches = iter(inputs.train_batches("train", batch_size=3, seed=0))
+  assert sorted(next(batches)["video_id"]) == ["a", "b", "c"]
+  assert next(batches)["temporal"].shape == (3, 3, 6)

@@ -1,0 +1,152 @@
+"""Features of a trained stream, stored once and read many times.
+
+  workdir/features/<stage>-<feature>/<split>/values.npy  [videos, frames, d]
+  workdir/features/<stage>-<feature>/<split>/index.npz   ids, labels, lengths
+
+A later stage reads them instead of decoding the videos in every epoch.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class FeatureError(ValueError):
+  """Stored features do not fit each other or what is asked of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+  """The features of one split, in the order of the dataset.
+
+  Attributes:
+    ids: video ids.
+    labels: int [videos], or float [videos classes] where clips have any number
+      of classes.
+    lengths: int [videos]: frames that are there; the rest repeats the last.
+    values: float16 [videos frames d], mapped from the disk.
+    description: what they are of, in words.
+  """
+
+  ids: tuple[str, ...]
+  labels: np.ndarray
+  lengths: np.ndarray
+  values: np.ndarray
+  description: str
+
+
+def write_features(
+  folder: Path,
+  batches: Iterable[Mapping[str, Any]],
+  *,
+  num_videos: int,
+  description: str,
+) -> None:
+  """Writes the features of a split; memory holds a batch at a time.
+
+  Args:
+    folder: appears when all is written.
+    batches: dicts of "video_id" (a list), "label" and "length" [b ...], and
+      "values" float [b frames d].
+    num_videos: of the split.
+    description: see `FeatureSet`.
+
+  Raises:
+    FeatureError: a feature is not finite in half precision.
+  """
+  temporary = folder.with_name(f".{folder.name}.tmp")
+  if temporary.exists():
+    shutil.rmtree(temporary)
+  temporary.mkdir(parents=True)
+  ids, labels, lengths, stored = [], [], [], None
+  for batch in batches:
+    values = np.asarray(batch["values"]).astype(np.float16)
+    if not np.isfinite(values).all():
+      raise FeatureError(
+        f"{description}: features of {batch['video_id'][0]!r} or a video after"
+        " it are not finite in half precision; has the stage diverged?"
+      )
+    if stored is None:
+      stored = np.lib.format.open_memmap(
+        temporary / "values.npy",
+        mode="w+",
+        dtype=np.float16,
+        shape=(num_videos,) + values.shape[1:],
+      )
+    stored[len(ids) : len(ids) + len(values)] = values
+    ids.extend(batch["video_id"])
+    labels.append(batch["label"])
+    lengths.append(batch["length"])
+  stored.flush()
+  np.savez(
+    temporary / "index.npz",
+    ids=np.array(ids, str),
+    labels=np.concatenate(labels),
+    lengths=np.concatenate(lengths),
+    description=np.array(description),
+  )
+  if folder.exists():
+    shutil.rmtree(folder)
+  temporary.rename(folder)
+
+
+def read_features(folder: str | os.PathLike) -> FeatureSet | None:
+  """Opens the features of a split; None where there are none."""
+  folder = Path(folder)
+  if not folder.exists():
+    return None
+  with np.load(folder / "index.npz") as index:
+    return FeatureSet(
+      ids=tuple(index["ids"].tolist()),
+      labels=index["labels"],
+      lengths=index["lengths"],
+      values=np.load(folder / "values.npy", mmap_mode="r"),
+      description=str(index["description"]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSource:
+  """Random access to the features of one or more streams, by video.
+
+  Attributes:
+    sets: by the name of the stream; of the same videos in the same order.
+  """
+
+  sets: Mapping[str, FeatureSet]
+
+  def __post_init__(self):
+    (name, first), *others = self.sets.items()
+    for other, features in others:
+      same = (
+        features.ids == first.ids
+        and np.array_equal(features.labels, first.labels)
+        and np.array_equal(features.lengths, first.lengths)
+      )
+      if not same:
+        raise FeatureError(
+          f"features of {name!r} and {other!r} are not of the same videos and"
+          " frames; remove the features folder of the run to compute them again"
+        )
+
+  def __len__(self) -> int:
+    return len(next(iter(self.sets.values())).ids)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """A video: {name: float32 [frames d]}, "length", "label", "video_id"."""
+    first = next(iter(self.sets.values()))
+    values = {
+      name: np.asarray(features.values[index], np.float32)
+      for name, features in self.sets.items()
+    }
+    return values | {
+      "length": np.int32(first.lengths[index]),
+      "label": first.labels[index],
+      "mask": np.bool_(True),
+      "video_id": first.ids[index],
+    }

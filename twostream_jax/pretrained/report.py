@@ -1,0 +1,84 @@
+"""What became of every array of a weight file and of a network."""
+
+import dataclasses
+from pathlib import Path
+
+USED = "used"
+FRESH = "fresh"
+LEFT_OUT = "left out"
+MISSING = "missing"
+EXTRA = "extra"
+WRONG = "wrong"
+PROBLEMS = (MISSING, EXTRA, WRONG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What became of one array.
+
+  Attributes:
+    status: "used"; "fresh" (the network keeps its own); "left out" (no
+      network needs it); or a problem: "missing", "extra", or "wrong" in shape
+      or values.
+    key: in the file; "" where the file has no such array.
+    path: in the variables; "" where the network has no such array.
+    shape: of the network's array, or else of the file's.
+    note: why, where that is not plain.
+  """
+
+  status: str
+  key: str
+  path: str
+  shape: tuple[int, ...]
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What became of every array of a file and of a network.
+
+  Attributes:
+    source: the file.
+    layout: its layout.
+    backbone: the network.
+    rows: first those of the network, then those of the file alone.
+  """
+
+  source: Path
+  layout: str
+  backbone: str
+  rows: tuple[Row, ...]
+
+  def of(self, *statuses: str) -> list[Row]:
+    """The rows of some statuses."""
+    return [row for row in self.rows if row.status in statuses]
+
+  def summary(self) -> str:
+    """One line, such as "26 used, 6 fresh"."""
+    statuses = (USED, FRESH, LEFT_OUT, *PROBLEMS)
+    counts = [(len(self.of(status)), status) for status in statuses]
+    return ", ".join(f"{n} {status}" for n, status in counts if n)
+
+  def table(self, *statuses: str) -> str:
+    """One line an array, of some statuses; by default of all."""
+    rows = self.of(*statuses) if statuses else self.rows
+    cells = [
+      (
+        row.status,
+        row.key or "-",
+        row.path or "-",
+        describe_shape(row.shape),
+        row.note,
+      )
+      for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+      "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+      for line in cells
+    )
+
+
+def describe_shape(shape: tuple[int, ...]) -> str:
+  """A shape for a reader, such as "3 x 3 x 64"."""
+  return " x ".join(map(str, shape)) or "scalar"

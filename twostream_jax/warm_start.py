@@ -1,0 +1,140 @@
+"""What a stage begins with: fresh, imported or earlier trained parameters."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from twostream_jax import checkpoints, pretrained
+from twostream_jax.steps import TrainState
+
+TOWERS = ("spatial", "temporal")
+
+
+def create(
+  config: ml_collections.ConfigDict, name: str, workdir: Path
+) -> Callable[[TrainState], TrainState]:
+  """Returns what turns a fresh state into the one that training begins with.
+
+  A stream takes the file of weights that its settings name. The towers of a
+  joint stage take the weights of the stages they are named after, where those
+  were trained in this run, otherwise their files.
+  """
+  if config[name].kind == "stream":
+    load = functools.partial(_load_file, config, name, key="backbone")
+  elif config[name].kind == "joint":
+    load = functools.partial(_load_towers, config, name, workdir)
+  else:
+    return lambda state: state
+
+  def begin(state: TrainState) -> TrainState:
+    variables = load(state.variables)
+    return state.replace(
+      params=variables["params"], batch_stats=variables["batch_stats"]
+    )
+
+  return begin
+
+
+def rgb_statistics(
+  config: ml_collections.ConfigDict, name: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation of R, G, B in 0..1 that a network expects.
+
+  Those that its file of weights was trained with, otherwise the settings'.
+  """
+  stage = config[name]
+  spatial = config[stage.towers[0]] if stage.kind == "joint" else stage
+  if spatial.modality == "rgb" and spatial.init.weights:
+    source = pretrained.read_source(spatial.init.weights)
+    layout = pretrained.choose_layout(
+      source, spatial.model.name, spatial.init.layout or None
+    )
+    convention = layout.convention(source)
+    if convention is not None:
+      return convention.rgb_mean, convention.rgb_std
+  return tuple(stage.input.rgb_mean), tuple(stage.input.rgb_std)
+
+
+def _load_file(
+  config: ml_collections.ConfigDict,
+  name: str,
+  variables: Mapping[str, Any],
+  *,
+  key: str,
+) -> dict[str, Any]:
+  """Puts a stream's file of weights, if any, in the network at `key`."""
+  stage = config[name]
+  if not stage.init.weights:
+    return dict(variables)
+  own = {kind: tree.get(key, {}) for kind, tree in variables.items()}
+  loaded, _, report = pretrained.load_pretrained(
+    stage.init.weights,
+    backbone=stage.model.name,
+    variables=jax.device_get(own),
+    layout=stage.init.layout or None,
+    partial=stage.init.partial,
+    from_images=stage.modality == "flow",
+  )
+  print(f"{name}: weights of {stage.init.weights}: {report.summary()}")
+  return {
+    kind: dict(tree) | ({key: loaded[kind]} if loaded.get(kind) else {})
+    for kind, tree in variables.items()
+  }
+
+
+def _load_towers(
+  config: ml_collections.ConfigDict,
+  name: str,
+  workdir: Path,
+  variables: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Puts trained streams, or their files, in a joint network's towers."""
+  result = dict(variables)
+  for key, tower in zip(TOWERS, config[name].towers, strict=True):
+    if tower not in config.stages:
+      result = _load_file(config, tower, result, key=key)
+      continue
+    with checkpoints.open_manager(
+      workdir / tower / "checkpoints", keep=config.train.keep_checkpoints
+    ) as manager:
+      trained = checkpoints.restore_variables(manager)
+    fresh = []
+    for kind, tree in result.items():
+      if key in tree:
+        source = trained[kind].get("backbone", {})
+        taken = _take(tree[key], source, f"{key}/", fresh)
+        result[kind] = dict(tree) | {key: taken}
+    print(
+      f"{name}: {key} network from stage {tower!r}, but for"
+      f" {', '.join(fresh) or 'nothing'}"
+    )
+  return result
+
+
+def _take(
+  expected: Mapping[str, Any],
+  trained: Mapping[str, Any],
+  path: str,
+  fresh: list[str],
+) -> dict[str, Any]:
+  """The trained arrays of the parts that the joint network has.
+
+  Adds to `fresh` what the stream lacks or has in another shape: the layer
+  after a concatenation of maps has more inputs.
+  """
+  result = {}
+  for key, value in expected.items():
+    other = trained.get(key)
+    if isinstance(value, Mapping):
+      result[key] = _take(value, other or {}, f"{path}{key}/", fresh)
+    elif other is not None and np.shape(other) == np.shape(value):
+      result[key] = other
+    else:
+      result[key] = value
+      fresh.append(path + key)
+  return result
