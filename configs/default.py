@@ -43,7 +43,8 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.init = ml_collections.ConfigDict()
   # File of weights to begin with; "" is none. See twostream_jax.pretrained. A
   # flow stream takes weights of an image network: its first kernel is averaged
-  # over R, G, B and repeated (Wang et al. 2015, section 3).
+  # over R, G, B and repeated (Wang et al. 2015, section 3). How the pixels are
+  # normalised (rgb_mean, rgb_std, flow_scale below) is then the file's word.
   stage.init.weights = ""
   # A key of twostream_jax.pretrained.LAYOUTS; "": told by the file's keys.
   stage.init.layout = ""

@@ -73,6 +73,7 @@ LEVELS = {
 FORBIDDEN = {
   "models": {"cv2", "grain", "tensorflow_datasets"},
   "data": {"flax", "torch", "tensorflow"},
+  "pretrained": {"cv2", "grain", "tensorflow_datasets"},
   "report": {"jax", "flax"},
   "fuse": {"jax", "flax"},
   "scores": {"jax", "flax"},

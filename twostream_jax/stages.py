@@ -225,7 +225,7 @@ def create_preprocess(
     rgb_mean=rgb_mean,
     rgb_std=rgb_std,
     flow_bound=data.flow_spec.bound,
-    flow_scale=stage.input.flow_scale,
+    flow_scale=warm_start.flow_scale(config, name, data.flow_spec.bound),
     subtract_mean_flow=stage.input.subtract_mean_flow,
   )
 

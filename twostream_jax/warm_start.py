@@ -49,15 +49,44 @@ def rgb_statistics(
   """
   stage = config[name]
   spatial = config[stage.towers[0]] if stage.kind == "joint" else stage
-  if spatial.modality == "rgb" and spatial.init.weights:
-    source = pretrained.read_source(spatial.init.weights)
-    layout = pretrained.choose_layout(
-      source, spatial.model.name, spatial.init.layout or None
-    )
-    convention = layout.convention(source)
-    if convention is not None:
-      return convention.rgb_mean, convention.rgb_std
+  convention = _convention(spatial) if spatial.modality == "rgb" else None
+  if convention is not None:
+    return convention.rgb_mean, convention.rgb_std
   return tuple(stage.input.rgb_mean), tuple(stage.input.rgb_std)
+
+
+def flow_scale(
+  config: ml_collections.ConfigDict, name: str, bound: float
+) -> float:
+  """Pixels of motion that become an input of 1 of a network of flow.
+
+  Where it begins with the weights of an image network, what spreads flow as
+  that network's pixels were spread, otherwise the settings'.
+
+  Args:
+    config: of the run.
+    name: of the stage.
+    bound: of the stored flow, in pixels.
+  """
+  stage = config[name]
+  temporal = config[stage.towers[1]] if stage.kind == "joint" else stage
+  convention = _convention(temporal) if temporal.modality == "flow" else None
+  if convention is not None:
+    return convention.flow_scale(bound)
+  return stage.input.flow_scale
+
+
+def _convention(
+  stage: ml_collections.ConfigDict,
+) -> pretrained.InputConvention | None:
+  """The images that a stream's file of weights, if any, was trained on."""
+  if not stage.init.weights:
+    return None
+  source = pretrained.read_source(stage.init.weights)
+  layout = pretrained.choose_layout(
+    source, stage.model.name, stage.init.layout or None
+  )
+  return layout.convention(source)
 
 
 def _load_file(

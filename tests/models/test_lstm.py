@@ -128,7 +128,7 @@ def test_logits_equal_the_reference_for_every_length(output, bidirectional):
 @pytest.mark.parametrize("fill", [7.0, 1e30, np.nan, np.inf])
 @pytest.mark.parametrize("output, bidirectional", VARIANTS)
 def test_what_the_padding_holds_changes_nothing(output, bidirectional, fill):
-  model = _small(output=output, bidirectional=bidirectional)
+  model = _small(hidden_sizes=(4,), output=output, bidirectional=bidirectional)
   variables, loss = _init(model), _loss_and_gradients(model)
   value, (of_params, of_x) = loss(variables["params"], _inputs()["rgb"])
   other, (of_other, _) = loss(variables["params"], _inputs(fill=fill)["rgb"])

@@ -84,31 +84,16 @@ def map_weights(
     WeightsError: an array is missing, left over or wrong; all are listed.
     ValueError: variables are none of a backbone.
   """
-  leaves = dict(_leaves(variables))
-  network = Network({path: x.shape for path, x in leaves.items()})
-  if not network.convs:
-    raise ValueError(
-      "these are no variables of a backbone; those of a Stream have them below"
-      " 'backbone'"
-    )
-  keys = {path: layout.key(path, network, source.arrays) for path in leaves}
-  converter = _Converter(layout, network, _is_bgr(layout, source), from_images)
-  found = {
-    path: converter(path, key, source.arrays.get(key))
-    for path, key in keys.items()
-  }
+  network = _network(variables)
+  found = _find(source, layout, network, from_images)
+  keys = {row.key for row, _ in found.values()}
   found |= _keep_classifier(found)
   if partial:
     found |= _keep_fully_connected(found)
-  rows = [row for row, _ in found.values()]
-  rows += _rest(source, layout, set(keys.values()))
+  rows = [row for row, _ in found.values()] + _rest(source, layout, keys)
   report = Report(source.path, layout.name, backbone, tuple(rows))
   _check(report)
-  mapped = [
-    np.ascontiguousarray(array, leaf.dtype) if row.status == USED else leaf
-    for leaf, (row, array) in zip(leaves.values(), found.values(), strict=True)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(variables), mapped), report
+  return _replace(variables, found), report
 
 
 def count_classes(
@@ -121,14 +106,23 @@ def count_classes(
     layout: its layout.
     variables: of the backbone, with any number of classes.
   """
-  network = Network({path: x.shape for path, x in _leaves(variables)})
-  key = layout.key("params/logits/bias", network, source.arrays)
+  key = layout.key("params/logits/bias", _network(variables), source.arrays)
   return source.arrays[key].size if key in source.arrays else None
 
 
 def _leaves(variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _network(variables: Mapping[str, Any]) -> Network:
+  network = Network({path: x.shape for path, x in _leaves(variables)})
+  if not network.convs:
+    raise ValueError(
+      "these are no variables of a backbone; those of a Stream have them below"
+      " 'backbone'"
+    )
+  return network
 
 
 def _is_bgr(layout: Layout, source: Source) -> bool:
@@ -138,6 +132,31 @@ def _is_bgr(layout: Layout, source: Source) -> bool:
 
 # A row and the file's array, as this project stores it, or None.
 _Found = tuple[Row, np.ndarray | None]
+
+
+def _find(
+  source: Source, layout: Layout, network: Network, from_images: bool
+) -> dict[str, _Found]:
+  """By path, what the file has for each array of the network."""
+  is_bgr = _is_bgr(layout, source)
+  converter = _Converter(layout, network, is_bgr, from_images)
+  found = {}
+  for path in network.shapes:
+    key = layout.key(path, network, source.arrays)
+    found[path] = converter(path, key, source.arrays.get(key))
+  return found
+
+
+def _replace(
+  variables: Mapping[str, Any], found: Mapping[str, _Found]
+) -> dict[str, Any]:
+  mapped = [
+    np.ascontiguousarray(array, leaf.dtype) if row.status == USED else leaf
+    for (_, leaf), (row, array) in zip(
+      _leaves(variables), found.values(), strict=True
+    )
+  ]
+  return jax.tree.unflatten(jax.tree.structure(variables), mapped)
 
 
 @dataclasses.dataclass(frozen=True)

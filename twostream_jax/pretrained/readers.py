@@ -9,7 +9,7 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ from twostream_jax.pretrained import pickles
 
 # The key of the mean image of a MatConvNet file.
 AVERAGE_IMAGE = "averageImage"
+
+
+# The arrays of a file, and its metadata.
+_Content = tuple[dict[str, np.ndarray], dict[str, str]]
+_Reader = Callable[[Path], _Content]
 
 
 class WeightsError(ValueError):
@@ -74,7 +79,7 @@ def read_source(path: str | os.PathLike) -> Source:
   return Source(path, arrays, metadata)
 
 
-def _format(path: Path, head: bytes):
+def _format(path: Path, head: bytes) -> tuple[str, _Reader]:
   if head.startswith(b"\x93NUMPY"):
     return "a .npy file", _read_npy
   if head.startswith(b"\x89HDF"):
@@ -100,7 +105,7 @@ def _format(path: Path, head: bytes):
   )
 
 
-def _zip_format(path: Path):
+def _zip_format(path: Path) -> tuple[str, _Reader]:
   try:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
@@ -113,13 +118,13 @@ def _zip_format(path: Path):
   return "a torch file", _read_torch
 
 
-def _read_safetensors(path: Path):
+def _read_safetensors(path: Path) -> _Content:
   with safetensors.safe_open(path, framework="numpy") as file:
     arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return arrays, dict(file.metadata() or {})
 
 
-def _read_torch(path: Path):
+def _read_torch(path: Path) -> _Content:
   try:
     import torch
   except ImportError as error:
@@ -128,6 +133,11 @@ def _read_torch(path: Path):
       " pip install 'twostream-jax[torch]' (or take a .safetensors file)"
     ) from error
 
+  if torch.__version__ < "2.6":
+    raise WeightsError(
+      f"{path}: torch {torch.__version__} can be made to run code by a file of"
+      " weights (CVE-2025-32434); install torch 2.6 or newer"
+    )
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
@@ -152,7 +162,7 @@ def _from_torch(tensor) -> np.ndarray:
   return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _read_hdf5(path: Path):
+def _read_hdf5(path: Path) -> _Content:
   arrays = {}
 
   def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -164,7 +174,7 @@ def _read_hdf5(path: Path):
   return arrays, {}
 
 
-def _read_npy(path: Path):
+def _read_npy(path: Path) -> _Content:
   with path.open("rb") as file:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -180,12 +190,12 @@ def _read_npy(path: Path):
     return _flatten(content, {}, _from_numpy), {}
 
 
-def _read_pickle(path: Path):
+def _read_pickle(path: Path) -> _Content:
   with path.open("rb") as file:
     return _flatten(pickles.load(file), {}, _from_numpy), {}
 
 
-def _read_npz(path: Path):
+def _read_npz(path: Path) -> _Content:
   with np.load(path, allow_pickle=False) as file:
     return _flatten({key: file[key] for key in file.files}, {}, _from_numpy), {}
 
@@ -195,7 +205,12 @@ def _from_numpy(value: Any) -> np.ndarray | None:
   return value if is_array else None
 
 
-def _flatten(value: Any, arrays: dict, as_array, prefix: str = "") -> dict:
+def _flatten(
+  value: Any,
+  arrays: dict[str, np.ndarray],
+  as_array: Callable[[Any], np.ndarray | None],
+  prefix: str = "",
+) -> dict[str, np.ndarray]:
   """Fills `arrays` with what `as_array` takes for one; the rest is dropped."""
   if isinstance(value, Mapping):
     items = value.items()
@@ -211,7 +226,7 @@ def _flatten(value: Any, arrays: dict, as_array, prefix: str = "") -> dict:
   return arrays
 
 
-def _read_matconvnet(path: Path):
+def _read_matconvnet(path: Path) -> _Content:
   # From memory: scipy leaves the file open where it fails on it.
   content = scipy.io.loadmat(
     io.BytesIO(path.read_bytes()), squeeze_me=True, struct_as_record=False
@@ -229,7 +244,7 @@ def _read_matconvnet(path: Path):
   return arrays, {}
 
 
-def _layer_weights(layer: Any):
+def _layer_weights(layer: Any) -> Iterable[tuple[str, np.ndarray]]:
   kinds = ("filters", "biases")
   # Until version 1.0-beta10 each had its own field.
   if hasattr(layer, "filters"):
