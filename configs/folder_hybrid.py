@@ -42,7 +42,10 @@ def get_config():
   spatial.feature = "fc6"
   spatial.batch_size = 16
   spatial.total_steps = 300
-  spatial.optim.learning_rate = 0.01
+  spatial.optim.name = "adam"
+  spatial.optim.learning_rate = 0.0003
+  spatial.optim.weight_decay = 0.0
+  spatial.optim.max_grad_norm = 0.0
   spatial.optim.multipliers = (
     ("backbone/conv[1-4]", 0.0),
     ("backbone/conv5", 0.1),

@@ -89,6 +89,9 @@ def test_features_come_back_as_they_were_stored(tmp_path):
   assert (found.ids, found.description) == (("a", "b", "c"), "of a test")
   np.testing.assert_array_equal(found.values, values)
   np.testing.assert_array_equal(found.lengths, [2, 3, 1])
+  there = np.concatenate([values[0, :2], values[1], values[2, :1]])
+  np.testing.assert_allclose(found.mean, there.astype(float).mean(0), rtol=1e-5)
+  np.testing.assert_allclose(found.std, there.astype(float).std(0), rtol=1e-4)
   assert features.read_features(tmp_path / "spatial" / "train") is None
   assert [f.name for f in (tmp_path / "spatial").iterdir()] == ["test"]
 

@@ -218,3 +218,54 @@ def test_segments_share_one_opinion():
   ]
   np.testing.assert_allclose(whole, np.mean(each, axis=0), atol=1e-5)
   assert features["pool"].shape == (2, 3, 6)
+
+
+def test_features_are_standardised():
+  rng = np.random.default_rng(4)
+  features = rng.normal(5.0, 3.0, [40, 7, 3]).astype(np.float32)
+  features[..., 2] = 4.0
+  flat = features.reshape(-1, 3)
+  statistics = {"spatial": (flat.mean(axis=0), flat.std(axis=0))}
+  batch = {"spatial": features, "length": np.full(40, 7), "label": 0}
+  inputs = jax.jit(functools.partial(steps.standardise, statistics=statistics))(
+    {k: batch[k] for k in ("spatial", "length")}
+  )
+  assert set(inputs) == {"spatial", "length"}
+  flat = np.asarray(inputs["spatial"]).reshape(-1, 3)
+  np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-5)
+  np.testing.assert_allclose(flat.std(axis=0), [1, 1, 0], atol=1e-4)
+
+
+def test_a_multi_label_answer_is_right_if_it_is_one_of_the_labels():
+  logits = np.eye(3, dtype=np.float32)[[0, 1, 2]]
+  several = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 0]], np.float32)
+  np.testing.assert_array_equal(steps.is_correct(logits, several), [1, 0, 0])
+  one = np.array([0, 2, 2])
+  np.testing.assert_array_equal(steps.is_correct(logits, one), [1, 0, 1])
+
+
+def test_frozen_parameters_get_no_gradient_and_do_not_move():
+  parts = make_parts()
+  frozen = (("backbone/Conv_0", 0.0),)
+  schedule = optim.create_schedule("constant", learning_rate=0.1, total_steps=9)
+  parts["tx"] = optim.create_optimizer(
+    schedule,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=1e-3,
+    max_grad_norm=0.0,
+    multipliers=frozen,
+  )
+  batch = make_batch()
+  state = init(parts, batch)
+  stop = functools.partial(optim.stop_frozen, multipliers=frozen)
+  free, cut = (
+    run_step(parts | extra, state, batch, devices=1)[0]
+    for extra in ({}, {"stop_frozen": stop})
+  )
+  jax.tree.map(np.testing.assert_array_equal, free.params, cut.params)
+  before, after = (
+    params["backbone"]["Conv_0"]["kernel"]
+    for params in (state.params, cut.params)
+  )
+  np.testing.assert_array_equal(after, before)

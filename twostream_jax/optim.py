@@ -195,6 +195,24 @@ def scale_by_path(
   return optax.GradientTransformation(init, partitioned.update)
 
 
+def stop_frozen(params: Any, multipliers: Multipliers) -> Any:
+  """Cuts frozen parameters out of differentiation.
+
+  `scale_by_path` freezes them whatever their gradient is; without it, the
+  backward pass through the layers before the first trained one is never run.
+
+  Args:
+    params: tree of arrays.
+    multipliers: see `scale_by_path`.
+  """
+  return _map_with_path(
+    lambda path, leaf: (
+      leaf if _factor(path, multipliers) else jax.lax.stop_gradient(leaf)
+    ),
+    params,
+  )
+
+
 class ProximalState(NamedTuple):
   """State of `proximal`: steps done, and the state of what it wraps."""
 

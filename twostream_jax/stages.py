@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -43,6 +44,7 @@ class Stage:
   schedule: optax.Schedule
   loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
   preprocess: Callable[[steps.Batch], dict[str, jax.Array]]
+  stop_frozen: Callable[[Any], Any]
   inputs: Inputs
   warm_start: Callable[[steps.TrainState], steps.TrainState]
 
@@ -87,6 +89,7 @@ def create_stage(
     decay_factor=stage.optim.decay_factor,
   )
   begin = warm_start.create(config, name, workdir)
+  inputs = create_inputs(config, name, data, workdir)
   return Stage(
     name=name,
     seed=config.seed,
@@ -96,8 +99,11 @@ def create_stage(
     tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,
     loss_fn=create_loss(stage.optim, data.multi_label),
-    preprocess=create_preprocess(config, name, data),
-    inputs=create_inputs(config, name, data, workdir),
+    preprocess=create_preprocess(config, name, data, inputs),
+    stop_frozen=functools.partial(
+      optim.stop_frozen, multipliers=multipliers(stage.optim)
+    ),
+    inputs=inputs,
     warm_start=begin,
   )
 
@@ -191,11 +197,18 @@ def create_optimizer(
     nesterov=settings.nesterov,
     weight_decay=settings.weight_decay,
     max_grad_norm=settings.max_grad_norm,
-    multipliers=tuple(tuple(pair) for pair in settings.multipliers),
+    multipliers=multipliers(settings),
     penalised=settings.penalised,
     l1=settings.l1,
     l21=settings.l21,
   )
+
+
+def multipliers(
+  settings: ml_collections.ConfigDict,
+) -> tuple[tuple[str, float], ...]:
+  """Pairs of a regular expression and a factor on the learning rate."""
+  return tuple((pattern, factor) for pattern, factor in settings.multipliers)
 
 
 def create_loss(
@@ -212,13 +225,20 @@ def create_loss(
 
 
 def create_preprocess(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+  config: ml_collections.ConfigDict,
+  name: str,
+  data: VideoDataset,
+  inputs: Inputs,
 ) -> Callable[[steps.Batch], dict[str, jax.Array]]:
   """How a stage's batches become inputs of its network."""
   stage = config[name]
   if stage.kind == "features":
+    trained_on = inputs.sources[config.data.train_split].sets
     return functools.partial(
-      steps.select_inputs, names=(*stage.sources, "length")
+      steps.standardise,
+      statistics={
+        k: (found.mean, found.std) for k, found in trained_on.items()
+      },
     )
   rgb_mean, rgb_std = warm_start.rgb_statistics(config, name)
   return steps.Preprocess(

@@ -5,7 +5,7 @@ how many there are.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -76,11 +76,25 @@ class Preprocess:
     return inputs
 
 
-def select_inputs(
-  batch: Batch, *, names: Sequence[str]
+def standardise(
+  batch: Batch, *, statistics: Mapping[str, tuple[Any, Any]]
 ) -> dict[str, jax.Array]:
-  """The entries of a batch that a network reads, as they are."""
-  return {name: batch[name] for name in names}
+  """Features to the input of a network: mean 0 and standard deviation 1.
+
+  Features after a ReLU share a large mean, which fresh units handle badly.
+
+  Args:
+    batch: float [... d] by name, and "length", which stays.
+    statistics: mean and standard deviation [d] by name. A feature that does
+      not vary becomes 0.
+  """
+  inputs = {"length": batch["length"]}
+  for name, (mean, std) in statistics.items():
+    shape = (1,) * (batch[name].ndim - 1) + (-1,)
+    scale = jnp.where(std > 1e-6, 1.0 / jnp.maximum(std, 1e-6), 0.0)
+    centred = batch[name] - jnp.asarray(mean).reshape(shape)
+    inputs[name] = centred * scale.reshape(shape)
+  return inputs
 
 
 def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -139,6 +153,7 @@ def train_step(
   preprocess: Callable[[Batch], dict[str, jax.Array]],
   loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
   axis_name: str,
+  stop_frozen: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update from this replica's part of the global batch.
 
@@ -152,6 +167,8 @@ def train_step(
     preprocess: see `Preprocess`.
     loss_fn: logits [b n] and labels to a loss per example [b].
     axis_name: the axis over replicas.
+    stop_frozen: parameters to the same, with gradients only of those that are
+      trained.
 
   Returns:
     The new state and sums over the global batch: loss, correct, count; and the
@@ -163,7 +180,7 @@ def train_step(
 
   def mean_loss(params):
     (logits, _), changed = model.apply(
-      {"params": params, "batch_stats": state.batch_stats},
+      {"params": stop_frozen(params), "batch_stats": state.batch_stats},
       preprocess(batch),
       train=True,
       rngs={"dropout": rng},

@@ -124,6 +124,7 @@ def _loop(stage, state, batches, start, cadence, validate, logger, save):
       tx=stage.tx,
       preprocess=stage.preprocess,
       loss_fn=stage.loss_fn,
+      stop_frozen=stage.stop_frozen,
     )
   )
   rng = jax.random.fold_in(jax.random.key(stage.seed), 1)

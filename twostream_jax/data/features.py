@@ -30,6 +30,8 @@ class FeatureSet:
       of classes.
     lengths: int [videos]: frames that are there; the rest repeats the last.
     values: float16 [videos frames d], mapped from the disk.
+    mean: float32 [d]: over all frames that are there.
+    std: float32 [d]: likewise, population standard deviation.
     description: what they are of, in words.
   """
 
@@ -37,6 +39,8 @@ class FeatureSet:
   labels: np.ndarray
   lengths: np.ndarray
   values: np.ndarray
+  mean: np.ndarray
+  std: np.ndarray
   description: str
 
 
@@ -64,6 +68,7 @@ def write_features(
     shutil.rmtree(temporary)
   temporary.mkdir(parents=True)
   ids, labels, lengths, stored = [], [], [], None
+  count, total, squares = 0, 0.0, 0.0
   for batch in batches:
     values = np.asarray(batch["values"]).astype(np.float16)
     if not np.isfinite(values).all():
@@ -80,14 +85,23 @@ def write_features(
       )
     stored[len(ids) : len(ids) + len(values)] = values
     ids.extend(batch["video_id"])
+    frames = np.arange(values.shape[1]) < np.asarray(batch["length"])[:, None]
+    there = values[frames].astype(np.float64)
+    count += len(there)
+    total += there.sum(axis=0)
+    squares += (there * there).sum(axis=0)
     labels.append(batch["label"])
     lengths.append(batch["length"])
   stored.flush()
+  mean = total / count
+  variance = np.maximum(squares / count - mean * mean, 0.0)
   np.savez(
     temporary / "index.npz",
     ids=np.array(ids, str),
     labels=np.concatenate(labels),
     lengths=np.concatenate(lengths),
+    mean=mean.astype(np.float32),
+    std=np.sqrt(variance).astype(np.float32),
     description=np.array(description),
   )
   if folder.exists():
@@ -106,6 +120,8 @@ def read_features(folder: str | os.PathLike) -> FeatureSet | None:
       labels=index["labels"],
       lengths=index["lengths"],
       values=np.load(folder / "values.npy", mmap_mode="r"),
+      mean=index["mean"],
+      std=index["std"],
       description=str(index["description"]),
     )
 

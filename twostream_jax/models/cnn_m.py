@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from twostream_jax.models.layers import (
   Dropout,
-  batch_norm,
+  batch_norms,
   check_input,
   classifier,
   hidden_layers,
@@ -53,6 +53,7 @@ class CNNM(nn.Module):
     dtype: compute dtype; parameters are always float32.
     axis_name: the pmap axis, or None.
     sync_batch_norm: batch norm statistics over axis_name.
+    partial_batch_norm: all but the first batch norm keep their statistics.
   """
 
   num_classes: int
@@ -63,6 +64,7 @@ class CNNM(nn.Module):
   dtype: DTypeLike = jnp.float32
   axis_name: str | None = None
   sync_batch_norm: bool = False
+  partial_batch_norm: bool = False
 
   def __call__(
     self, x: Array, *, train: bool
@@ -98,8 +100,9 @@ class CNNM(nn.Module):
         f"normalisation must be one of {', '.join(_NORMALISATIONS)}, "
         f"got {self.normalisation!r}"
       )
-    norm = batch_norm(
+    first_norm, norm = batch_norms(
       train=train,
+      partial=self.partial_batch_norm,
       dtype=self.dtype,
       axis_name=self.axis_name,
       sync=self.sync_batch_norm,
@@ -119,7 +122,8 @@ class CNNM(nn.Module):
         name=name,
       )(x)
       if use_batch_norm:
-        x = norm(name=name.replace("conv", "bn"))(x)
+        bn = first_norm if name == "conv1" else norm
+        x = bn(name=name.replace("conv", "bn"))(x)
       x = nn.relu(x)
       if self._has_lrn(name):
         x = local_response_normalisation(x)

@@ -135,6 +135,32 @@ def _ceil_padding(size: int, window: int, stride: int) -> int:
   return max(0, steps * stride + window - size)
 
 
+def batch_norms(
+  *,
+  train: bool,
+  partial: bool,
+  dtype: DTypeLike,
+  axis_name: str | None,
+  sync: bool,
+) -> tuple[Callable[..., nn.BatchNorm], Callable[..., nn.BatchNorm]]:
+  """Returns constructors of a network's first batch norm and of all others.
+
+  Args:
+    train: as `batch_norm`.
+    partial: partial batch norm (Wang et al. 2016, arXiv 1608.00859, section
+      3.2): in training too, all but the first use their running statistics and
+      leave them as they are. For small sets and imported weights.
+    dtype: as `batch_norm`.
+    axis_name: as `batch_norm`.
+    sync: as `batch_norm`.
+  """
+  first, others = (
+    batch_norm(train=on, dtype=dtype, axis_name=axis_name, sync=sync)
+    for on in (train, train and not partial)
+  )
+  return first, others
+
+
 def batch_norm(
   *, train: bool, dtype: DTypeLike, axis_name: str | None, sync: bool
 ) -> Callable[..., nn.BatchNorm]:

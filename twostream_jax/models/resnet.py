@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from twostream_jax.models.layers import (
   Dropout,
-  batch_norm,
+  batch_norms,
   check_input,
   classifier,
   scale_width,
@@ -100,6 +100,7 @@ class ResNet(nn.Module):
     dtype: compute dtype; parameters are always float32.
     axis_name: the pmap axis, or None.
     sync_batch_norm: batch norm statistics over axis_name.
+    partial_batch_norm: all but the first batch norm keep their statistics.
   """
 
   num_classes: int
@@ -110,6 +111,7 @@ class ResNet(nn.Module):
   dtype: DTypeLike = jnp.float32
   axis_name: str | None = None
   sync_batch_norm: bool = False
+  partial_batch_norm: bool = False
 
   def __call__(
     self, x: Array, *, train: bool
@@ -140,11 +142,11 @@ class ResNet(nn.Module):
       ValueError: x has a wrong rank, dtype or size, or a field is wrong.
     """
     check_input(x)
-    conv, norm = self._layers(train)
+    conv, first_norm, norm = self._layers(train)
     x = conv(
       scale_width(64, self.width), (7, 7), strides=2, padding=3, name="conv1"
     )(x)
-    x = nn.relu(norm(name="bn1")(x))
+    x = nn.relu(first_norm(name="bn1")(x))
     x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for stage, size in enumerate(self.stage_sizes):
       for index in range(size):
@@ -180,7 +182,7 @@ class ResNet(nn.Module):
     x, features = self.embed(conv, train=train)
     return classifier(x, self.num_classes, self.dtype), features
 
-  def _layers(self, train: bool) -> tuple[Callable, Callable]:
+  def _layers(self, train: bool) -> tuple[Callable, Callable, Callable]:
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
@@ -189,13 +191,14 @@ class ResNet(nn.Module):
       dtype=self.dtype,
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
-    norm = batch_norm(
+    first_norm, norm = batch_norms(
       train=train,
+      partial=self.partial_batch_norm,
       dtype=self.dtype,
       axis_name=self.axis_name,
       sync=self.sync_batch_norm,
     )
-    return conv, norm
+    return conv, first_norm, norm
 
 
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)

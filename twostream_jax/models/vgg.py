@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from twostream_jax.models.layers import (
   Dropout,
-  batch_norm,
+  batch_norms,
   check_input,
   classifier,
   hidden_layers,
@@ -42,6 +42,7 @@ class VGG(nn.Module):
     dtype: compute dtype; parameters are always float32.
     axis_name: the pmap axis, or None.
     sync_batch_norm: batch norm statistics over axis_name.
+    partial_batch_norm: all but the first batch norm keep their statistics.
   """
 
   num_classes: int
@@ -52,6 +53,7 @@ class VGG(nn.Module):
   dtype: DTypeLike = jnp.float32
   axis_name: str | None = None
   sync_batch_norm: bool = False
+  partial_batch_norm: bool = False
 
   def __call__(
     self, x: Array, *, train: bool
@@ -82,8 +84,9 @@ class VGG(nn.Module):
       ValueError: x has a wrong rank, dtype or size, or a field is wrong.
     """
     check_input(x)
-    norm = batch_norm(
+    first_norm, norm = batch_norms(
       train=train,
+      partial=self.partial_batch_norm,
       dtype=self.dtype,
       axis_name=self.axis_name,
       sync=self.sync_batch_norm,
@@ -101,7 +104,8 @@ class VGG(nn.Module):
           name=f"conv{stage}_{layer}",
         )(x)
         if self.use_batch_norm:
-          x = norm(name=f"bn{stage}_{layer}")(x)
+          bn = first_norm if (stage, layer) == (1, 1) else norm
+          x = bn(name=f"bn{stage}_{layer}")(x)
         x = nn.relu(x)
     return x
 

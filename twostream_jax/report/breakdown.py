@@ -1,4 +1,4 @@
-"""The report's break-down by class: recall, confusion matrices, worst pairs."""
+"""The report's break-down by class: figures, confusion matrices, worst pairs."""
 
 import dataclasses
 import html
@@ -8,11 +8,16 @@ import numpy as np
 
 from twostream_jax import metrics
 from twostream_jax.report import plots
+from twostream_jax.report.wording import wording
 from twostream_jax.scores import Scores
 
 # More classes than this are cut to those at both ends of the order.
 _MAX_CLASSES, _CLASSES_PER_END = 40, 15
 _MAX_PAIRS = 10
+
+
+# With more models than this a row is too wide for a phone.
+_MAX_BESIDE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,42 +28,65 @@ class Model:
     name: of the stage or the rule.
     style: class of the style sheet.
     scores: of every test clip.
-    confusion: counts [n, n]; row is the true class.
+    by_class: float64 [n], 0..1: recall, or average precision in a multi-label
+      set; NaN without a clip of the class.
   """
 
   name: str
   style: str
   scores: Scores
-  confusion: np.ndarray
+  by_class: np.ndarray
 
-  @property
-  def recall(self) -> np.ndarray:
-    """Accuracy by class, float64 [n]; NaN without a clip of the class."""
-    return metrics.per_class_accuracy(self.confusion)
+
+def figures_by_class(scores: Scores) -> np.ndarray:
+  """`Model.by_class` of scores."""
+  if scores.multi_label:
+    return metrics.mean_average_precision(
+      scores.logits, scores.labels
+    ).per_class
+  return metrics.per_class_accuracy(_confusion(scores))
+
+
+def _confusion(scores: Scores) -> np.ndarray:
+  return metrics.confusion_matrix(
+    scores.logits, scores.labels, scores.logits.shape[1]
+  )
+
+
+def _clips_by_class(scores: Scores) -> np.ndarray:
+  if scores.multi_label:
+    return scores.labels.astype(bool).sum(axis=0)
+  return np.bincount(scores.labels, minlength=scores.logits.shape[1])
 
 
 def classes(
   models: Sequence[Model], num_streams: int, names: Sequence[str]
 ) -> str:
-  """Recall of every class by every model, side by side, as HTML.
+  """The figures of every class by every model, side by side, as HTML.
 
-  The order tells what motion adds: by recall of the second stream minus recall
-  of the first, or by recall where there is one stream. Classes without a clip
-  come last. Of more than 40 classes both ends are shown, the rest on request.
+  The order tells what motion adds: by the figure of the second stream minus
+  that of the first, or by the figure where there is one stream. Classes without
+  a clip come last. Of more than 40 classes both ends are shown, the rest on
+  request.
 
   Args:
     models: the streams, then the fusion.
     num_streams: how many of them are streams.
     names: class names [n].
   """
+  multi_label = models[0].scores.multi_label
+  figure = wording(multi_label).by_class
   if num_streams > 1:
-    gain = models[1].recall - models[0].recall
-    note = f"Ordered by what {models[1].name} gains over {models[0].name}."
+    gain = models[1].by_class - models[0].by_class
+    order = f"what {models[1].name} gains over {models[0].name}"
   else:
-    gain = models[0].recall
-    note = "Ordered by accuracy."
+    gain = models[0].by_class
+    order = figure
+  note = f"{figure.capitalize()} of each class, ordered by {order}."
+  if multi_label:
+    note += " A clip counts in each of its classes."
   ranked = np.argsort(-gain, kind="stable")  # NaN sorts last.
-  empty = int((models[0].confusion.sum(axis=1) == 0).sum())
+  empty = int((_clips_by_class(models[0].scores) == 0).sum())
   if empty:
     note += f" {empty} of {len(names)} classes have no test clip (–)."
   head = f'<p class="note">{html.escape(note)}</p>{_legend(models)}'
@@ -95,16 +123,20 @@ def _class_table(
     f"{html.escape(m.name)}</span></th>"
     for m in models
   )
-  recalls = np.array([model.recall for model in models])
-  totals = models[0].confusion.sum(axis=1)
+  figures = np.array([model.by_class for model in models])
+  totals = _clips_by_class(models[0].scores)
   body = "".join(
     f'<tr><th scope="row">{html.escape(names[i])}</th><td class="plot">'
-    f"{plots.dots([(m.style, recalls[j, i]) for j, m in enumerate(models)])}"
-    f"</td>{''.join(_share(recall) for recall in recalls[:, i])}"
+    f"{plots.dots([(m.style, figures[j, i]) for j, m in enumerate(models)])}"
+    f"</td>{''.join(_share(figure) for figure in figures[:, i])}"
     f'<td class="clips">{totals[i]}</td></tr>'
     for i in rows
   )
-  kind = "classes wordy" if plots.are_long(names) else "classes"
+  kind = "classes"
+  if len(models) > _MAX_BESIDE:
+    kind += " crowded"
+  elif plots.are_long(names):
+    kind += " wordy"
   return (
     f'<table class="{kind} sortable" style="--models: {len(models)}"><thead>'
     '<tr><th scope="col">Class</th>'
@@ -114,22 +146,29 @@ def _class_table(
   )
 
 
-def _share(recall: float) -> str:
-  return "<td>–</td>" if np.isnan(recall) else f"<td>{recall:.0%}</td>"
+def _share(figure: float) -> str:
+  return "<td>–</td>" if np.isnan(figure) else f"<td>{figure:.0%}</td>"
 
 
 def confusions(models: Sequence[Model], names: Sequence[str]) -> str:
-  """A heat map for each model and the worst pairs of the last, as HTML."""
+  """A heat map for each model and the worst pairs of the last, as HTML.
+
+  Args:
+    models: of a set with one label a clip.
+    names: class names [n].
+  """
+  counts = [_confusion(model.scores) for model in models]
   figures = "".join(
     f"<figure><figcaption>{plots.marker(m.style)} <strong>"
     f"{html.escape(m.name)}</strong></figcaption>"
-    f"{plots.heat_map(m.confusion, names, _describe(m, names))}</figure>"
-    for m in models
+    f"{plots.heat_map(confusion, names, _describe(m.name, confusion, names))}"
+    "</figure>"
+    for m, confusion in zip(models, counts, strict=True)
   )
   return (
     f'<div class="heats">{figures}{_key(len(names))}</div>'
     f"<h3>Most confused pairs of {html.escape(models[-1].name)}</h3>"
-    f"{_pairs(models[-1].confusion, names)}"
+    f"{_pairs(counts[-1], names)}"
   )
 
 
@@ -164,17 +203,15 @@ def worst_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
   return [(int(t), int(p)) for t, p in pairs if mistakes[t, p]]
 
 
-def _describe(model: Model, names: Sequence[str]) -> str:
-  total, hits = model.confusion.sum(), np.trace(model.confusion)
-  text = (
-    f"Confusion matrix of {model.name}: {hits} of {total} clips on the diagonal"
-  )
-  pairs = worst_pairs(model.confusion)
+def _describe(model: str, confusion: np.ndarray, names: Sequence[str]) -> str:
+  total, hits = confusion.sum(), np.trace(confusion)
+  text = f"Confusion matrix of {model}: {hits} of {total} clips on the diagonal"
+  pairs = worst_pairs(confusion)
   if pairs:
     true, guess = pairs[0]
     text += (
       f"; most often {names[true]} was taken for {names[guess]},"
-      f" {model.confusion[true, guess]} times"
+      f" {confusion[true, guess]} times"
     )
   return text
 

@@ -3,6 +3,7 @@
 import html
 import math
 import numbers
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,17 +22,22 @@ def _value(line: plots.Line, percent: bool) -> str:
   return f"{last:.1%}" if percent else f"{last:.3g}"
 
 
-def training(curves: dict[str, list[dict]], styles: dict[str, str]) -> str:
-  """Loss and accuracy of every stage, as HTML.
+def training(
+  curves: Mapping[str, list[dict]],
+  styles: Mapping[str, str],
+  titles: Mapping[str, str],
+) -> str:
+  """Loss and metrics of every stage, as HTML.
 
   Args:
     curves: records of `metrics.jsonl` by stage; "step" and "split" ("train" or
-      "validation") in each, "loss", "accuracy", "learning_rate" where known.
+      "validation") in each, "learning_rate" and what is drawn where known.
     styles: classes of the style sheet by stage; a stage that is no stream (and
       so has no style) is drawn in plain ink.
+    titles: of what is drawn, by key: the loss, and metrics in 0..1.
   """
   figures = "".join(
-    _stage_curves(stage, records, styles.get(stage, "fused"))
+    _stage_curves(stage, records, styles.get(stage, "fused"), titles)
     for stage, records in curves.items()
   )
   if not figures:
@@ -60,19 +66,22 @@ def _curve(records: list[dict], split: str, key: str) -> plots.Line | None:
   return plots.Line(split, split, x, y)
 
 
-def _stage_curves(stage: str, records: list[dict], style: str) -> str:
+def _stage_curves(
+  stage: str, records: list[dict], style: str, titles: Mapping[str, str]
+) -> str:
   charts, remarks = "", []
-  for key, percent in (("loss", False), ("accuracy", True)):
+  for key, title in titles.items():
+    percent = key != "loss"
     pair = [_curve(records, split, key) for split in ("train", "validation")]
     lines = [line for line in pair if line is not None]
     if not lines:
       continue
     ends = ", ".join(f"{line.name} {_value(line, percent)}" for line in lines)
-    remarks.append(f"final {key}: {ends}")
+    remarks.append(f"final {title.lower()}: {ends}")
     charts += plots.line_chart(
       lines,
-      title=key.capitalize(),
-      description=f"{stage}, {key} over steps; at the end: {ends}",
+      title=title,
+      description=f"{stage}, {title.lower()} over steps; at the end: {ends}",
       percent=percent,
     )
   if not charts:
@@ -87,7 +96,7 @@ def _stage_curves(stage: str, records: list[dict], style: str) -> str:
   bad = sum(
     key in r and not is_number(r[key])
     for r in records
-    for key in ("loss", "accuracy")
+    for key in titles
   )
   if bad:
     remarks.append(f"{bad} values are not finite and left out")

@@ -9,7 +9,7 @@ import numpy as np
 
 from twostream_jax.flow import colorwheel
 from twostream_jax.report import plots
-from twostream_jax.scores import Scores, join, softmax
+from twostream_jax.scores import Scores, join, sigmoid, softmax
 
 # What a clip tells about fusion, in the order in which examples are taken: two
 # of the clips that make the case for fusion for each of the others.
@@ -23,13 +23,14 @@ class Example:
 
   Attributes:
     video_id: one of the ids of the scores.
-    label: 0-based true class.
+    label: 0-based true class; in a multi-label set those of the clip, in
+      ascending order.
     frame: RGB uint8 [h w 3].
     flow: float32 [h w 2], pixels per frame, x then y.
   """
 
   video_id: str
-  label: int
+  label: int | tuple[int, ...]
   frame: np.ndarray
   flow: np.ndarray
 
@@ -49,8 +50,22 @@ class Example:
 
 
 def right(scores: Scores) -> np.ndarray:
-  """Whether the class with the largest logit is the true one, bool [b]."""
-  return scores.logits.argmax(axis=1) == scores.labels
+  """Whether the class with the largest logit is true of the clip, bool [b]."""
+  top = scores.logits.argmax(axis=1)
+  if scores.multi_label:
+    return scores.labels[np.arange(len(top)), top].astype(bool)
+  return top == scores.labels
+
+
+def _label(scores: Scores, row: int) -> int | tuple[int, ...]:
+  """What `Example.label` is of a clip."""
+  if scores.multi_label:
+    return tuple(np.flatnonzero(scores.labels[row]).tolist())
+  return int(scores.labels[row])
+
+
+def _classes(label: int | tuple[int, ...]) -> tuple[int, ...]:
+  return label if isinstance(label, tuple) else (label,)
 
 
 def outcome(streams_right: Sequence[bool], fused_right: bool) -> str:
@@ -74,7 +89,8 @@ def choose_examples(
   quarter fusion gets wrong, a quarter all get right; a kind that runs out
   leaves its places to the others. Within a kind the clips are spread over who
   was wrong, then over classes, then taken in the order of the split: nobody
-  picks the pretty ones.
+  picks the pretty ones. A clip of several classes stands for the first of them
+  here; one without any is left out, for nothing said of it can be right.
 
   Args:
     scores: by name, of the same videos.
@@ -95,9 +111,11 @@ def choose_examples(
   patterns = list(
     zip(*(right(joined[name]).tolist() for name in streams), strict=True)
   )
+  classes = [_classes(_label(first, i))[:1] for i in range(len(first.ids))]
   waiting = {kind: [] for kind in _TURNS}
   for i, pattern in enumerate(patterns):
-    waiting[outcome(pattern, fused_right[i])].append(i)
+    if classes[i]:
+      waiting[outcome(pattern, fused_right[i])].append(i)
   chosen, seen, shown = [], Counter(), Counter()
   turn = 0
   while len(chosen) < count and any(waiting.values()):
@@ -107,11 +125,11 @@ def choose_examples(
       continue
     best = min(
       waiting[kind],
-      key=lambda i: (seen[kind, patterns[i]], shown[int(first.labels[i])], i),
+      key=lambda i: (seen[kind, patterns[i]], shown[classes[i]], i),
     )
     waiting[kind].remove(best)
     seen[outcome(patterns[best], fused_right[best]), patterns[best]] += 1
-    shown[int(first.labels[best])] += 1
+    shown[classes[best]] += 1
     chosen.append(first.ids[best])
   return chosen
 
@@ -179,20 +197,27 @@ def picture(image: np.ndarray, alt: str) -> str:
 
 
 def _opinion(
-  model: str, style: str, logits: np.ndarray, label: int, names: Sequence[str]
+  model: str,
+  style: str,
+  scores: Scores,
+  row: int,
+  true: Sequence[int],
+  names: Sequence[str],
 ) -> str:
   """The three most probable classes of one model for one clip."""
-  chances = softmax(logits[None])[0]
+  logits = scores.logits[row]
+  to_chances = sigmoid if scores.multi_label else softmax
+  chances = to_chances(logits[None])[0]
   # By logit, not by probability: rounding must not reorder what `right` saw.
   top = np.argsort(-logits, kind="stable")[:3]
   rows = "".join(
-    f"<li{' class=true' if guess == label else ''}>"
+    f"<li{' class=true' if guess in true else ''}>"
     f'<span class="name">{html.escape(names[guess])}</span>'
     f"{plots.bar(float(chances[guess]), style)}"
     f'<span class="num">{chances[guess]:.0%}</span></li>'
     for guess in top
   )
-  verdict = "right" if top[0] == label else "wrong"
+  verdict = "right" if top[0] in true else "wrong"
   sign = "✓" if verdict == "right" else "✗"
   return (
     f'<div class="opinion"><h4><span class="{verdict}">'
@@ -213,11 +238,12 @@ def _card(
   row = next(iter(scores.values())).ids.index(example.video_id)
   verdicts = [bool(right(s)[row]) for s in scores.values()]
   kind = outcome(verdicts[:-1], verdicts[-1])
+  classes = _classes(example.label)
   opinions = "".join(
-    _opinion(name, styles[name], s.logits[row], example.label, names)
+    _opinion(name, styles[name], s, row, classes, names)
     for name, s in scores.items()
   )
-  true = names[example.label]
+  true = ", ".join(names[i] for i in classes) or "no class"
   return (
     f'<article class="card" data-kind="{kind}"><header><h3>'
     f'{html.escape(true)}</h3><p><span class="badge {kind}">{badges[kind]}'
@@ -258,7 +284,7 @@ def gallery(
   if not examples:
     return "<p>No example clips were kept for this run.</p>"
   first = next(iter(scores.values()))
-  labels = dict(zip(first.ids, first.labels.tolist(), strict=True))
+  labels = {v: _label(first, i) for i, v in enumerate(first.ids)}
   for example in examples:
     if labels.get(example.video_id) != example.label:
       raise ValueError(
