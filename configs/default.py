@@ -166,6 +166,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data = ml_collections.ConfigDict()
   # Folder that data_prep/build_tfds.py wrote to (its --out).
   config.data.dir = ""
+  # Folder of a second dataset to train streams on as well, with a head of its
+  # own (multi-task learning, Simonyan & Zisserman 2014); "" is none.
+  config.data.second_dir = ""
   # Shown when there is no dataset in that folder.
   config.data.build_command = (
     "python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS --out=DIR"

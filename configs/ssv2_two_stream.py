@@ -1,9 +1,10 @@
 """Two streams on Something-Something v2, 174 classes.
 
-Spatial: ResNet-50 on one frame. Temporal: CNN-M-2048 on 10 flow fields. Fusion:
-average of class probabilities (Simonyan & Zisserman 2014, 1406.2199). No clip
-is mirrored, in training or testing: the classes name directions ("pushing
-something from left to right").
+Paper: Simonyan & Zisserman 2014 (1406.2199), with a ResNet-50 on one frame as
+the spatial network, a CNN-M-2048 on 10 flow fields as the temporal one, and the
+average of class probabilities. No clip is mirrored, in training or testing: the
+classes name directions ("pushing something from left to right").
+Published: no published number of these two networks.
 
   python data_prep/build_tfds.py --dataset=ssv2 --annotations=labels \\
     --videos=20bn-something-something-v2 --out=data/ssv2

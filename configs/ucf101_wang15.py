@@ -18,13 +18,13 @@ averaged over R, G, B and repeated for the 20 channels of flow.
 
 What differs from the paper: dropout is one rate for fc6 and fc7, here 0.9,
 where the paper has 0.9 and 0.8 in the temporal stream (0.9 and 0.9 in the
-spatial one, as here). Crops have any size and ratio between those of its sides
-of 256, 224, 192 and 168 pixels and lie anywhere, not only at the corners and
-the centre; frames keep their aspect, instead of 340 x 256. The paper's weights
-are Caffe's VGG-16, and its batch size is not stated: 256 is this recipe's
-choice. Flow is used as it is, without subtraction of its mean, of which the
-paper says nothing. On a smaller accelerator divide batch_size and
-learning_rate by the same number.
+spatial one, as here). Crops take 66 to 100 % of the short side, with a ratio of
+up to 1.52, and lie anywhere; the paper draws each side from 256, 224, 192 and
+168 pixels, at a corner or the centre of frames of 340 x 256. Its weights are
+Caffe's VGG-16, and its batch size is not stated: 256 is this recipe's choice.
+Flow is used as it is, without subtraction of its mean, of which the paper says
+nothing. On a smaller accelerator divide batch_size and learning_rate by the
+same number, and multiply the steps.
 """
 
 from configs import default
@@ -47,7 +47,7 @@ def get_config():
     stage.model.dropout_rate = 0.9
     stage.model.fields = {}
     stage.init.weights = "weights/vgg16.safetensors"
-    # 168 to 256 of 256 pixels, each side on its own.
+    # 168 / 256 and 256 / 168.
     stage.input.crop_scale = (0.65625, 1.0)
     stage.input.max_ratio = 1.52
     stage.input.subtract_mean_flow = False

@@ -293,10 +293,10 @@ def describe(summary: BuildSummary, multi_label: bool = False) -> str:
     )
   if multi_label:
     lines.append("labels    any number a clip (multi-label)")
-    return "\n".join(lines)
+  recipe = "ccv_hybrid" if multi_label else "folder_two_stream"
   lines += [
     "next",
-    "  python -m twostream_jax.main --config=configs/folder_two_stream.py"
+    f"  python -m twostream_jax.main --config=configs/{recipe}.py"
     f" --config.data.dir={shlex.quote(os.fspath(summary.path.parent))}",
   ]
   return "\n".join(lines)

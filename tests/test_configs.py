@@ -1,69 +1,47 @@
-"""Every config of the project works, and is complete."""
+"""Every config is complete and says where it is from and how to run it."""
 
-import functools
-import importlib
 import re
+import shlex
+import sys
 from pathlib import Path
 
-import jax
 import ml_collections
-import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from configs import default, ssv2_two_stream
-from twostream_jax import parallel, run, stages, steps
-from twostream_jax.data.features import FeatureError
-
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(
-  path.stem
-  for path in (ROOT / "configs").glob("*.py")
-  if not path.stem.startswith("_")
+from configs import default
+from data_prep import build_tfds, convert_weights
+from tests.recipes import (
+  CONFIGS,
+  RECIPES,
+  ROOT,
+  commands,
+  get_config,
+  get_module,
 )
-
-
-def get_config(name):
-  return importlib.import_module(f"configs.{name}").get_config()
-
-
-def for_tests(config):
-  """The same recipe on few, small samples."""
-  for name in config.stages:
-    stage = config[name]
-    stage.batch_size = 8
-    stage.total_steps = 2
-    if stage.kind != "features":
-      stage.model.width = 0.02
-      stage.input.image_size = 64
-      stage.init.weights = ""
-    stage.optim.schedule = "cosine"
-    stage.optim.boundaries = ()
-    stage.optim.warmup_steps = 0
-  config.data.validation_split = ""
-  config.fusion.rules = ("average",)
-  config.fusion.fit_split = ""
-  config.eval.num_clips = 2
-  config.eval.batch_size = 8
-  config.train.log_every = 1
-  config.train.checkpoint_every = 2
-  config.report.num_examples = 2
-  return config
+from twostream_jax import stages
 
 
 def test_the_recipes_are_there():
-  assert {
-    "default",
-    "quickstart",
-    "folder_two_stream",
+  assert set(RECIPES) == {
+    "ccv_hybrid",
+    "ccv_multistream",
+    "hmdb51_two_stream",
+    "ssv2_mini_two_stream",
     "ssv2_two_stream",
-  } <= set(CONFIGS)
+    "ucf101_conv_fusion",
+    "ucf101_hybrid",
+    "ucf101_simonyan14",
+    "ucf101_wang15",
+  }
+  assert {"default", "quickstart", "folder_two_stream"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_locked_and_say_what_they_are(name):
-  module = importlib.import_module(f"configs.{name}")
-  assert module.__doc__
-  config = module.get_config()
+  assert get_module(name).__doc__
+  config = get_config(name)
   with pytest.raises(AttributeError, match="sede"):
     config.sede = 1
   with pytest.raises(AttributeError, match="learning_rat"):
@@ -72,27 +50,71 @@ def test_configs_are_locked_and_say_what_they_are(name):
     config.temporal.total_steps = "many"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_stages_of_every_config_can_be_created(name, tiny, tmp_path):
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_name_paper_published_number_and_commands(name):
+  text = get_module(name).__doc__
+  assert re.search(r"^Paper: (none|.*\d{4})", text, re.M)
+  assert re.search(r"\b1[4-9]\d\d\.\d{4,5}\b", text)
+  published = re.search(r"^Published: (.*?)(\n\n|$)", text, re.M | re.S)
+  assert re.search(r"\d\d\.\d %|no published number", published[1])
+  programs = [command[1] for command in commands(name)]
   config = get_config(name)
-  for stage_name in config.stages:
-    if config[stage_name].kind == "features":
-      stages.create_model(config, stage_name, 12)
-      with pytest.raises(FeatureError, match="no features in"):
-        stages.create_stage(config, stage_name, tiny, tmp_path)
-      continue
-    stage = stages.create_stage(config, stage_name, tiny, tmp_path)
-    state = jax.eval_shape(stage.init_state)
-    assert jax.tree.leaves(state.params)
-    float(stage.schedule(0))
+  if any(config[s].init.weights for s in ("spatial", "temporal")):
+    assert programs.pop(1) == "data_prep/convert_weights.py"
+  assert programs == ["data_prep/build_tfds.py", "-m"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["folder_two_stream"])
-def test_a_recipe_trains_evaluates_and_reports(name, tiny, tmp_path):
-  outcome = run.train_and_evaluate(for_tests(get_config(name)), tmp_path, tiny)
-  assert outcome["videos"] == 12
-  assert (tmp_path / "report.html").exists()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_commands_of_a_docstring_work_together(name, monkeypatch):
+  """Flags are known, and one command's output is the next one's input."""
+  monkeypatch.chdir(ROOT)
+  config = get_config(name)
+  for _, *words in commands(name):
+    values = flags.FlagValues()
+    if words[0] == "data_prep/build_tfds.py":
+      build_tfds.define_flags(values)
+      assert values(words) == words[:1]
+      assert values.out == config.data.dir
+      if name in RECIPES:
+        first_line = config.data.build_command.splitlines()[0]
+        assert ["python", *words] == shlex.split(first_line)
+    elif words[0] == "data_prep/convert_weights.py":
+      convert_weights.define_flags(values)
+      assert len(values(words)) == 2
+      assert {
+        (config[s].model.name, config[s].init.weights)
+        for s in ("spatial", "temporal")
+        if config[s].init.weights
+      } == {(values.backbone, values.out)}
+    else:
+      assert words[:2] == ["-m", "twostream_jax.main"]
+      monkeypatch.setattr(sys, "argv", ["main", *words[2:]])
+      config_flags.DEFINE_config_file("config", flag_values=values)
+      assert values(sys.argv) == ["main"]
+      path = config_flags.get_config_filename(values["config"])
+      assert Path(path) == Path("configs") / f"{name}.py"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_build_flags_are_those_of_the_set(name, monkeypatch, tmp_path, capsys):
+  """What stops the build is the folder that is not there, not its flags."""
+  monkeypatch.chdir(tmp_path)
+  values = flags.FlagValues()
+  build_tfds.define_flags(values)
+  values(commands(name)[0][1:])
+  assert build_tfds.run(values) == 1
+  assert values.annotations in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_missing_weights_are_named(name, tiny, tmp_path, monkeypatch):
+  """A recipe that starts from weights never starts without them."""
+  monkeypatch.chdir(tmp_path)
+  config = get_config(name)
+  for stage in ("spatial", "temporal"):
+    if config[stage].init.weights:
+      with pytest.raises(ValueError, match=config[stage].init.weights):
+        stages.create_stage(config, stage, tiny, tmp_path)
 
 
 def test_every_key_has_a_comment():
@@ -122,57 +144,3 @@ def test_default_keys_are_those_of_the_streams():
   config = default.get_config()
   assert set(config.spatial.keys()) == set(config.temporal.keys())
   assert isinstance(config.spatial.model.fields, ml_collections.ConfigDict)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["spatial", "temporal"])
-def test_ssv2_takes_a_real_step_at_full_size(name, tiny, tmp_path):
-  """174 classes, 224 px, full width; only the batch is small (2)."""
-  config = ssv2_two_stream.get_config()
-  stage = stages.create_stage(config, name, tiny, tmp_path)
-  backbone = stage.model.backbone.clone(num_classes=174)
-  model = stage.model.clone(backbone=backbone)
-  assert not stage.inputs.train.flip
-  batches = stage.inputs.train_batches("train", batch_size=2, seed=0)
-  batch = next(iter(batches))
-  batch.pop("video_id")
-  channels = {"spatial": ("rgb", 3), "temporal": ("flow", 20)}[name]
-  assert batch[channels[0]].shape == (2, 1, 224, 224, channels[1])
-  state = steps.create_train_state(
-    jax.random.key(0, impl="rbg"), model, stage.tx, stage.preprocess, batch
-  )
-  # The published counts at 1000 classes and 3 channels, less 826 rows of the
-  # head, and 17 more channels in the first 7 x 7 x 96 kernel.
-  expected = {
-    "spatial": 25_557_032 - 826 * (2048 + 1),
-    "temporal": 92_469_864 - 826 * (2048 + 1) + 17 * 7 * 7 * 96,
-  }[name]
-  assert sum(x.size for x in jax.tree.leaves(state.params)) == expected
-  step = jax.pmap(
-    functools.partial(
-      steps.train_step,
-      model=model,
-      tx=stage.tx,
-      preprocess=stage.preprocess,
-      loss_fn=stage.loss_fn,
-      axis_name=parallel.AXIS,
-    ),
-    axis_name=parallel.AXIS,
-    in_axes=(0, 0, None),
-    devices=jax.devices()[:1],
-    donate_argnums=(0,),
-  )
-  before = np.asarray(state.params["backbone"]["conv1"]["kernel"])
-  one = {k: x[None] for k, x in batch.items()}
-  state = jax.tree.map(lambda x: x[None], state)
-  # The second, because the spatial warm-up begins at a learning rate of 0.
-  seen = []
-  for _ in range(2):
-    state, metrics = step(state, one, jax.random.key(1))
-    seen.append(float(metrics["loss"][0]) / 2)
-  # An untrained head says nothing of 174 classes yet; dropping 9 of 10 units,
-  # twice, makes what it says louder, by how much is up to the draw.
-  assert 0.9 < seen[0] / np.log(174) < {"spatial": 1.1, "temporal": 4}[name]
-  assert np.isfinite(seen).all()
-  after = np.asarray(state.params["backbone"]["conv1"]["kernel"][0])
-  assert np.isfinite(after).all() and (before != after).any()

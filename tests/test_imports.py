@@ -21,6 +21,7 @@ LEVELS = {
   "data.check": 2,
   "data.clip_task": 5,
   "data.clips": 0,
+  "data.combine": 0,
   "data.dataset": 1,
   "data.encode": 3,
   "data.features": 0,

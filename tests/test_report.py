@@ -21,7 +21,7 @@ from twostream_jax.report import (
 from twostream_jax.report.breakdown import worst_pairs
 from twostream_jax.scores import Scores, ScoresError
 
-VOID = {"meta", "link", "img", "input", "br", "hr"}
+VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
 NAMES = tuple(
   f"{c}·{m}" for c in ("amber", "teal", "violet") for m in ("slide", "rise")
 )
@@ -94,6 +94,56 @@ def make_scores(names, per_class=10, seed=0):
   }
 
 
+def make_multi_label(examples=4):
+  """As `make_data`, but clips show one, two or no class; the last is unseen."""
+  rng = np.random.default_rng(1)
+  labels = np.zeros((30, len(NAMES)), bool)
+  for i in range(30):
+    labels[i, rng.choice(len(NAMES) - 1, i % 3, replace=False)] = True
+  ids = tuple(f"clip-{i:04d}" for i in range(30))
+  scores = {
+    name: Scores(
+      ids,
+      labels,
+      (labels + rng.normal(0, spread, labels.shape)).astype(np.float32),
+      "one view",
+    )
+    for name, spread in (
+      ("spatial", 0.9),
+      ("temporal", 0.7),
+      ("average", 0.6),
+      ("weighted", 0.5),
+    )
+  }
+  values = {
+    name: metrics.classification_metrics(s.logits, labels)
+    for name, s in scores.items()
+  }
+  chosen = choose_examples(
+    scores, fused="weighted", streams=["spatial", "temporal"], count=examples
+  )
+  rng = np.random.default_rng(0)
+  return with_results(
+    make_data(
+      scores=scores,
+      curves={"spatial": [r | {"map": 0.25} for r in make_curve()]},
+      examples=[
+        Example(
+          video_id,
+          tuple(np.flatnonzero(labels[ids.index(video_id)]).tolist()),
+          rng.integers(0, 256, (30, 40, 3), np.uint8),
+          rng.normal(size=(15, 20, 2)).astype(np.float32),
+        )
+        for video_id in chosen
+      ],
+    ),
+    videos=30,
+    streams={k: values[k] for k in ("spatial", "temporal")},
+    fusion={k: values[k] for k in ("average", "weighted")},
+    left_out={"classes": [NAMES[-1]], "videos": 10},
+  )
+
+
 def make_curve():
   records = [
     {
@@ -137,11 +187,12 @@ def make_data(names=NAMES, per_class=10, num_examples=4, **changes):
     results={
       "dataset": "synthetic",
       "split": "test",
-      "protocol": "one view",
+      "protocols": {"spatial": "one view", "temporal": "one view"},
       "videos": len(scores["spatial"].ids),
       "skipped": 3,
       "streams": {k: values[k] for k in ("spatial", "temporal")},
       "fusion": {k: values[k] for k in ("average", "weighted")},
+      "subsets": [],
     },
     class_names=names,
     scores=scores,
@@ -292,7 +343,9 @@ def test_hostile_text_stays_text():
   metric = data.results["streams"]["spatial"]
   data = with_results(
     data,
-    **dict.fromkeys(("dataset", "split", "protocol"), HOSTILE),
+    **dict.fromkeys(("dataset", "split"), HOSTILE),
+    protocols={HOSTILE: HOSTILE, "temporal": "one view"},
+    subsets=[{"stages": [HOSTILE, "temporal"], **metric}],
     streams={HOSTILE: metric, "temporal": metric},
     fusion={f"fused {HOSTILE}": {**metric, "top1": 0.9}},
   )
@@ -369,7 +422,7 @@ def test_diverged_training_is_said():
 def test_one_stream_without_fusion():
   page = Page(render_report(one_stream(make_data())))
   assert "No fusion was run." in page.words
-  assert "Ordered by accuracy." in page.words
+  assert "Accuracy of each class, ordered by accuracy." in page.words
   assert "Most confused pairs of spatial" in page.words
   assert "Fusion right" not in page.words
   assert len(page.classed("card")) == 4
@@ -504,6 +557,125 @@ def test_perfect_model_has_no_confused_pairs():
   scores = {**data.scores, "weighted": perfect}
   page = Page(render_report(dataclasses.replace(data, scores=scores)))
   assert "There are none: every test clip is right." in page.words
+
+
+def test_headline_of_a_multi_label_set():
+  data = make_multi_label()
+  page = Page(render_report(data))
+  table = page.tables[0]
+  assert table[0][2:] == ["Mean average precision", "Precision at 1"]
+  rows = {row[0].split()[0]: row[2:] for row in table}
+  everything = data.results["streams"] | data.results["fusion"]
+  for name, values in everything.items():
+    assert percent(values["map"]) in rows[name][0]
+    assert percent(values["precision_at_1"]) in rows[name][1]
+  # 30 labels over 5 classes shown by 30 clips; 1.5 of 6 a labelled clip.
+  assert rows["Chance"] == ["20.0%", "25.0%"]
+  reached = percent(everything["weighted"]["map"])
+  assert f"weighted reaches a mean average precision of {reached}" in page.words
+  assert "Judged by the top class alone, fusion corrects" in page.words
+  assert "With 20 labelled test clips, precision at 1" in page.words
+  assert f"what no test clip shows: {NAMES[-1]}." in page.words
+  assert "leaves out clips without any class: 10." in page.words
+
+
+def test_classes_of_a_multi_label_set():
+  data = make_multi_label()
+  page = Page(render_report(data))
+  precision = [
+    metrics.mean_average_precision(s.logits, s.labels).per_class
+    for s in (data.scores[k] for k in ("spatial", "temporal", "weighted"))
+  ]
+  labels = data.scores["spatial"].labels
+  rows = page.tables[1][1:]
+  assert rows[-1] == [NAMES[-1], "", "–", "–", "–", "0"]
+  for row in rows[:-1]:
+    i = NAMES.index(row[0])
+    assert row[2:5] == [f"{p[i]:.0%}" for p in precision]
+    assert row[5] == str(labels[:, i].sum())
+  assert "onfusion" not in page.words and "ccuracy" not in page.words
+  assert "nan" not in page.words.lower()
+  titles = [a["aria-label"].split(" over ")[0] for a in page.classed("chart")]
+  assert titles == [
+    f"spatial, {title}"
+    for title in ("loss", "precision at 1", "mean average precision")
+  ]
+
+
+def test_gallery_of_a_multi_label_set():
+  data = make_multi_label(examples=30)
+  assert len(data.examples) == 20  # Clips without a class are left out.
+  page = Page(render_report(data))
+  verdicts, chances = [], []
+  for example in data.examples:
+    assert ", ".join(NAMES[i] for i in example.label) in page.words
+    for name in ("spatial", "temporal", "weighted"):
+      found = data.scores[name]
+      logits = found.logits[found.ids.index(example.video_id)]
+      verdicts.append(logits.argmax() in example.label)
+      top = sorted(logits, reverse=True)[:3]
+      chances += [f"{1 / (1 + np.exp(-logit)):.0%}" for logit in top]
+  assert [sign == "✓" for sign in re.findall("[✓✗]", page.words)] == verdicts
+  assert set(verdicts) == {True, False}
+  shown = [text for text in page.text if re.fullmatch(r"\d+%", text)]
+  assert [text for text in shown if text in chances][-len(chances) :] == chances
+  marked = [a for tag, a in page.tags if tag == "li" and a.get("class")]
+  assert len(marked) > len(data.examples)
+
+
+def test_example_without_a_class_is_wrong_of_every_model():
+  data = make_multi_label()
+  bare = dataclasses.replace(data.examples[0], video_id="clip-0000", label=())
+  page = Page(render_report(dataclasses.replace(data, examples=[bare])))
+  assert "no class" in page.words
+  assert re.findall("[✓✗]", page.words) == ["✗"] * 3
+
+
+def test_each_protocol_is_named_once_with_its_stages():
+  data = make_data()
+  words = Page(render_report(data)).words
+  assert "Protocol one view" in words
+  protocols = {"spatial": "one view", "temporal": "two", "lstm": "one view"}
+  words = Page(render_report(with_results(data, protocols=protocols))).words
+  assert "Protocol of spatial, lstm one view" in words
+  assert "Protocol of temporal two" in words
+
+
+@pytest.mark.parametrize("count, said", [(4, "All 4"), (26, "The best 15 of")])
+def test_subsets_are_shown_up_to_15(count, said):
+  data = make_data()
+  assert "worth fusing" not in Page(render_report(data)).words
+  subsets = [
+    {
+      "stages": ["spatial", f"s{i}"],
+      "top1": 0.9 - i / 100,
+      "top5": 1.0,
+      "mean_class_accuracy": 0.5,
+    }
+    for i in range(count)
+  ]
+  page = Page(render_report(with_results(data, subsets=subsets)))
+  assert said in page.words
+  assert page.tables[1][1:] == [
+    [f"spatial + s{i}", f"{90 - i:.1f}%", "100.0%", "50.0%"]
+    for i in range(min(count, 15))
+  ]
+
+
+@pytest.mark.parametrize("streams, crowded", [(3, False), (4, True)])
+def test_figures_of_many_models_get_lines_of_their_own(streams, crowded):
+  data = make_data()
+  names = [f"stream_{i}" for i in range(streams)]
+  metric = data.results["streams"]["spatial"]
+  data = with_results(data, streams=dict.fromkeys(names, metric))
+  data = dataclasses.replace(
+    data,
+    scores=data.scores | dict.fromkeys(names, data.scores["spatial"]),
+  )
+  page = Page(render_report(data))
+  assert bool(page.classed("crowded")) == crowded
+  heads = page.tables[1][0]
+  assert heads[2:-1] == [*names, "weighted"]
 
 
 @pytest.mark.parametrize("count", [1, 5, 60])

@@ -193,6 +193,7 @@ def test_prediction_is_the_mean_over_views(views_per_pass):
       model=model,
       preprocess=preprocess,
       views_per_pass=views_per_pass,
+      num_classes=CLASSES,
     )
   )(state.variables, {"flow": views})
   for i in range(3):

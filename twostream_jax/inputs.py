@@ -6,18 +6,28 @@ know which it is.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grain
+import ml_collections
 import numpy as np
 
 from twostream_jax.data import input_pipeline
-from twostream_jax.data.features import FeatureSource
+from twostream_jax.data.combine import CombinedSource
+from twostream_jax.data.dataset import VideoDataset, open_dataset
+from twostream_jax.data.features import (
+  FeatureError,
+  FeatureSource,
+  read_features,
+)
 from twostream_jax.data.input_pipeline import (
   EvalTransform,
   FrameTransform,
   TrainTransform,
 )
+from twostream_jax.flow.spec import require_equal
+from twostream_jax.workdir import features_path
 
 _CROPS = {1: "centre crop", 5: "5 crops", 10: "10 crops"}
 
@@ -172,3 +182,139 @@ def _as_view(sample: Mapping[str, Any]) -> dict[str, Any]:
     else np.asarray(value)[None]
     for name, value in sample.items()
   }
+
+
+def create_inputs(
+  config: ml_collections.ConfigDict,
+  name: str,
+  data: VideoDataset,
+  workdir: Path,
+) -> Inputs:
+  """Where a stage's batches come from."""
+  if config[name].kind != "features":
+    return create_video_inputs(config, name, data)
+  sources = {}
+  for split in splits(config):
+    sets = {}
+    for source in config[name].sources:
+      path = features_path(workdir, source, config[source].feature, split)
+      sets[source] = read_features(path)
+      if sets[source] is None:
+        raise FeatureError(f"no features in {path}; run {source!r} first")
+    sources[split] = FeatureSource(sets)
+  return FeatureInputs(sources, protocol(config, name, data))
+
+
+def create_video_inputs(
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> VideoInputs:
+  """How a stage samples the videos."""
+  stage = config[name]
+  spec = input_pipeline.InputSpec(
+    modalities=modalities(stage),
+    image_size=stage.input.image_size,
+    stack_length=stage.input.stack_length,
+    flow_step=data.flow_spec.step,
+    short_clip=stage.input.short_clip,
+    direction=data.flow_spec.direction,
+  )
+  sources = dict(data.sources)
+  second = second_dataset(config, name, data)
+  if second is not None:
+    split = config.data.train_split
+    if split not in second.sources:
+      raise ValueError(f"{second.path} has no split {split!r}")
+    sources[split] = CombinedSource(
+      sources[split], second.sources[split], len(data.class_names)
+    )
+  return VideoInputs(
+    sources=sources,
+    train=input_pipeline.TrainTransform(
+      spec=spec,
+      num_segments=stage.input.num_segments,
+      scale=stage.input.crop_scale,
+      max_ratio=stage.input.max_ratio,
+      flip=stage.input.flip,
+      num_classes=len(data.class_names),
+    ),
+    evaluation=input_pipeline.EvalTransform(
+      spec=spec,
+      num_clips=config.eval.num_clips,
+      num_crops=config.eval.num_crops,
+      crop_fraction=config.eval.crop_fraction,
+      num_classes=len(data.class_names),
+    ),
+    threads=config.data.threads,
+  )
+
+
+def protocol(
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> str:
+  """The test protocol of a stage in words."""
+  stage = config[name]
+  if stage.kind != "features":
+    return create_video_inputs(config, name, data).protocol()
+  of = ", ".join(
+    f"{source} {config[source].feature}" for source in stage.sources
+  )
+  first = config[stage.sources[0]].input
+  return (
+    f"sequence: {config.features.num_frames} equally spaced clips, centre crop"
+    f" of {config.eval.crop_fraction:g} of the short side at"
+    f" {first.image_size} px, features {of}"
+  )
+
+
+def splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The splits that a run reads, each once."""
+  named = (
+    config.data.train_split,
+    config.data.validation_split,
+    config.data.test_split,
+  )
+  return tuple(dict.fromkeys(split for split in named if split))
+
+
+def second_dataset(
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> VideoDataset | None:
+  """The dataset of a stage's second head, if it has one.
+
+  Raises:
+    ValueError: it is multi-label, or its flow is of another kind.
+  """
+  if not config.data.second_dir or config[name].kind == "features":
+    return None
+  second = open_dataset(config.data.second_dir)
+  if data.multi_label or second.multi_label:
+    raise ValueError("config.data.second_dir is for sets with one label a clip")
+  if uses_flow(config, name):
+    require_equal(
+      data.flow_spec,
+      second.flow_spec,
+      model=f"the dataset {data.path}",
+      dataset=str(second.path),
+    )
+  return second
+
+
+def num_outputs(
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
+) -> int:
+  """Classes that a stage's network scores, of both heads if it has two."""
+  second = second_dataset(config, name, data)
+  return len(data.class_names) + (len(second.class_names) if second else 0)
+
+
+def modalities(stage: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """What a stage of videos reads of them."""
+  return ("rgb", "flow") if stage.kind == "joint" else (stage.modality,)
+
+
+def uses_flow(config: ml_collections.ConfigDict, name: str) -> bool:
+  """Whether a stage sees flow, itself or through another stage."""
+  stage = config[name]
+  if stage.kind == "features":
+    return any(uses_flow(config, source) for source in stage.sources)
+  return "flow" in modalities(stage)

@@ -41,3 +41,33 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     logits.astype(jnp.float32), labels
   )
   return losses.sum(axis=-1)
+
+
+def multi_task_cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  *,
+  num_classes: int,
+  label_smoothing: float = 0.0,
+) -> jax.Array:
+  """Cross-entropy of two heads, each for the examples of its own dataset.
+
+  Simonyan & Zisserman 2014 (1406.2199), section 2, "multi-task learning": the
+  head of the other dataset gets no gradient from an example.
+
+  Args:
+    logits: [b n]: the first dataset's head, then the second's.
+    labels: int [b]; those of the second dataset begin at `num_classes`.
+    num_classes: of the first dataset.
+    label_smoothing: probability mass spread over the own dataset's classes.
+
+  Returns:
+    float32 [b].
+  """
+  first = softmax_cross_entropy(
+    logits[:, :num_classes], labels, label_smoothing
+  )
+  second = softmax_cross_entropy(
+    logits[:, num_classes:], labels - num_classes, label_smoothing
+  )
+  return jnp.where(labels < num_classes, first, second)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,10 @@ def conclude(
     "protocols": protocols,
     "subsets": subsets(streams),
   }
-  write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+  if first.multi_label:
+    results["left_out"] = left_out(first, data.class_names)
+  text = json.dumps(results, indent=2, allow_nan=False)
+  write_text(workdir / "results.json", text + "\n")
   write_report(config, workdir, data, results, streams, fused, weights)
   return results
 
@@ -136,12 +139,28 @@ def subsets(streams: dict[str, Scores]) -> list[dict[str, Any]]:
   ]
 
 
+def left_out(found: Scores, class_names: Sequence[str]) -> dict[str, Any]:
+  """What the metrics of a multi-label set do not count.
+
+  Returns:
+    "classes": names of those that no video shows, which map leaves out;
+    "videos": the number without any class, which precision_at_1 leaves out.
+  """
+  precision = metrics.mean_average_precision(found.logits, found.labels)
+  return {
+    "classes": [class_names[i] for i in precision.left_out],
+    "videos": int((~found.labels.astype(bool).any(axis=1)).sum()),
+  }
+
+
 def write_report(
   config, workdir, data, results, streams, fused, weights
 ) -> None:
   """Gathers what the report shows and writes report.html."""
   everything = streams | fused
-  best = max(fused or streams, key=lambda k: _headline(everything[k]))
+  rated = results["fusion"] or results["streams"]
+  # The first of the metrics: top-1, or mean average precision.
+  best = max(rated, key=lambda name: next(iter(rated[name].values())))
   chosen = report.choose_examples(
     everything,
     fused=best,
@@ -179,19 +198,16 @@ def write_report(
   )
 
 
-def _headline(result: Scores) -> float:
-  """The first of the metrics: top-1, or mean average precision."""
-  found = metrics.classification_metrics(result.logits, result.labels)
-  return next(iter(found.values()))
-
-
 def example(record: Mapping[str, Any], data: VideoDataset) -> report.Example:
   """The middle frame of a video and the flow from there."""
   middle = (int(record["num_frames"]) - data.flow_spec.step) // 2
   codes = dataset_lib.decode_flow_codes(record["flow"][middle])
+  label = record["label"]
   return report.Example(
     video_id=input_pipeline.text(record["video_id"]),
-    label=int(record["label"]),
+    label=tuple(np.unique(label).astype(int).tolist())
+    if data.multi_label
+    else int(label),
     frame=dataset_lib.decode_rgb(record["rgb"][middle]),
     flow=flow_spec.dequantise(codes, data.flow_spec.bound),
   )
@@ -218,7 +234,8 @@ def table(results: Mapping[str, Any]) -> str:
   lines = [
     f"{results['dataset']}, {results['split']}: {results['videos']} videos,"
     f" {results['skipped']} skipped",
-    results["protocol"],
+    *_protocol_lines(results["protocols"]),
+    *_left_out_lines(results),
     "",
     "  ".join([f"{'model':<{width}}"] + [f"{name:>19}" for name in names]),
   ]
@@ -226,3 +243,22 @@ def table(results: Mapping[str, Any]) -> str:
     cells = [f"{values[name]:>19.3f}" for name in names]
     lines.append("  ".join([f"{row:<{width}}", *cells]))
   return "\n".join(lines)
+
+
+def _protocol_lines(protocols: Mapping[str, str]) -> list[str]:
+  shared = report.stages_by_protocol(protocols)
+  if len(shared) == 1:
+    return list(shared)
+  return [f"{', '.join(names)}: {text}" for text, names in shared.items()]
+
+
+def _left_out_lines(results: Mapping[str, Any]) -> list[str]:
+  left_out = results.get("left_out", {"classes": [], "videos": 0})
+  lines = []
+  if left_out["classes"]:
+    names = ", ".join(left_out["classes"])
+    lines.append(f"map leaves out classes that no video shows: {names}")
+  if left_out["videos"]:
+    videos = left_out["videos"]
+    lines.append(f"precision_at_1 leaves out videos without a class: {videos}")
+  return lines

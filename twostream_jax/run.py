@@ -15,6 +15,7 @@ import ml_collections
 from twostream_jax import (
   checkpoints,
   evaluate,
+  inputs,
   parallel,
   results,
   scores,
@@ -117,7 +118,7 @@ def check_trained_flow(
   """
   for name in config.stages:
     found = checkpoints.read_metadata(workdir / name / "checkpoints")
-    if not found or not stages.uses_flow(config, name):
+    if not found or not inputs.uses_flow(config, name):
       continue
     path, metadata = found
     try:
@@ -149,6 +150,7 @@ def run_stage(
       model=stage.model,
       preprocess=stage.preprocess,
       views_per_pass=config.eval.views_per_pass,
+      num_classes=len(data.class_names),
     )
   )
   variables = parallel.replicate(
@@ -173,7 +175,7 @@ def missing_splits(
   data: VideoDataset,
 ) -> list[str]:
   """Splits without this stage's scores under the run's test protocol."""
-  protocol = stages.protocol(config, name, data)
+  protocol = inputs.protocol(config, name, data)
 
   def is_scored(split):
     path = scores_path(workdir, name, split)
@@ -201,7 +203,7 @@ def compute_features(
     feature = config[source].feature
     description = describe_features(config, source, data)
     missing = []
-    for split in stages.splits(config):
+    for split in inputs.splits(config):
       found = read_features(features_path(workdir, source, feature, split))
       if found is None or found.description != description:
         missing.append(split)
@@ -246,8 +248,8 @@ def describe_features(
   config: ml_collections.ConfigDict, source: str, data: VideoDataset
 ) -> str:
   """What stored features are of; they are computed again where it changes."""
-  inputs = stages.create_video_inputs(config, source, data)
-  quick = inputs.protocol(quick=True)
+  videos = inputs.create_video_inputs(config, source, data)
+  quick = videos.protocol(quick=True)
   return (
     f"{source} {config[source].feature}, {config.features.num_frames} frames,"
     f" step {config[source].total_steps}, {quick}"

@@ -11,18 +11,18 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from twostream_jax import losses, models, optim, parallel, steps, warm_start
-from twostream_jax.data import input_pipeline
-from twostream_jax.data.dataset import VideoDataset
-from twostream_jax.data.features import (
-  FeatureError,
-  FeatureSource,
-  read_features,
+from twostream_jax import (
+  inputs,
+  losses,
+  models,
+  optim,
+  parallel,
+  steps,
+  warm_start,
 )
-from twostream_jax.inputs import FeatureInputs, Inputs, VideoInputs
+from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
-from twostream_jax.workdir import features_path
 
 KINDS = ("stream", "joint", "features")
 
@@ -45,7 +45,7 @@ class Stage:
   loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
   preprocess: Callable[[steps.Batch], dict[str, jax.Array]]
   stop_frozen: Callable[[Any], Any]
-  inputs: Inputs
+  inputs: inputs.Inputs
   warm_start: Callable[[steps.TrainState], steps.TrainState]
 
   def init_state(self) -> steps.TrainState:
@@ -89,21 +89,21 @@ def create_stage(
     decay_factor=stage.optim.decay_factor,
   )
   begin = warm_start.create(config, name, workdir)
-  inputs = create_inputs(config, name, data, workdir)
+  batches = inputs.create_inputs(config, name, data, workdir)
   return Stage(
     name=name,
     seed=config.seed,
     batch_size=stage.batch_size,
     total_steps=stage.total_steps,
-    model=create_model(config, name, len(data.class_names)),
+    model=create_model(config, name, inputs.num_outputs(config, name, data)),
     tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,
-    loss_fn=create_loss(stage.optim, data.multi_label),
-    preprocess=create_preprocess(config, name, data, inputs),
+    loss_fn=create_loss(config, name, data),
+    preprocess=create_preprocess(config, name, data, batches),
     stop_frozen=functools.partial(
       optim.stop_frozen, multipliers=multipliers(stage.optim)
     ),
-    inputs=inputs,
+    inputs=batches,
     warm_start=begin,
   )
 
@@ -134,19 +134,6 @@ def check_kind(config: ml_collections.ConfigDict, name: str) -> None:
       f"config.{name}.towers={tuple(stage.towers)} must name a stream of rgb"
       " and one of flow"
     )
-
-
-def uses_flow(config: ml_collections.ConfigDict, name: str) -> bool:
-  """Whether a stage sees flow, itself or through another stage."""
-  stage = config[name]
-  if stage.kind == "features":
-    return any(uses_flow(config, source) for source in stage.sources)
-  return "flow" in modalities(stage)
-
-
-def modalities(stage: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """What a stage of videos reads of them."""
-  return ("rgb", "flow") if stage.kind == "joint" else (stage.modality,)
 
 
 def create_model(
@@ -212,15 +199,24 @@ def multipliers(
 
 
 def create_loss(
-  settings: ml_collections.ConfigDict, multi_label: bool
+  config: ml_collections.ConfigDict, name: str, data: VideoDataset
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The loss per example: of one label, or of any number of them."""
-  if multi_label:
-    if settings.label_smoothing:
-      raise ValueError("label_smoothing is for sets with one label a clip")
+  """The loss per example: of one label, any number of them, or two heads."""
+  smoothing = config[name].optim.label_smoothing
+  if data.multi_label:
+    if smoothing:
+      raise ValueError(
+        f"config.{name}.optim.label_smoothing is for sets with one label a clip"
+      )
     return losses.sigmoid_cross_entropy
+  if inputs.second_dataset(config, name, data) is not None:
+    return functools.partial(
+      losses.multi_task_cross_entropy,
+      num_classes=len(data.class_names),
+      label_smoothing=smoothing,
+    )
   return functools.partial(
-    losses.softmax_cross_entropy, label_smoothing=settings.label_smoothing
+    losses.softmax_cross_entropy, label_smoothing=smoothing
   )
 
 
@@ -228,12 +224,12 @@ def create_preprocess(
   config: ml_collections.ConfigDict,
   name: str,
   data: VideoDataset,
-  inputs: Inputs,
+  batches: inputs.Inputs,
 ) -> Callable[[steps.Batch], dict[str, jax.Array]]:
   """How a stage's batches become inputs of its network."""
   stage = config[name]
   if stage.kind == "features":
-    trained_on = inputs.sources[config.data.train_split].sets
+    trained_on = batches.sources[config.data.train_split].sets
     return functools.partial(
       steps.standardise,
       statistics={
@@ -248,86 +244,3 @@ def create_preprocess(
     flow_scale=warm_start.flow_scale(config, name, data.flow_spec.bound),
     subtract_mean_flow=stage.input.subtract_mean_flow,
   )
-
-
-def create_inputs(
-  config: ml_collections.ConfigDict,
-  name: str,
-  data: VideoDataset,
-  workdir: Path,
-) -> Inputs:
-  """Where a stage's batches come from."""
-  if config[name].kind != "features":
-    return create_video_inputs(config, name, data)
-  sources = {}
-  for split in splits(config):
-    sets = {}
-    for source in config[name].sources:
-      path = features_path(workdir, source, config[source].feature, split)
-      sets[source] = read_features(path)
-      if sets[source] is None:
-        raise FeatureError(f"no features in {path}; run {source!r} first")
-    sources[split] = FeatureSource(sets)
-  return FeatureInputs(sources, protocol(config, name, data))
-
-
-def create_video_inputs(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> VideoInputs:
-  """How a stage samples the videos."""
-  stage = config[name]
-  spec = input_pipeline.InputSpec(
-    modalities=modalities(stage),
-    image_size=stage.input.image_size,
-    stack_length=stage.input.stack_length,
-    flow_step=data.flow_spec.step,
-    short_clip=stage.input.short_clip,
-    direction=data.flow_spec.direction,
-  )
-  return VideoInputs(
-    sources=data.sources,
-    train=input_pipeline.TrainTransform(
-      spec=spec,
-      num_segments=stage.input.num_segments,
-      scale=stage.input.crop_scale,
-      max_ratio=stage.input.max_ratio,
-      flip=stage.input.flip,
-      num_classes=len(data.class_names),
-    ),
-    evaluation=input_pipeline.EvalTransform(
-      spec=spec,
-      num_clips=config.eval.num_clips,
-      num_crops=config.eval.num_crops,
-      crop_fraction=config.eval.crop_fraction,
-      num_classes=len(data.class_names),
-    ),
-    threads=config.data.threads,
-  )
-
-
-def protocol(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> str:
-  """The test protocol of a stage in words."""
-  stage = config[name]
-  if stage.kind != "features":
-    return create_video_inputs(config, name, data).protocol()
-  of = ", ".join(
-    f"{source} {config[source].feature}" for source in stage.sources
-  )
-  first = config[stage.sources[0]].input
-  return (
-    f"sequence: {config.features.num_frames} equally spaced clips, centre crop"
-    f" of {config.eval.crop_fraction:g} of the short side at"
-    f" {first.image_size} px, features {of}"
-  )
-
-
-def splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The splits that a run reads, each once."""
-  named = (
-    config.data.train_split,
-    config.data.validation_split,
-    config.data.test_split,
-  )
-  return tuple(dict.fromkeys(split for split in named if split))

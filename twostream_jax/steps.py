@@ -219,6 +219,7 @@ def predict_step(
   model: nn.Module,
   preprocess: Callable[[Batch], dict[str, jax.Array]],
   views_per_pass: int,
+  num_classes: int,
 ) -> jax.Array:
   """Video-level logits: the mean over the views of each video.
 
@@ -230,6 +231,7 @@ def predict_step(
     preprocess: see `Preprocess`.
     views_per_pass: views that pass through the network together, which bounds
       the memory whatever the protocol.
+    num_classes: n, the classes that are scored: the model's first ones.
 
   Returns:
     float32 [b n].
@@ -240,7 +242,7 @@ def predict_step(
     preprocess,
     views_per_pass,
   )
-  return logits.mean(axis=1)
+  return logits.mean(axis=1)[:, :num_classes]
 
 
 def feature_step(

@@ -303,6 +303,10 @@ def test_multi_label_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert "clips     train 2, test 2" in shown.out
   assert "rejected  1 of 5 files\n       1  file not found (gone)" in shown.out
   assert "any number a clip" in shown.out
+  assert (
+    "next\n  python -m twostream_jax.main --config=configs/ccv_hybrid.py"
+    f" --config.data.dir={tmp_path / 'ccv' / 'ccv'}\n"
+  ) in shown.out
   data = open_dataset(tmp_path / "ccv")
   assert data.multi_label
   assert data.class_names == ("Beach", "Cat", "Dog")

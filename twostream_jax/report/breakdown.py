@@ -1,4 +1,4 @@
-"""The report's break-down by class: figures, confusion matrices, worst pairs."""
+"""The report's break-down by class: figures, confusions, worst pairs."""
 
 import dataclasses
 import html
@@ -120,7 +120,7 @@ def _class_table(
 ) -> str:
   heads = "".join(
     f'<th scope="col">{plots.marker(m.style)}<span class="model">'
-    f"{html.escape(m.name)}</span></th>"
+    f"{html.escape(m.name).replace('_', '_<wbr>')}</span></th>"
     for m in models
   )
   figures = np.array([model.by_class for model in models])

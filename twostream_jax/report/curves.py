@@ -94,9 +94,7 @@ def _stage_curves(
   if rates:
     remarks.append(f"learning rate: {max(rates):.3g} to {min(rates):.3g}")
   bad = sum(
-    key in r and not is_number(r[key])
-    for r in records
-    for key in titles
+    key in r and not is_number(r[key]) for r in records for key in titles
   )
   if bad:
     remarks.append(f"{bad} values are not finite and left out")

@@ -77,20 +77,17 @@ def render_report(data: ReportData) -> str:
       scores; the scores differ in their videos or in the number of classes; an
       example is not among them.
   """
-  best = headline.best(data.results["fusion"])
-  models = _models(data, best)
-  multi_label = models[0].scores.multi_label
+  words = wording(any(s.multi_label for s in data.scores.values()))
+  models = _models(data, headline.best(data.results["fusion"], words.first))
   styles = {m.name: m.style for m in models}
   sections = {
-    "Results": headline.results(data.results, models, data.note),
-    "Training": curves.training(
-      data.curves, styles, wording(multi_label).curves
-    ),
+    "Results": headline.results(data.results, models, words, data.note),
+    "Training": curves.training(data.curves, styles, words.curves),
     "Classes": breakdown.classes(
       models, len(data.results["streams"]), data.class_names
     ),
   }
-  if not multi_label:
+  if not models[0].scores.multi_label:
     sections["Confusions"] = breakdown.confusions(models, data.class_names)
   sections |= {
     "Examples": gallery.gallery(

@@ -1,0 +1,302 @@
+"""Every recipe builds at full size, and trains and evaluates in small."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import ssv2_two_stream
+from tests.recipes import (
+  CONFIGS,
+  NUM_CLASSES,
+  RECIPES,
+  dataset_of,
+  get_config,
+)
+from twostream_jax import models, parallel, pretrained, run, stages, steps
+from twostream_jax.data import features
+from twostream_jax.workdir import features_path
+
+# Published parameters of a network of 1000 classes and 3 channels, the inputs
+# of its last layer and the weights of its first layer for one channel.
+PUBLISHED_SIZES = {
+  "cnn_m": (92_469_864, 2048, 7 * 7 * 96),
+  "vgg16": (138_357_544, 4096, 3 * 3 * 64),
+  "vgg19": (143_667_240, 4096, 3 * 3 * 64),
+  "resnet50": (25_557_032, 2048, 7 * 7 * 64),
+}
+
+
+class WithSeveralLabels:
+  """A split whose clips have two classes, or none."""
+
+  def __init__(self, source):
+    self._source = source
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    record = self._source[index]
+    label = int(record["label"])
+    labels = [] if index % 5 == 4 else [label, (label + 1) % 12]
+    return record | {"label": np.array(labels, np.int64)}
+
+
+def as_multi_label(data):
+  """The same clips as a multi-label set."""
+  sources = {name: WithSeveralLabels(s) for name, s in data.sources.items()}
+  return dataclasses.replace(data, multi_label=True, sources=sources)
+
+
+def small_data(name, tiny):
+  """The tiny dataset, of the kind of labels that a config is made for."""
+  return as_multi_label(tiny) if dataset_of(name) == "ccv" else tiny
+
+
+def for_tests(config, folder):
+  """The same recipe on few, small samples, from made-up weights."""
+  for name in config.stages:
+    stage = config[name]
+    stage.batch_size = 8
+    stage.total_steps = 1
+    if stage.kind == "features":
+      sizes = {
+        "lstm": {"hidden_sizes": (6, 5)},
+        "regularised": {"hidden": 7},
+      }
+      stage.model.fields = sizes[stage.model.name]
+    else:
+      if stage.kind == "stream":
+        stage.model.width = 0.02
+      stage.input.image_size = 64
+    if stage.kind == "stream" and stage.init.weights:
+      stage.init.weights = write_weights(stage.model, folder)
+    stage.optim.schedule = "cosine"
+    stage.optim.boundaries = ()
+    stage.optim.warmup_steps = 0
+  config.features.num_frames = 3
+  config.eval.num_clips = 1
+  config.eval.batch_size = 8
+  config.train.log_every = 1
+  config.train.checkpoint_every = 1
+  config.report.num_examples = 2
+  return config
+
+
+def write_weights(settings, folder):
+  """A file of random weights of an image network of 5 classes."""
+  model = models.create_model(
+    settings.name, num_classes=5, width=settings.width
+  )
+  x = jnp.zeros((1, 64, 64, 3))
+  variables = jax.jit(functools.partial(model.init, train=False))(
+    jax.random.key(1), x
+  )
+  path = folder / f"{settings.name}.safetensors"
+  metadata = pretrained.Metadata(settings.name, 5, pretrained.IMAGENET)
+  pretrained.save_weights(path, variables, metadata)
+  return str(path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_stage_steps_and_predicts_at_full_size(name, tiny, tmp_path):
+  """Shapes only, of the real classes, batches, widths and image sizes."""
+  config = get_config(name)
+  num_classes = NUM_CLASSES.get(dataset_of(name), 12)
+  names = tuple(f"class {i:03}" for i in range(num_classes))
+  data = dataclasses.replace(
+    small_data(name, tiny), class_names=names, sources=tiny.sources
+  )
+  for tower in ("spatial", "temporal"):
+    config[tower].init.weights = ""
+  for stage_name in config.stages:
+    if config[stage_name].kind == "features":
+      write_blank_features(config, stage_name, data, tmp_path)
+    stage = stages.create_stage(config, stage_name, data, tmp_path)
+    state = jax.eval_shape(stage.init_state)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    if name in RECIPES:
+      assert count == expected_size(config, stage_name, num_classes)
+    check_abstract_step(stage, state, data.multi_label, num_classes)
+    check_abstract_prediction(config, stage, state, num_classes)
+
+
+def on_devices(example, *leading):
+  """A global batch by its shapes: [devices ...leading, each of the example]."""
+  return {
+    key: jax.ShapeDtypeStruct(
+      (jax.device_count(), *leading, *value.shape[1:]), value.dtype
+    )
+    for key, value in example.items()
+  }
+
+
+def check_abstract_step(stage, state, multi_label, num_classes):
+  """One update keeps the shapes of a state and gives the metrics."""
+  share = stage.batch_size // jax.device_count()
+  batch = on_devices(stage.inputs.example(), share)
+  of_clips = (jax.device_count(), share)
+  batch["mask"] = jax.ShapeDtypeStruct(of_clips, bool)
+  if multi_label:
+    batch["label"] = jax.ShapeDtypeStruct((*of_clips, num_classes), "float32")
+  else:
+    batch["label"] = jax.ShapeDtypeStruct(of_clips, "int32")
+  step = parallel.pmap_train_step(
+    functools.partial(
+      steps.train_step,
+      model=stage.model,
+      tx=stage.tx,
+      preprocess=stage.preprocess,
+      loss_fn=stage.loss_fn,
+      stop_frozen=stage.stop_frozen,
+    )
+  )
+  replicated = jax.eval_shape(parallel.replicate, state)
+  after, metrics = jax.eval_shape(step, replicated, batch, jax.random.key(0))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), replicated
+  )
+  assert set(metrics) == {"loss", "correct", "count", "grad_norm"}
+
+
+def check_abstract_prediction(config, stage, state, num_classes):
+  """The views of the test protocol become one row of logits a video."""
+  share = config.eval.batch_size // jax.device_count()
+  views = 1
+  if config[stage.name].kind != "features":
+    views = config.eval.num_clips * config.eval.num_crops
+  predict = parallel.pmap_predict_step(
+    functools.partial(
+      steps.predict_step,
+      model=stage.model,
+      preprocess=stage.preprocess,
+      views_per_pass=config.eval.views_per_pass,
+    )
+  )
+  variables = jax.eval_shape(parallel.replicate, state.variables)
+  batch = on_devices(stage.inputs.example(), share, views)
+  logits = jax.eval_shape(predict, variables, batch)
+  assert logits.shape == (jax.device_count(), share, num_classes)
+
+
+def write_blank_features(config, name, data, folder):
+  """Features of one video a split, of the size that the streams give."""
+  for source in config[name].sources:
+    stage = stages.create_stage(config, source, data, folder)
+    variables = jax.eval_shape(stage.init_state).variables
+    inputs = jax.eval_shape(stage.preprocess, stage.inputs.example())
+    apply = functools.partial(stage.model.apply, train=False)
+    _, found = jax.eval_shape(apply, variables, inputs)
+    size = found[config[source].feature].shape[-1]
+    frames = config.features.num_frames
+    batch = {
+      "video_id": ["v"],
+      "label": np.zeros(1, np.int32),
+      "length": np.ones(1, np.int32),
+      "values": np.zeros((1, frames, size), np.float32),
+    }
+    for split in stages.splits(config):
+      features.write_features(
+        features_path(folder, source, config[source].feature, split),
+        [batch],
+        num_videos=1,
+        description="blank",
+      )
+
+
+def expected_size(config, name, n):
+  """Parameters of a stage of n classes, from published counts and formulas."""
+  stage = config[name]
+  if stage.kind == "stream":
+    total, last, first = PUBLISHED_SIZES[stage.model.name]
+    size = total - (1000 - n) * (last + 1)
+    if stage.modality == "flow":
+      size += (2 * stage.input.stack_length - 3) * first
+    # Batch norm has two parameters a channel where there was one bias.
+    batch = stage.model.fields.get("normalisation") == "batch"
+    return size + (96 + 256 + 3 * 512 if batch else 0)
+  if stage.kind == "joint":
+    # The convolutions of a VGG-16 and a 1 x 1 convolution from 1024 to 512.
+    return (
+      expected_size(config, "spatial", n)
+      + (14_714_688 + 17 * PUBLISHED_SIZES["vgg16"][2])
+      + (1024 * 512 + 512)
+    )
+  if stage.model.name == "lstm":
+    layers = ((4096, 1024), (1024, 512))
+    return sum(4 * h * (d + h + 1) for d, h in layers) + (512 + 1) * n
+  hidden = 2 * 200 * (4096 + 1) + 200 * (400 + 1)
+  return hidden + (200 + 1) * n
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RECIPES, "folder_two_stream"])
+def test_a_recipe_trains_evaluates_and_reports(name, tiny, tmp_path):
+  config = for_tests(get_config(name), tmp_path)
+  data = small_data(name, tiny)
+  outcome = run.train_and_evaluate(config, tmp_path / "run", data)
+  assert outcome["videos"] == 12
+  assert tuple(outcome["streams"]) == tuple(config.stages)
+  assert tuple(outcome["fusion"]) == tuple(config.fusion.rules)
+  metric = "map" if data.multi_label else "top1"
+  for found in (outcome["streams"] | outcome["fusion"]).values():
+    assert 0 <= found[metric] <= 1
+  assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_ssv2_takes_a_real_step_at_full_size(name, tiny, tmp_path):
+  """174 classes, 224 px, full width; only the batch is small (2)."""
+  config = ssv2_two_stream.get_config()
+  stage = stages.create_stage(config, name, tiny, tmp_path)
+  backbone = stage.model.backbone.clone(num_classes=174)
+  model = stage.model.clone(backbone=backbone)
+  assert not stage.inputs.train.flip
+  batches = stage.inputs.train_batches("train", batch_size=2, seed=0)
+  batch = next(iter(batches))
+  batch.pop("video_id")
+  channels = {"spatial": ("rgb", 3), "temporal": ("flow", 20)}[name]
+  assert batch[channels[0]].shape == (2, 1, 224, 224, channels[1])
+  state = steps.create_train_state(
+    jax.random.key(0, impl="rbg"), model, stage.tx, stage.preprocess, batch
+  )
+  # The published counts at 1000 classes and 3 channels, less 826 rows of the
+  # head, and 17 more channels in the first 7 x 7 x 96 kernel.
+  expected = {
+    "spatial": 25_557_032 - 826 * (2048 + 1),
+    "temporal": 92_469_864 - 826 * (2048 + 1) + 17 * 7 * 7 * 96,
+  }[name]
+  assert sum(x.size for x in jax.tree.leaves(state.params)) == expected
+  step = jax.pmap(
+    functools.partial(
+      steps.train_step,
+      model=model,
+      tx=stage.tx,
+      preprocess=stage.preprocess,
+      loss_fn=stage.loss_fn,
+      axis_name=parallel.AXIS,
+    ),
+    axis_name=parallel.AXIS,
+    in_axes=(0, 0, None),
+    devices=jax.devices()[:1],
+    donate_argnums=(0,),
+  )
+  before = np.asarray(state.params["backbone"]["conv1"]["kernel"])
+  one = {k: x[None] for k, x in batch.items()}
+  state = jax.tree.map(lambda x: x[None], state)
+  # The second, because the spatial warm-up begins at a learning rate of 0.
+  seen = []
+  for _ in range(2):
+    state, metrics = step(state, one, jax.random.key(1))
+    seen.append(float(metrics["loss"][0]) / 2)
+  # An untrained head says nothing of 174 classes yet; dropping 9 of 10 units,
+  # twice, makes what it says louder, by how much is up to the draw.
+  assert 0.9 < seen[0] / np.log(174) < {"spatial": 1.1, "temporal": 4}[name]
+  assert np.isfinite(seen).all()
+  after = np.asarray(state.params["backbone"]["conv1"]["kernel"][0])
+  assert np.isfinite(after).all() and (before != after).any()
