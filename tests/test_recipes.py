@@ -92,14 +92,27 @@ def write_weights(settings, folder):
   model = models.create_model(
     settings.name, num_classes=5, width=settings.width
   )
-  x = jnp.zeros((1, 64, 64, 3))
-  variables = jax.jit(functools.partial(model.init, train=False))(
-    jax.random.key(1), x
+  shapes = jax.eval_shape(
+    functools.partial(model.init, train=False),
+    jax.random.key(0),
+    jnp.zeros((1, 64, 64, 3)),
+  )
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: rng.uniform(0.0, 0.1, x.shape).astype(x.dtype), shapes
   )
   path = folder / f"{settings.name}.safetensors"
   metadata = pretrained.Metadata(settings.name, 5, pretrained.IMAGENET)
   pretrained.save_weights(path, variables, metadata)
   return str(path)
+
+
+@pytest.fixture
+def compile_fast():
+  """Most of the time of a few small steps goes into compiling them."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -235,10 +248,16 @@ def expected_size(config, name, n):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*RECIPES, "folder_two_stream"])
-def test_a_recipe_trains_evaluates_and_reports(name, tiny, tmp_path):
+def test_a_recipe_trains_evaluates_and_reports(
+  name, tiny, tmp_path, compile_fast, capsys
+):
   config = for_tests(get_config(name), tmp_path)
   data = small_data(name, tiny)
   outcome = run.train_and_evaluate(config, tmp_path / "run", data)
+  printed = capsys.readouterr().out
+  for stage in ("spatial", "temporal"):
+    loaded = f"{stage}: weights of {config[stage].init.weights}:" in printed
+    assert loaded == bool(config[stage].init.weights)
   assert outcome["videos"] == 12
   assert tuple(outcome["streams"]) == tuple(config.stages)
   assert tuple(outcome["fusion"]) == tuple(config.fusion.rules)

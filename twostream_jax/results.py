@@ -202,12 +202,10 @@ def example(record: Mapping[str, Any], data: VideoDataset) -> report.Example:
   """The middle frame of a video and the flow from there."""
   middle = (int(record["num_frames"]) - data.flow_spec.step) // 2
   codes = dataset_lib.decode_flow_codes(record["flow"][middle])
-  label = record["label"]
+  label, several = record["label"], data.multi_label
   return report.Example(
     video_id=input_pipeline.text(record["video_id"]),
-    label=tuple(np.unique(label).astype(int).tolist())
-    if data.multi_label
-    else int(label),
+    label=tuple(sorted(set(map(int, label)))) if several else int(label),
     frame=dataset_lib.decode_rgb(record["rgb"][middle]),
     flow=flow_spec.dequantise(codes, data.flow_spec.bound),
   )

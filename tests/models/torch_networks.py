@@ -1,4 +1,4 @@
-"""The backbones once more, in plain torch.nn, for comparison.
+"""The backbones and the LSTM once more, in plain torch.nn, for comparison.
 
 Written from the papers and from torchvision's definitions, not from this
 project's modules. VGG and ResNet have torchvision's names, so that their state
@@ -11,7 +11,9 @@ Common arguments:
   size: height and width of the images, where fc6 depends on it.
 """
 
+import numpy as np
 import torch
+from flax import traverse_util
 from torch import nn
 
 VGG_STAGES = {
@@ -201,3 +203,124 @@ class LSTMClassifier(nn.Module):
       return self.logits(torch.cat(list(last[-self.directions :]), dim=1))
     states, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True)
     return self.logits(states.sum(dim=1) / length[:, None])
+
+
+def randomise(module, seed):
+  """Random weights and statistics; kernels keep the activations' size."""
+  generator = torch.Generator().manual_seed(seed)
+  # A residual branch as large as its shortcut would double the variance in
+  # every block: rounding errors of 1e-7 would become 1e-3 in 50 blocks.
+  last_norms = set(
+    f"{name}.{'bn3' if hasattr(block, 'bn3') else 'bn2'}.weight"
+    for name, block in module.named_modules()
+    if isinstance(block, (BasicBlock, Bottleneck))
+  )
+  for name, x in module.state_dict().items():
+    if x.ndim > 1:
+      x.normal_(0.0, (2 / x[0].numel()) ** 0.5, generator=generator)
+    elif name.endswith("num_batches_tracked"):
+      continue
+    elif name.endswith(("bias", "running_mean")):
+      x.normal_(0.0, 0.1, generator=generator)
+    else:  # Scales and variances of batch norm.
+      x.uniform_(0.5, 1.5, generator=generator)
+      if name in last_norms:
+        x *= 0.2
+  return module
+
+
+def path_of(name, module):
+  """Where the layer that PyTorch calls `name` is in the variables here."""
+  if isinstance(module, VGG):
+    group, index = name.split(".")
+    if group == "classifier":
+      return ({"0": "fc6", "3": "fc7", "6": "logits"}[index],)
+    before = list(module.features[: int(index) + 1])
+    pools = [i for i, x in enumerate(before) if isinstance(x, nn.MaxPool2d)]
+    stage = before[pools[-1] + 1 if pools else 0 :]
+    count = sum(isinstance(x, nn.Conv2d) for x in stage)
+    kind = "conv" if isinstance(before[-1], nn.Conv2d) else "bn"
+    return (f"{kind}{len(pools) + 1}_{count}",)
+  if name == "fc":
+    return ("logits",)
+  if name.startswith("layer"):
+    stage, block, layer = name.split(".", 2)
+    layer = {
+      "downsample.0": "downsample_conv",
+      "downsample.1": "downsample_bn",
+    }.get(layer, layer)
+    return f"{stage}_{block}", layer
+  return (name,)
+
+
+def numpy_of(tensor):
+  """The tensor's values now."""
+  # A copy: PyTorch updates running statistics in place.
+  return tensor.detach().numpy().copy()
+
+
+def hwio(weight):
+  """A convolution's weight [o i h w] as a kernel [h w i o]."""
+  return np.einsum("oihw->hwio", numpy_of(weight))
+
+
+def _from_chw(weight, height, width):
+  """[n c*h*w] to [h*w*c n]."""
+  maps = weight.reshape(len(weight), -1, height, width)
+  return np.einsum("nchw->hwcn", maps).reshape(-1, len(weight))
+
+
+def variables_of(module, map_size=None):
+  """A backbone's weights as variables of the model here.
+
+  Args:
+    module: VGG, ResNet or CNNM.
+    map_size: height and width of the map that fc6 reads; not for ResNet.
+  """
+  flat = {}
+  for name, layer in module.named_modules():
+    if isinstance(layer, nn.Conv2d):
+      leaves = {"kernel": hwio(layer.weight)}
+    elif isinstance(layer, nn.Linear):
+      leaves = {"kernel": numpy_of(layer.weight).T}
+    elif isinstance(layer, nn.BatchNorm2d):
+      leaves = {"scale": numpy_of(layer.weight)}
+    else:
+      continue
+    path = path_of(name, module)
+    if path == ("fc6",):
+      leaves = {"kernel": _from_chw(numpy_of(layer.weight), *map_size)}
+    if layer.bias is not None:
+      leaves["bias"] = numpy_of(layer.bias)
+    flat |= {("params", *path, leaf): x for leaf, x in leaves.items()}
+    if isinstance(layer, nn.BatchNorm2d):
+      flat["batch_stats", *path, "mean"] = numpy_of(layer.running_mean)
+      flat["batch_stats", *path, "var"] = numpy_of(layer.running_var)
+  return traverse_util.unflatten_dict(flat)
+
+
+def lstm_variables_of(module):
+  """An LSTMClassifier's weights as variables of the one here."""
+  weights = {key: numpy_of(x) for key, x in module.state_dict().items()}
+
+  def layer(suffix):
+    kernel, recurrent, *biases = (
+      weights[f"lstm.{kind}_{suffix}"]
+      for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    # PyTorch has two biases, which only ever act as their sum.
+    return {
+      "input": {"kernel": kernel.T, "bias": sum(biases)},
+      "recurrent": {"kernel": recurrent.T},
+    }
+
+  layers = {}
+  for index in range(module.lstm.num_layers):
+    layers[f"layer{index + 1}"] = layer(f"l{index}")
+    if module.lstm.bidirectional:
+      layers[f"layer{index + 1}_backward"] = layer(f"l{index}_reverse")
+  logits = {
+    "kernel": weights["logits.weight"].T,
+    "bias": weights["logits.bias"],
+  }
+  return {"params": {"lstm": layers, "logits": logits}}

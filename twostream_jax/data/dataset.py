@@ -167,6 +167,7 @@ def identity(data: VideoDataset) -> dict[str, Any]:
   return {
     "name": data.name,
     "class_names": list(data.class_names),
+    "multi_label": data.multi_label,
     "flow_spec": to_dict(data.flow_spec),
     "clips": {split: len(source) for split, source in data.sources.items()},
   }

@@ -74,21 +74,12 @@ def classes(
     num_streams: how many of them are streams.
     names: class names [n].
   """
-  multi_label = models[0].scores.multi_label
-  figure = wording(multi_label).by_class
+  gain = models[0].by_class
   if num_streams > 1:
     gain = models[1].by_class - models[0].by_class
-    order = f"what {models[1].name} gains over {models[0].name}"
-  else:
-    gain = models[0].by_class
-    order = figure
-  note = f"{figure.capitalize()} of each class, ordered by {order}."
-  if multi_label:
-    note += " A clip counts in each of its classes."
   ranked = np.argsort(-gain, kind="stable")  # NaN sorts last.
   empty = int((_clips_by_class(models[0].scores) == 0).sum())
-  if empty:
-    note += f" {empty} of {len(names)} classes have no test clip (–)."
+  note = _class_note(models, num_streams, empty, len(names))
   head = f'<p class="note">{html.escape(note)}</p>{_legend(models)}'
   if len(names) <= _MAX_CLASSES:
     return head + _class_table(models, names, ranked)
@@ -105,6 +96,22 @@ def classes(
     '<p class="find" hidden><label>Find a class <input type="search"></label>'
     f"</p>{_class_table(models, names, ranked)}</details>"
   )
+
+
+def _class_note(
+  models: Sequence[Model], num_streams: int, empty: int, num_classes: int
+) -> str:
+  multi_label = models[0].scores.multi_label
+  figure = wording(multi_label).by_class
+  order = figure
+  if num_streams > 1:
+    order = f"what {models[1].name} gains over {models[0].name}"
+  note = f"{figure.capitalize()} of each class, ordered by {order}."
+  if multi_label:
+    note += " A clip counts in each of its classes."
+  if empty:
+    note += f" {empty} of {num_classes} classes have no test clip (–)."
+  return note
 
 
 def _legend(models: Sequence[Model]) -> str:

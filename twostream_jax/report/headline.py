@@ -22,7 +22,7 @@ def best(named: Mapping[str, _Metrics], key: str) -> str | None:
   return max(known, key=lambda name: known[name][key], default=None)
 
 
-def results(
+def section(
   results: Mapping[str, Any],
   models: Sequence[Model],
   words: Wording,
@@ -180,8 +180,8 @@ def _subsets(subsets: Sequence[Mapping[str, Any]], words: Wording) -> str:
   return (
     "<details><summary>Which streams are worth fusing</summary>"
     '<p class="note">Averages of the probabilities of two or more streams.'
-    f" {shown}, by {words.metrics[words.first]} on this very split: to choose"
-    " by them would flatter the choice.</p>"
+    f" {shown}, by {words.metrics[words.first].lower()} on this very split: to"
+    " choose by them would flatter the choice.</p>"
     '<div class="scroll"><table><thead><tr><th scope="col">Streams</th>'
     f"{_heads(words)}</tr></thead><tbody>{rows}</tbody></table></div></details>"
   )

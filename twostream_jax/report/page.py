@@ -81,7 +81,7 @@ def render_report(data: ReportData) -> str:
   models = _models(data, headline.best(data.results["fusion"], words.first))
   styles = {m.name: m.style for m in models}
   sections = {
-    "Results": headline.results(data.results, models, words, data.note),
+    "Results": headline.section(data.results, models, words, data.note),
     "Training": curves.training(data.curves, styles, words.curves),
     "Classes": breakdown.classes(
       models, len(data.results["streams"]), data.class_names
