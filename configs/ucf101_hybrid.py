@@ -22,10 +22,10 @@ From memory and uncertain: that fc6 is read; the flow (TV-L1 here); for the
 LSTMs batches of 10, a learning rate of 1e-4 and 150,000 steps (here batches of
 16, which divide over devices, and as many clips); for the fusion network the
 weights of the penalties, 3e-5 for each. Its learning rate of 0.7, from memory
-as well, is not used: 0.02 and a limit on the gradient are this recipe's choice
-for features that are not scaled, and so are the number of steps and the 25
-frames a video. The streams are trained as in the papers before it: temporal as
-in ucf101_simonyan14, spatial with the schedule of ucf101_wang15.
+as well, is not used: 0.02 and a limit on the gradient are this recipe's choice,
+and so are the number of steps, the 25 frames a video and that features are
+standardised. The streams are trained as in the papers before it: temporal as in
+ucf101_simonyan14, spatial with the schedule of ucf101_wang15.
 """
 
 from configs import default, ucf101_simonyan14

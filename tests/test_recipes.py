@@ -16,7 +16,15 @@ from tests.recipes import (
   dataset_of,
   get_config,
 )
-from twostream_jax import models, parallel, pretrained, run, stages, steps
+from twostream_jax import (
+  inputs,
+  models,
+  parallel,
+  pretrained,
+  run,
+  stages,
+  steps,
+)
 from twostream_jax.data import features
 from twostream_jax.workdir import features_path
 
@@ -88,7 +96,7 @@ def for_tests(config, folder):
 
 
 def write_weights(settings, folder):
-  """A file of random weights of an image network of 5 classes."""
+  """A file of made-up weights of an image network of 5 classes."""
   model = models.create_model(
     settings.name, num_classes=5, width=settings.width
   )
@@ -124,6 +132,10 @@ def test_every_stage_steps_and_predicts_at_full_size(name, tiny, tmp_path):
   data = dataclasses.replace(
     small_data(name, tiny), class_names=names, sources=tiny.sources
   )
+  num_outputs = num_classes
+  if config.data.second_dir:
+    config.data.second_dir = str(tiny.path)
+    num_outputs += len(tiny.class_names)
   for tower in ("spatial", "temporal"):
     config[tower].init.weights = ""
   for stage_name in config.stages:
@@ -133,7 +145,7 @@ def test_every_stage_steps_and_predicts_at_full_size(name, tiny, tmp_path):
     state = jax.eval_shape(stage.init_state)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     if name in RECIPES:
-      assert count == expected_size(config, stage_name, num_classes)
+      assert count == expected_size(config, stage_name, num_outputs)
     check_abstract_step(stage, state, data.multi_label, num_classes)
     check_abstract_prediction(config, stage, state, num_classes)
 
@@ -188,6 +200,7 @@ def check_abstract_prediction(config, stage, state, num_classes):
       model=stage.model,
       preprocess=stage.preprocess,
       views_per_pass=config.eval.views_per_pass,
+      num_classes=num_classes,
     )
   )
   variables = jax.eval_shape(parallel.replicate, state.variables)
@@ -201,9 +214,9 @@ def write_blank_features(config, name, data, folder):
   for source in config[name].sources:
     stage = stages.create_stage(config, source, data, folder)
     variables = jax.eval_shape(stage.init_state).variables
-    inputs = jax.eval_shape(stage.preprocess, stage.inputs.example())
+    seen = jax.eval_shape(stage.preprocess, stage.inputs.example())
     apply = functools.partial(stage.model.apply, train=False)
-    _, found = jax.eval_shape(apply, variables, inputs)
+    _, found = jax.eval_shape(apply, variables, seen)
     size = found[config[source].feature].shape[-1]
     frames = config.features.num_frames
     batch = {
@@ -212,7 +225,7 @@ def write_blank_features(config, name, data, folder):
       "length": np.ones(1, np.int32),
       "values": np.zeros((1, frames, size), np.float32),
     }
-    for split in stages.splits(config):
+    for split in inputs.splits(config):
       features.write_features(
         features_path(folder, source, config[source].feature, split),
         [batch],
@@ -252,6 +265,8 @@ def test_a_recipe_trains_evaluates_and_reports(
   name, tiny, tmp_path, compile_fast, capsys
 ):
   config = for_tests(get_config(name), tmp_path)
+  if config.data.second_dir:
+    config.data.second_dir = str(tiny.path)
   data = small_data(name, tiny)
   outcome = run.train_and_evaluate(config, tmp_path / "run", data)
   printed = capsys.readouterr().out

@@ -167,7 +167,9 @@ def batch_norm(
   """Returns a constructor of batch norm layers with this project's constants.
 
   Epsilon 1e-5 and a running average that keeps 0.9 of its old value (what
-  PyTorch calls momentum 0.1); the running variance is the biased one.
+  PyTorch calls momentum 0.1). The running variance follows the biased variance
+  of a batch's n values per channel, by which the batch is normalised; PyTorch's
+  follows the unbiased one, n / (n - 1) times as large.
 
   Args:
     train: normalise with the batch's statistics and update the running ones.
