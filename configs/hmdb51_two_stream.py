@@ -1,4 +1,4 @@
-"""HMDB-51 as the first two-stream paper: CNN-M-2048 twice, average and SVM.
+"""HMDB-51 as the first two-stream paper: CNN-M-2048 twice, and UCF-101 beside.
 
 Paper: Simonyan & Zisserman 2014, "Two-Stream Convolutional Networks for Action
 Recognition in Videos" (1406.2199), section 5.
@@ -17,7 +17,7 @@ Published: top-1 58.0 % (average), 59.4 % (SVM), mean of 3 splits; spatial
 
 The training clips of UCF-101 train the same networks under a head of their own
 (multi-task learning: on split 1 the temporal network gains from 46.6 to 55.4 %,
-table 2). Without them: --config.data.second_dir="".
+table 2).
 
 Settings and differences are those of ucf101_simonyan14, and two more: the
 spatial stream has the second head too, which costs it steps and changes nothing

@@ -21,10 +21,9 @@ on split 1). Temporal: 10 fields, all layers from random weights.
 What differs from the paper: flow is TV-L1, not that of Brox et al. 2004; videos
 are drawn uniformly, not classes; colours are not jittered; logits are averaged
 over the 250 views, not softmax scores. The paper's best temporal network learns
-HMDB-51 too (multi-task; 81.5 against 81.0 % on split 1): for that, build it as
-in hmdb51_two_stream and add --config.data.second_dir=data/hmdb51_1. The SVM is
-fitted on the scores of the train split, which the networks were trained on; on
-which scores the paper fits it is not known here.
+HMDB-51 too (multi-task, as in hmdb51_two_stream; 81.5 against 81.0 % on split
+1). The SVM is fitted on the scores of the train split, which the networks were
+trained on; on which scores the paper fits it is not known here.
 """
 
 from configs import default

@@ -51,6 +51,8 @@ def config(tiny_dir):
   config = tiny_config.get_config()
   config.data.dir = config.data.second_dir = str(tiny_dir)
   config.stages = ("temporal",)
+  # Scored as well, on its own: the second dataset is only trained on.
+  config.fusion.fit_split = "train"
   return config
 
 
@@ -59,6 +61,8 @@ def test_a_run_with_two_heads_scores_the_first(config, tiny, tmp_path):
   assert outcome["videos"] == 12
   found = scores.load_scores(tmp_path / "scores" / "temporal-test.npz")
   assert found.logits.shape == (12, 12)
+  fitted_on = scores.load_scores(tmp_path / "scores" / "temporal-train.npz")
+  assert fitted_on.logits.shape == (24, 12)
   stage = stages.create_stage(config, "temporal", tiny, tmp_path)
   assert stage.model.backbone.num_classes == 24
   batch = next(iter(stage.inputs.train_batches("train", batch_size=48, seed=0)))

@@ -38,6 +38,7 @@ class VideoInputs:
 
   Attributes:
     sources: random access to the records of each split.
+    second: records to train on as well, for a second head; None: none.
     train: how a training sample is drawn.
     evaluation: the views of the test protocol.
     threads: that decode.
@@ -47,6 +48,7 @@ class VideoInputs:
   train: TrainTransform
   evaluation: EvalTransform
   threads: int
+  second: Any = None
 
   def example(self) -> dict[str, np.ndarray]:
     """A batch of one sample: zeros of the shapes that training sees."""
@@ -62,8 +64,11 @@ class VideoInputs:
     self, split: str, *, batch_size: int, seed: int
   ) -> grain.IterDataset:
     """Endless shuffled batches; see `input_pipeline.train_batches`."""
+    source = self.sources[split]
+    if self.second is not None:
+      source = CombinedSource(source, self.second, self.train.num_classes)
     return input_pipeline.train_batches(
-      self.sources[split],
+      source,
       self.train,
       batch_size=batch_size,
       seed=seed,
@@ -218,17 +223,13 @@ def create_video_inputs(
     short_clip=stage.input.short_clip,
     direction=data.flow_spec.direction,
   )
-  sources = dict(data.sources)
   second = second_dataset(config, name, data)
-  if second is not None:
-    split = config.data.train_split
-    if split not in second.sources:
-      raise ValueError(f"{second.path} has no split {split!r}")
-    sources[split] = CombinedSource(
-      sources[split], second.sources[split], len(data.class_names)
-    )
+  split = config.data.train_split
+  if second is not None and split not in second.sources:
+    raise ValueError(f"{second.path} has no split {split!r}")
   return VideoInputs(
-    sources=sources,
+    sources=data.sources,
+    second=second.sources[split] if second else None,
     train=input_pipeline.TrainTransform(
       spec=spec,
       num_segments=stage.input.num_segments,

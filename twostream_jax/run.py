@@ -96,6 +96,14 @@ def check_config(
   results.check_fusion(config, data)
   for name in config.stages:
     stages.check_kind(config, name)
+    weights = (
+      "" if config[name].kind == "features" else config[name].init.weights
+    )
+    if weights and not Path(weights).is_file():
+      raise ValueError(
+        f"config.{name}.init.weights={weights!r} is no file; make it with"
+        " data_prep/convert_weights.py, or name another"
+      )
     if config[name].kind == "features":
       continue
     if config.eval.num_crops == 10 and not config[name].input.flip:
