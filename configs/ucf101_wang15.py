@@ -16,15 +16,13 @@ The weights are torchvision's; reading them takes the extra "torch" once. The
 temporal stream starts from them too (cross-modality): the first kernel is
 averaged over R, G, B and repeated for the 20 channels of flow.
 
-What differs from the paper: dropout is one rate for fc6 and fc7, here 0.9,
-where the paper has 0.9 and 0.8 in the temporal stream (0.9 and 0.9 in the
-spatial one, as here). Crops take 66 to 100 % of the short side, with a ratio of
-up to 1.52, and lie anywhere; the paper draws each side from 256, 224, 192 and
-168 pixels, at a corner or the centre of frames of 340 x 256. Its weights are
-Caffe's VGG-16, and its batch size is not stated: 256 is this recipe's choice.
-Flow is used as it is, without subtraction of its mean, of which the paper says
-nothing. On a smaller accelerator divide batch_size and learning_rate by the
-same number, and multiply the steps.
+What differs from the paper: crops take 66 to 100 % of the short side, with a
+ratio of up to 1.52, and lie anywhere; the paper draws each side from 256, 224,
+192 and 168 pixels, at a corner or the centre of frames of 340 x 256. Its
+weights are Caffe's VGG-16, and its batch size is not stated: 256 is this
+recipe's choice. Flow is used as it is, without subtraction of its mean, of
+which the paper says nothing. On a smaller accelerator divide batch_size and
+learning_rate by the same number, and multiply the steps.
 """
 
 from configs import default
@@ -57,6 +55,8 @@ def get_config():
   config.spatial.optim.learning_rate = 0.001
   config.spatial.optim.boundaries = (4_000, 8_000)
 
+  # 0.9 after fc6; the spatial network has 0.9 after both.
+  config.temporal.model.fields = {"fc7_dropout_rate": 0.8}
   config.temporal.input.stack_length = 10
   config.temporal.total_steps = 30_000
   config.temporal.optim.learning_rate = 0.005

@@ -53,6 +53,7 @@ class CNNM(nn.Module):
     dtype: compute dtype; parameters are always float32.
     axis_name: the pmap axis, or None.
     sync_batch_norm: batch norm statistics over axis_name.
+    fc7_dropout_rate: after fc7, where it is another than after fc6.
     partial_batch_norm: all but the first batch norm keep their statistics.
   """
 
@@ -65,6 +66,7 @@ class CNNM(nn.Module):
   axis_name: str | None = None
   sync_batch_norm: bool = False
   partial_batch_norm: bool = False
+  fc7_dropout_rate: float | None = None
 
   def __call__(
     self, x: Array, *, train: bool
@@ -148,6 +150,7 @@ class CNNM(nn.Module):
       _HIDDEN,
       width=self.width,
       dropout=Dropout(self.dropout_rate, self.axis_name),
+      last_rate=self.fc7_dropout_rate,
       dtype=self.dtype,
       train=train,
     )

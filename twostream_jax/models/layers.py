@@ -202,6 +202,7 @@ def hidden_layers(
   *,
   width: float,
   dropout: Dropout,
+  last_rate: float | None,
   dtype: DTypeLike,
   train: bool,
 ) -> tuple[Array, dict[str, Array]]:
@@ -214,6 +215,7 @@ def hidden_layers(
     hidden: name and units, at width 1, of each layer.
     width: factor on the units.
     dropout: applied after each layer.
+    last_rate: of the dropout after the last layer; None: as after the others.
     dtype: compute dtype.
     train: whether dropout is on.
 
@@ -222,6 +224,9 @@ def hidden_layers(
     after ReLU and before dropout.
   """
   features = {}
+  after_last = dropout
+  if last_rate is not None:
+    after_last = Dropout(last_rate, dropout.axis_name)
   for name, units in hidden:
     x = nn.Dense(
       scale_width(units, width),
@@ -230,7 +235,8 @@ def hidden_layers(
       name=name,
     )(x)
     features[name] = nn.relu(x)
-    x = dropout(features[name], deterministic=not train)
+    drop = after_last if name == hidden[-1][0] else dropout
+    x = drop(features[name], deterministic=not train)
   return x, features
 
 

@@ -42,6 +42,7 @@ class VGG(nn.Module):
     dtype: compute dtype; parameters are always float32.
     axis_name: the pmap axis, or None.
     sync_batch_norm: batch norm statistics over axis_name.
+    fc7_dropout_rate: after fc7, where it is another than after fc6.
     partial_batch_norm: all but the first batch norm keep their statistics.
   """
 
@@ -54,6 +55,7 @@ class VGG(nn.Module):
   axis_name: str | None = None
   sync_batch_norm: bool = False
   partial_batch_norm: bool = False
+  fc7_dropout_rate: float | None = None
 
   def __call__(
     self, x: Array, *, train: bool
@@ -128,6 +130,7 @@ class VGG(nn.Module):
       _HIDDEN,
       width=self.width,
       dropout=Dropout(self.dropout_rate, self.axis_name),
+      last_rate=self.fc7_dropout_rate,
       dtype=self.dtype,
       train=train,
     )
