@@ -21,39 +21,33 @@ import functools
 import inspect
 import os
 import re
-import shlex
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
 
 from twostream_jax.data.builder import (
-  BuildSummary,
   Elsewhere,
-  Forecast,
   build_dataset,
 )
 from twostream_jax.data.check import (
   FILE_NOT_FOUND,
   TIME_LIMIT,
-  Rejection,
   check_clips_decode,
-  rejection_entry,
 )
 from twostream_jax.data.clips import (
-  SPLITS,
   Clip,
-  class_names,
-  counted,
-  examples,
   is_multi_label,
-  labels_of,
 )
-from twostream_jax.data.dataset import METADATA_FILE
 from twostream_jax.data.official import DATASETS
+from twostream_jax.data.summary import (
+  describe,
+  describe_check,
+  describe_forecast,
+  untrained,
+)
 from twostream_jax.flow import FLOWS, default_parameters
 from twostream_jax.flow.spec import DIRECTIONS, EXTRACTED, FlowSpec
 
@@ -203,7 +197,7 @@ def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
   print(describe_check(clips, rejections))
   tolerated = {FILE_NOT_FOUND} if values.allow_missing else set()
   wrong = any(r and r.reason not in tolerated for r in rejections)
-  return int(wrong or bool(_untrained(clips, rejections)))
+  return int(wrong or bool(untrained(clips, rejections)))
 
 
 def _beam(values: flags.FlagValues) -> Elsewhere | None:
@@ -245,118 +239,6 @@ def name_from_folder(out: str) -> str:
   last = os.path.basename(os.path.abspath(out)).lower()
   name = re.sub("[^a-z0-9]+", "_", last).strip("_")
   return name if name[:1].isalpha() else f"videos_{name}".strip("_")
-
-
-def describe_forecast(forecast: Forecast) -> str:
-  """Returns what is to come, for a reader."""
-  gib = 2**30
-  lines = [
-    f"forecast  {forecast.clips} clips left, about"
-    f" {_duration(forecast.seconds)} on this machine; the dataset will take"
-    f" about {forecast.size / gib:.2f} GiB (judged by {forecast.sample} clips)",
-  ]
-  # In the end each file of records is there beside the clips it is made of.
-  if forecast.size * 1.05 > forecast.disk_free:
-    lines.append(
-      f"warning: only {forecast.disk_free / gib:.2f} GiB are free on that disk"
-    )
-  return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-  minutes = round(seconds / 60)
-  if minutes < 1:
-    return f"{seconds:.0f} s"
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def describe(summary: BuildSummary, multi_label: bool = False) -> str:
-  """Returns what the build did and what to do next, for a reader."""
-  counts = ", ".join(f"{split} {n}" for split, n in summary.counts.items())
-  lines = [
-    f"dataset   {summary.path}",
-    f"clips     {counts}",
-    f"video     {_duration(summary.video_seconds)}",
-    f"size      {summary.size / 2**20:.1f} MiB, built in"
-    f" {_duration(summary.seconds)}",
-  ]
-  if summary.rejected:
-    total = sum(summary.counts.values()) + len(summary.rejected)
-    lines += _describe_rejected(summary.rejected, total)
-    lines.append(
-      f'  each listed under "rejected" in {summary.path / METADATA_FILE}'
-    )
-  if summary.untrained:
-    lines.append(
-      "warning: no train clip could be used of: " + ", ".join(summary.untrained)
-    )
-  if multi_label:
-    lines.append("labels    any number a clip (multi-label)")
-  recipe = "ccv_hybrid" if multi_label else "folder_two_stream"
-  lines += [
-    "next",
-    f"  python -m twostream_jax.main --config=configs/{recipe}.py"
-    f" --config.data.dir={shlex.quote(os.fspath(summary.path.parent))}",
-  ]
-  return "\n".join(lines)
-
-
-def describe_check(
-  clips: Sequence[Clip], rejections: Sequence[Rejection | None]
-) -> str:
-  """Returns what a check found, for a reader."""
-  names = class_names(clips)
-  lines = [f"checked   {len(clips)} clips of {len(names)} classes"]
-  for split in SPLITS:
-    used = [
-      clip
-      for clip, rejection in zip(clips, rejections, strict=True)
-      if clip.split == split and rejection is None
-    ]
-    total = sum(clip.split == split for clip in clips)
-    if total:
-      count = Counter(name for clip in used for name in labels_of(clip))
-      sizes = [count[name] for name in names]
-      lines.append(
-        f"{split:10}{len(used)} of {total} usable,"
-        f" {min(sizes)} to {max(sizes)} a class"
-      )
-  rejected = [
-    rejection_entry(clip, rejection)
-    for clip, rejection in zip(clips, rejections, strict=True)
-    if rejection
-  ]
-  if rejected:
-    lines += _describe_rejected(rejected, len(clips))
-  if untrained := _untrained(clips, rejections):
-    classes = counted(untrained, "class", "classes")
-    lines.append(f"{classes} without a usable train clip:")
-    lines.append(f"  {', '.join(untrained)}")
-  return "\n".join(lines)
-
-
-def _untrained(
-  clips: Sequence[Clip], rejections: Sequence[Rejection | None]
-) -> list[str]:
-  """Returns the classes without a usable train clip."""
-  trained = class_names(
-    clip
-    for clip, rejection in zip(clips, rejections, strict=True)
-    if clip.split == "train" and rejection is None
-  )
-  return sorted(set(class_names(clips)) - set(trained))
-
-
-def _describe_rejected(
-  rejected: Sequence[dict[str, Any]], total: int
-) -> list[str]:
-  lines = [f"rejected  {len(rejected)} of {total} files"]
-  reasons = Counter(entry["reason"] for entry in rejected)
-  for reason, n in reasons.most_common():
-    ids = [e["video_id"] for e in rejected if e["reason"] == reason]
-    lines.append(f"  {n:6d}  {reason} ({examples(ids)})")
-  return lines
 
 
 def _read_clips(values: flags.FlagValues) -> list[Clip]:

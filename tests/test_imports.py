@@ -33,6 +33,7 @@ LEVELS = {
   "data.plan": 3,
   "data.sampling": 0,
   "data.staging": 4,
+  "data.summary": 7,
   "data.synthetic": 2,
   "data.video": 1,
   "data.workers": 0,

@@ -21,6 +21,7 @@ from twostream_jax.data.check import (
 )
 from twostream_jax.data.clips import Clip
 from twostream_jax.data.dataset import open_dataset
+from twostream_jax.data.summary import describe, describe_forecast
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 
@@ -205,7 +206,7 @@ def test_summary_tells_of_classes_that_can_not_be_learned():
   summary = BuildSummary(
     Path("o/d/1.0.0"), {"train": 1}, (), ("wave",), 9000.0, 61.0, 3 << 20
   )
-  text = build_tfds.describe(summary)
+  text = describe(summary)
   assert "no train clip could be used of: wave" in text
   assert "video     2 h 30 min" in text
   assert "3.0 MiB, built in 1 min" in text
@@ -213,12 +214,12 @@ def test_summary_tells_of_classes_that_can_not_be_learned():
 
 def test_forecast_says_when_the_disk_is_too_small():
   forecast = Forecast(8, 1000, 4000.0, 5 << 30, disk_free=6 << 30)
-  text = build_tfds.describe_forecast(forecast)
+  text = describe_forecast(forecast)
   assert "1000 clips left, about 1 h 7 min" in text
   assert "5.00 GiB" in text
   assert "warning" not in text
   full = dataclasses.replace(forecast, disk_free=5 << 30)
-  assert "only 5.00 GiB are free" in build_tfds.describe_forecast(full)
+  assert "only 5.00 GiB are free" in describe_forecast(full)
 
 
 def test_extracted_flow_needs_its_bound(videos, capsys):

@@ -55,14 +55,6 @@ def clip_exists(clip: Clip) -> bool:
   return clip.path.exists()
 
 
-def input_bytes(clip: Clip) -> int:
-  """Returns the bytes of a clip's file, or of its folder's; 0 where missing."""
-  if not clip.path.is_dir():
-    return clip.path.stat().st_size if clip.path.exists() else 0
-  with os.scandir(clip.path) as entries:
-    return sum(entry.stat().st_size for entry in entries if entry.is_file())
-
-
 def is_multi_label(clips: Iterable[Clip]) -> bool:
   """Whether the clips have any number of classes, not one each.
 
