@@ -158,6 +158,8 @@ def read_metadata(
   Args:
     directory: `workdir/<stage>/checkpoints`, which may be missing.
   """
+  if not Path(directory).exists():
+    return None
   with ocp.CheckpointManager(
     Path(directory).absolute(),
     options=ocp.CheckpointManagerOptions(read_only=True),
