@@ -52,3 +52,11 @@ def tiny_dir(tmp_path_factory):
 def tiny(tiny_dir):
   """The dataset of `tiny_dir`, opened."""
   return dataset.open_dataset(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+  """Most of the time of a few small steps goes into compiling them."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
