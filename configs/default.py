@@ -61,10 +61,19 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   # A video shorter than a stack: "loop" starts it again, "hold" repeats its
   # last field.
   stage.input.short_clip = "loop"
-  # Smallest and largest training crop, as a share of the short side, 0..1.
+  # How training crops are drawn. "random": anywhere, by crop_scale and
+  # max_ratio. "corner": at a corner or the centre, by corner_scales and
+  # max_distort (Wang et al. 2015).
+  stage.input.crop = "random"
+  # Smallest and largest random crop, as a share of the short side, 0..1.
   stage.input.crop_scale = (0.66, 1.0)
-  # Largest ratio of the sides of a training crop; 1 is square.
+  # Largest ratio of the sides of a random crop; 1 is square.
   stage.input.max_ratio = 1.33
+  # Heights and widths of corner crops, as shares of the short side, largest
+  # first: 256, 224, 192 and 168 of 256 pixels.
+  stage.input.corner_scales = (1.0, 0.875, 0.75, 0.65625)
+  # How far apart in that list height and width may be; 3 is anything.
+  stage.input.max_distort = 3
   # Mirror half of the samples; flow-x is negated. Off where labels name a
   # direction ("left to right").
   stage.input.flip = True
@@ -72,6 +81,9 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   # torchvision).
   stage.input.rgb_mean = (0.485, 0.456, 0.406)
   stage.input.rgb_std = (0.229, 0.224, 0.225)
+  # Colour noise along the principal components of ImageNet's colours, one draw
+  # a sample; only "rgb" uses it. 0 is none, 0.1 that of Krizhevsky et al. 2012.
+  stage.input.rgb_jitter = 0.0
   # Pixels of motion a frame that become an input of 1.
   stage.input.flow_scale = 1.0
   # Subtract from each flow field its mean vector (camera motion).

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from twostream_jax.data import features
+from configs import default
+from twostream_jax.data import augment, features
 from twostream_jax.data.input_pipeline import (
   EvalTransform,
   InputSpec,
   TrainTransform,
 )
-from twostream_jax.inputs import FeatureInputs, VideoInputs
+from twostream_jax.inputs import FeatureInputs, VideoInputs, create_crop
 
 SPEC = InputSpec(("rgb", "flow"), 32, 2, 1, "loop")
 
@@ -20,7 +21,7 @@ SPEC = InputSpec(("rgb", "flow"), 32, 2, 1, "loop")
 def videos(tiny):
   return VideoInputs(
     sources=tiny.sources,
-    train=TrainTransform(SPEC, 2, (0.8, 1.0), 1.2, True),
+    train=TrainTransform(SPEC, 2, augment.RandomCrop((0.8, 1.0), 1.2), True),
     evaluation=EvalTransform(SPEC, 3, 5, crop_fraction=0.9),
     threads=1,
   )
@@ -40,6 +41,32 @@ def test_an_example_has_the_shapes_of_training(videos):
   assert set(example) == {"rgb", "flow"}
   for name, array in example.items():
     assert (array.shape, array.dtype) == (batch[name].shape, batch[name].dtype)
+
+
+def test_jitter_of_colours_is_for_training_alone(videos):
+  jittered = dataclasses.replace(videos.train, rgb_jitter=0.1)
+  videos = dataclasses.replace(videos, train=jittered)
+  batch = next(iter(videos.train_batches("train", batch_size=1, seed=0)))
+  example = videos.example()
+  assert set(example) == {"rgb", "flow", "rgb_shift"}
+  for name, array in example.items():
+    assert (array.shape, array.dtype) == (batch[name].shape, batch[name].dtype)
+  for quick in (False, True):
+    batches = videos.eval_batches("test", batch_size=1, quick=quick)
+    assert "rgb_shift" not in next(iter(batches))
+  frames = videos.frame_batches("test", num_frames=2, batch_size=1)
+  assert "rgb_shift" not in next(iter(frames))
+
+
+def test_settings_choose_the_crop():
+  settings = default.get_stream("rgb").input
+  assert create_crop(settings) == augment.RandomCrop((0.66, 1.0), 1.33)
+  settings.crop, settings.max_distort = "corner", 1
+  scales = (1.0, 224 / 256, 192 / 256, 168 / 256)
+  assert create_crop(settings) == augment.CornerCrop(scales, 1)
+  settings.crop = "centre"
+  with pytest.raises(ValueError, match="input.crop='centre'"):
+    create_crop(settings)
 
 
 def test_frames_are_centre_crops_of_evenly_spaced_windows(videos, tiny):

@@ -61,11 +61,14 @@ def make_parts(modality="flow", **fields):
 def make_batch(modality="flow", b=8):
   rng = np.random.default_rng(0)
   channels = {"rgb": 3, "flow": 4}[modality]
-  return {
+  batch = {
     modality: rng.integers(0, 256, (b, 1, SIZE, SIZE, channels), np.uint8),
     "label": rng.integers(0, CLASSES, b).astype(np.int32),
     "mask": np.ones(b, bool),
   }
+  if modality == "rgb":
+    batch["rgb_shift"] = rng.normal(0.0, 0.2, (b, 3)).astype(np.float32)
+  return batch
 
 
 def init(parts, batch):
@@ -175,6 +178,12 @@ def test_preprocess_is_the_written_formula():
   assert inputs.keys() == {"rgb", "flow"}
   rgb = (batch["rgb"] / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
   np.testing.assert_allclose(inputs["rgb"], rgb, rtol=1e-4, atol=1e-5)
+  shift = rng.normal(size=(2, 3)).astype(np.float32)
+  shifted = jax.jit(preprocess)(batch | {"rgb_shift": shift})
+  assert shifted.keys() == {"rgb", "flow"}
+  moved = rgb + shift[:, None, None, None] / [0.2, 0.3, 0.4]
+  np.testing.assert_allclose(shifted["rgb"], moved, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(shifted["flow"], inputs["flow"])
   flow = batch["flow"] / 255 * 40 - 20
   flow = flow - flow.mean(axis=(2, 3), keepdims=True)
   np.testing.assert_allclose(inputs["flow"], flow / 5, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,7 @@ import grain
 import ml_collections
 import numpy as np
 
-from twostream_jax.data import input_pipeline
+from twostream_jax.data import augment, input_pipeline
 from twostream_jax.data.combine import CombinedSource
 from twostream_jax.data.dataset import VideoDataset, open_dataset
 from twostream_jax.data.features import (
@@ -55,10 +55,13 @@ class VideoInputs:
     spec = self.train.spec
     shape = (1, self.train.num_segments, spec.image_size, spec.image_size)
     channels = {"rgb": 3, "flow": 2 * spec.stack_length}
-    return {
+    batch = {
       name: np.zeros(shape + (channels[name],), np.uint8)
       for name in spec.modalities
     }
+    if self.train.shifts_rgb:
+      batch["rgb_shift"] = np.zeros((1, 3), np.float32)
+    return batch
 
   def train_batches(
     self, split: str, *, batch_size: int, seed: int
@@ -233,9 +236,9 @@ def create_video_inputs(
     train=input_pipeline.TrainTransform(
       spec=spec,
       num_segments=stage.input.num_segments,
-      scale=stage.input.crop_scale,
-      max_ratio=stage.input.max_ratio,
+      crop=create_crop(stage.input),
       flip=stage.input.flip,
+      rgb_jitter=stage.input.rgb_jitter,
       num_classes=len(data.class_names),
     ),
     evaluation=input_pipeline.EvalTransform(
@@ -247,6 +250,25 @@ def create_video_inputs(
     ),
     threads=config.data.threads,
   )
+
+
+def create_crop(settings: ml_collections.ConfigDict) -> augment.Crop:
+  """How training crops are drawn.
+
+  Raises:
+    ValueError: a setting is not known or out of range.
+  """
+  crops = {
+    "random": lambda: augment.RandomCrop(
+      tuple(settings.crop_scale), settings.max_ratio
+    ),
+    "corner": lambda: augment.CornerCrop(
+      tuple(settings.corner_scales), settings.max_distort
+    ),
+  }
+  if settings.crop not in crops:
+    raise ValueError(f"input.crop={settings.crop!r} is not in {tuple(crops)}")
+  return crops[settings.crop]()
 
 
 def protocol(

@@ -38,10 +38,11 @@ class TrainState:
 class Preprocess:
   """uint8 batches to the network's input, on the device.
 
-  RGB becomes (x / 255 - mean) / std. Flow is de-quantised to pixels a frame;
-  then, where asked for, each field loses its own mean vector (Simonyan &
-  Zisserman 2014, §3.1, "mean flow subtraction": camera motion); then it is
-  divided by `flow_scale`.
+  RGB becomes (x / 255 + shift - mean) / std; a training batch may have a shift
+  of each sample's colours, other batches have none. Flow is de-quantised to
+  pixels a frame; then, where asked for, each field loses its own mean vector
+  (Simonyan & Zisserman 2014, §3.1, "mean flow subtraction": camera motion);
+  then it is divided by `flow_scale`.
 
   Attributes:
     rgb_mean: of each channel, in 0..1.
@@ -58,14 +59,22 @@ class Preprocess:
   subtract_mean_flow: bool
 
   def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-    """Maps uint8 [... h w c] to float32 of the same shape, by modality."""
+    """Maps uint8 [... h w c] to float32 of the same shape, by modality.
+
+    Args:
+      batch: "rgb" and / or "flow" [b ... h w c], and maybe "rgb_shift" float
+        [b 3] for RGB in 0..1. Other keys are left out.
+    """
     inputs = {}
     if "rgb" in batch:
       # Of the rank of the images: ranks are never promoted silently.
       shape = (1,) * (batch["rgb"].ndim - 1) + (3,)
       mean = jnp.asarray(self.rgb_mean, jnp.float32).reshape(shape)
       std = jnp.asarray(self.rgb_std, jnp.float32).reshape(shape)
-      inputs["rgb"] = (batch["rgb"].astype(jnp.float32) / 255.0 - mean) / std
+      rgb = batch["rgb"].astype(jnp.float32) / 255.0
+      if "rgb_shift" in batch:
+        rgb = rgb + _for_every_pixel(batch["rgb_shift"], rgb.ndim)
+      inputs["rgb"] = (rgb - mean) / std
     if "flow" in batch:
       flow = flow_spec.dequantise(
         batch["flow"].astype(jnp.float32), self.flow_bound
@@ -74,6 +83,12 @@ class Preprocess:
         flow = flow - flow.mean(axis=(-3, -2), keepdims=True)
       inputs["flow"] = flow / self.flow_scale
     return inputs
+
+
+def _for_every_pixel(shift: jax.Array, ndim: int) -> jax.Array:
+  """[b 3] to [b 1 ... 1 3], of the rank of the images."""
+  ones = (1,) * (ndim - shift.ndim)
+  return shift.reshape(shift.shape[:-1] + ones + shift.shape[-1:])
 
 
 def standardise(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twostream_jax.data import dataset, input_pipeline
-from twostream_jax.data.augment import Box, View
+from twostream_jax.data.augment import Box, CornerCrop, RandomCrop, View
 from twostream_jax.data.input_pipeline import EvalTransform, InputSpec
 from twostream_jax.flow import spec as flow_spec
 
@@ -17,7 +17,7 @@ BOTH = InputSpec(("rgb", "flow"), 64, 3, 1, "loop")
 
 def train_transform(spec=BOTH, segments=1, scale=(0.7, 1.0), flip=True):
   return input_pipeline.TrainTransform(
-    spec=spec, num_segments=segments, scale=scale, max_ratio=1.2, flip=flip
+    spec=spec, num_segments=segments, crop=RandomCrop(scale, 1.2), flip=flip
   )
 
 
@@ -326,6 +326,79 @@ def test_bidirectional_stacks_need_an_even_length():
   dataclasses.replace(spec, stack_length=5, modalities=("rgb",))
 
 
+def ramps(size=64, frames=6):
+  """A record whose every frame and field shows where its pixels are.
+
+  Red and flow-x are 2 x, green and flow-y are 2 y, whatever the time.
+  """
+  x = np.tile(2 * np.arange(size, dtype=np.uint8), (size, 1))
+  image = np.stack([x, x.T, np.full_like(x, 128)], axis=-1)
+  field = cv2.imencode(
+    ".jpg", np.hstack([x, x.T]), [cv2.IMWRITE_JPEG_QUALITY, 100]
+  )[1].tobytes()
+  return {
+    "num_frames": frames,
+    "height": size,
+    "width": size,
+    "rgb": [dataset.encode_rgb(image, 100)] * frames,
+    "flow": [field] * (frames - 1),
+    "video_id": "ramps",
+    "label": 0,
+  }
+
+
+@pytest.mark.parametrize(
+  "crop",
+  [RandomCrop((0.5, 1.0), 1.3), CornerCrop((1.0, 0.75, 0.5), max_distort=1)],
+)
+def test_frames_and_fields_of_a_sample_share_one_view(crop):
+  record, rng = ramps(), np.random.default_rng(0)
+  transform = dataclasses.replace(train_transform(segments=2), crop=crop)
+  flips, crops = 0, set()
+  for _ in range(20):
+    sample = transform.random_map(record, rng)
+    rgb, flow = sample["rgb"].astype(int), sample["flow"].astype(int)
+    flipped = rgb[0, 0, 0, 0] > rgb[0, 0, -1, 0]
+    flips += flipped
+    crops.add((rgb[0, 0, 0, 0], rgb[0, 0, -1, 0], rgb[0, 0, 0, 1]))
+    x = 255 - flow[..., 0::2] if flipped else flow[..., 0::2]
+    # Colour is stored at half the resolution, so it is off by a little.
+    np.testing.assert_allclose(x, rgb[..., :1].repeat(3, -1), atol=8)
+    y = flow[..., 1::2]
+    np.testing.assert_allclose(y, rgb[..., 1:2].repeat(3, -1), atol=8)
+  assert 3 < flips < 17 and len(crops) > 6
+
+
+def test_colours_are_jittered_by_seed_and_position_alone(tiny):
+  def first(jitter, seed=0, threads=1, **kwargs):
+    transform = dataclasses.replace(
+      train_transform(**kwargs), rgb_jitter=jitter
+    )
+    (batch,) = take(
+      input_pipeline.train_batches(
+        tiny.sources["train"],
+        transform,
+        batch_size=6,
+        seed=seed,
+        threads=threads,
+      ),
+      1,
+    )
+    return batch
+
+  shifted, plain = first(0.1), first(0.0)
+  shift = shifted.pop("rgb_shift")
+  assert (shift.shape, shift.dtype) == ((6, 3), np.float32)
+  assert len(np.unique(shift, axis=0)) == 6
+  # Nothing else is drawn anew.
+  assert_same(shifted, plain)
+  np.testing.assert_array_equal(first(0.1, threads=2)["rgb_shift"], shift)
+  np.testing.assert_allclose(first(0.3)["rgb_shift"], 3 * shift, rtol=1e-5)
+  assert (first(0.1, seed=1)["rgb_shift"] != shift).all()
+  flow = InputSpec(("flow",), 64, 3, 1, "loop")
+  assert "rgb_shift" not in first(0.1, spec=flow)
+
+
 def test_settings_out_of_range_are_refused():
   with pytest.raises(ValueError, match="direction='back'"):
     dataclasses.replace(BOTH, direction="back")
@@ -333,3 +406,8 @@ def test_settings_out_of_range_are_refused():
     InputSpec(("audio",), 64, 1, 1, "loop")
   with pytest.raises(ValueError, match="stack_length"):
     InputSpec(("flow",), 64, 0, 1, "loop")
+  with pytest.raises(ValueError, match="input.num_segments"):
+    train_transform(segments=0)
+  for jitter in (-0.1, float("nan"), float("inf")):
+    with pytest.raises(ValueError, match="input.rgb_jitter"):
+      dataclasses.replace(train_transform(), rgb_jitter=jitter)

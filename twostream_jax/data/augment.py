@@ -1,16 +1,29 @@
-"""Where a view looks inside a frame: crops, scale jitter and flips.
+"""Where a view looks inside a frame: crops, scale jitter, flips; and colours.
 
 A crop box is (y, x, height, width) in pixels of the stored frame. The same box
 serves all frames and fields of a sample. Resizing a crop of flow resamples the
 field; its values stay pixels a frame *of the stored size*.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 CROP_COUNTS = (1, 5, 10)
+
+# Of the R, G, B of ImageNet's pixels in 0..1, as fb.resnet.torch publishes
+# them (datasets/imagenet.lua) and others have taken them over.
+_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+# An eigenvector a column.
+_EIGENVECTORS = np.array(
+  [
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.8140],
+    [-0.5836, -0.6948, 0.4203],
+  ]
+)
 
 
 class Box(NamedTuple):
@@ -29,48 +42,136 @@ class View(NamedTuple):
   flip: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+  """A crop of random size, aspect ratio and place.
+
+  With scale (a, a) and max_ratio 1 only the place is random (Simonyan &
+  Zisserman 2014, section 5, with a = 224 / 256).
+
+  Attributes:
+    scale: smallest and largest side of the crop, as a share of the frame's
+      shorter side, in (0, 1].
+    max_ratio: largest ratio of the crop's sides; 1 keeps it square.
+  """
+
+  scale: tuple[float, float]
+  max_ratio: float = 1.0
+
+  def __post_init__(self):
+    if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+      raise ValueError(
+        "input.crop_scale must be two shares of the short side, 0 < low <="
+        f" high <= 1: {tuple(self.scale)}"
+      )
+    if not self.max_ratio >= 1:
+      raise ValueError(f"input.max_ratio must be at least 1: {self.max_ratio}")
+
+  def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
+    """Draws a crop of a frame of `height` times `width` pixels."""
+    low, high = self.scale
+    side = rng.uniform(low, high) * min(height, width)
+    half_log = 0.5 * rng.uniform(
+      -np.log(self.max_ratio), np.log(self.max_ratio)
+    )
+    box_height = int(np.clip(round(side * np.exp(half_log)), 1, height))
+    box_width = int(np.clip(round(side * np.exp(-half_log)), 1, width))
+    return Box(
+      int(rng.integers(height - box_height + 1)),
+      int(rng.integers(width - box_width + 1)),
+      box_height,
+      box_width,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CornerCrop:
+  """A crop at a corner or the centre, of a height and a width from a list.
+
+  Wang et al. 2015 (1507.02159), section 3: crops anywhere rarely show the
+  border. From frames of 340 x 256 both sides are drawn from 256, 224, 192 and
+  168, independently: aspect ratios change with scales.
+
+  Attributes:
+    scales: sides to draw from, as shares of the frame's shorter side, in
+      (0, 1], largest first.
+    max_distort: how far apart in `scales` the height and the width may be;
+      1 in the code of Wang et al. 2016 (1608.00859), len(scales) - 1 or more
+      for independent draws.
+  """
+
+  scales: tuple[float, ...]
+  max_distort: int
+
+  def __post_init__(self):
+    inside = self.scales and self.scales[0] <= 1 and self.scales[-1] > 0
+    if not inside or not (np.diff(self.scales) < 0).all():
+      raise ValueError(
+        "input.corner_scales must be shares of the short side in (0, 1],"
+        f" largest first: {tuple(self.scales)}"
+      )
+    if self.max_distort < 0:
+      raise ValueError(
+        f"input.max_distort must be at least 0: {self.max_distort}"
+      )
+
+  def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
+    """Draws a crop of a frame of `height` times `width` pixels."""
+    sides = [max(1, round(s * min(height, width))) for s in self.scales]
+    pairs = [
+      (box_height, box_width)
+      for i, box_height in enumerate(sides)
+      for j, box_width in enumerate(sides)
+      if abs(i - j) <= self.max_distort
+    ]
+    box_height, box_width = pairs[rng.integers(len(pairs))]
+    places = _fixed_places(height - box_height, width - box_width)
+    y, x = places[rng.integers(len(places))]
+    return Box(y, x, box_height, box_width)
+
+
+Crop = RandomCrop | CornerCrop
+
+
 def random_view(
   rng: np.random.Generator,
   height: int,
   width: int,
   *,
-  scale: tuple[float, float],
-  max_ratio: float = 1.0,
+  crop: Crop,
   flip: bool,
 ) -> View:
-  """Draws a crop of random size, aspect ratio and place, and maybe mirrors it.
+  """Draws a crop, and maybe mirrors it.
 
   Args:
     rng: source of randomness.
     height: of the frame, pixels.
     width: of the frame, pixels.
-    scale: smallest and largest side of the crop, as a share of the frame's
-      shorter side, in (0, 1].
-    max_ratio: largest ratio of the crop's sides (Wang et al. 2015 draw
-      width and height independently); 1 keeps it square.
+    crop: how it is drawn.
     flip: whether to mirror every other sample. Off where labels name a
       direction.
-
-  Raises:
-    ValueError: a setting is out of its range.
   """
-  low, high = scale
-  if not 0 < low <= high <= 1 or max_ratio < 1:
-    raise ValueError(
-      f"scale must satisfy 0 < low <= high <= 1 and max_ratio >= 1:"
-      f" {scale}, {max_ratio}"
-    )
-  side = rng.uniform(low, high) * min(height, width)
-  half_log = 0.5 * rng.uniform(-np.log(max_ratio), np.log(max_ratio))
-  box_height = int(np.clip(round(side * np.exp(half_log)), 1, height))
-  box_width = int(np.clip(round(side * np.exp(-half_log)), 1, width))
-  box = Box(
-    int(rng.integers(height - box_height + 1)),
-    int(rng.integers(width - box_width + 1)),
-    box_height,
-    box_width,
-  )
+  box = crop.draw(rng, height, width)
   return View(box, flip and bool(rng.integers(2)))
+
+
+def random_rgb_shift(rng: np.random.Generator, sigma: float) -> np.ndarray:
+  """Draws what the colours of a sample are moved by.
+
+  Krizhevsky et al. 2012, section 4.1: to every pixel the same sum of the
+  principal components of ImageNet's colours is added, each times its
+  eigenvalue and a normal number. The paper does not state the unit of the
+  eigenvalues; these are for pixels in 0..1 (255 times them for 0..255).
+
+  Args:
+    rng: source of randomness.
+    sigma: standard deviation of the normal numbers; 0.1 in the paper.
+
+  Returns:
+    float32 [3], to be added to R, G and B in 0..1.
+  """
+  alpha = rng.normal(0.0, sigma, 3)
+  return (_EIGENVECTORS @ (alpha * _EIGENVALUES)).astype(np.float32)
 
 
 def eval_views(
@@ -94,12 +195,21 @@ def eval_views(
   if not 0 < fraction <= 1:
     raise ValueError(f"crop fraction must be in (0, 1]: {fraction}")
   side = max(1, round(fraction * min(height, width)))
-  bottom, right = height - side, width - side
-  corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-  places = [(bottom // 2, right // 2)] + (corners if count > 1 else [])
-  boxes = [Box(y, x, side, side) for y, x in places]
+  places = _fixed_places(height - side, width - side)
+  boxes = [Box(y, x, side, side) for y, x in places[: min(count, 5)]]
   flips = (False, True) if count == 10 else (False,)
   return [View(box, flip) for flip in flips for box in boxes]
+
+
+def _fixed_places(bottom: int, right: int) -> list[tuple[int, int]]:
+  """Top and left of the centre and of the corners, of a crop that may move.
+
+  Args:
+    bottom: pixels that the crop is less high than the frame.
+    right: pixels that it is less wide.
+  """
+  corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+  return [(bottom // 2, right // 2), *corners]
 
 
 def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:

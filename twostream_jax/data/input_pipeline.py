@@ -159,15 +159,37 @@ class TrainTransform(grain.transforms.RandomMap):
 
   Gives {"rgb": uint8 [t h w 3], "flow": uint8 [t h w 2l], "label": int32, or
   float32 [n] with n = num_classes in a multi-label set, "mask": True,
-  "video_id"}, with t = num_segments.
+  "video_id"}, with t = num_segments. With `rgb_jitter`, frames come with
+  "rgb_shift": float32 [3], what is to be added to R, G and B in 0..1.
+
+  Attributes:
+    spec: what a sample shows.
+    num_segments: windows a sample, t.
+    crop: how the part of the frame is drawn that all windows show.
+    flip: whether every other sample is mirrored.
+    rgb_jitter: see `augment.random_rgb_shift`; 0 is none.
+    num_classes: n, of a multi-label set.
   """
 
   spec: InputSpec
   num_segments: int
-  scale: tuple[float, float]
-  max_ratio: float
+  crop: augment.Crop
   flip: bool
+  rgb_jitter: float = 0.0
   num_classes: int = 0
+
+  def __post_init__(self):
+    if self.num_segments < 1:
+      raise ValueError(
+        f"input.num_segments must be positive: {self.num_segments}"
+      )
+    if not 0 <= self.rgb_jitter < np.inf:
+      raise ValueError(f"input.rgb_jitter must be >= 0: {self.rgb_jitter}")
+
+  @property
+  def shifts_rgb(self) -> bool:
+    """Whether samples have "rgb_shift"."""
+    return "rgb" in self.spec.modalities and self.rgb_jitter > 0
 
   def random_map(self, element, rng: np.random.Generator):
     """Draws one sample of a record."""
@@ -177,12 +199,13 @@ class TrainTransform(grain.transforms.RandomMap):
       rng,
       int(element["height"]),
       int(element["width"]),
-      scale=self.scale,
-      max_ratio=self.max_ratio,
+      crop=self.crop,
       flip=self.flip,
     )
     loaded = load_views(element, self.spec, starts, [view])
     sample = {name: array[0] for name, array in loaded.items()}
+    if self.shifts_rgb:
+      sample["rgb_shift"] = augment.random_rgb_shift(rng, self.rgb_jitter)
     return sample | _label(element, self.num_classes)
 
 
