@@ -1,5 +1,7 @@
 """Windows are in range, spread and run on without a gap."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -161,3 +163,62 @@ def test_bidirectional_fields_refuse_what_stacks_refuse():
     sampling.bidirectional_fields(np.array([0]), 4, 1, short_clip="mirror")
   with pytest.raises(ValueError, match="3 frames have no .* spans 3 frames"):
     sampling.bidirectional_fields(np.array([0]), 3, 1, step=3)
+
+
+def unequal_labels():
+  """Classes 0, 2, 3 and 7 with 1, 3, 10 and 26 videos, mixed."""
+  labels = np.repeat([0, 2, 3, 7], [1, 3, 10, 26])
+  return np.random.default_rng(0).permutation(labels)
+
+
+def test_every_block_of_a_balanced_order_has_each_class_once():
+  labels = unequal_labels()
+  order = sampling.BalancedOrder(labels, seed=0)
+  classes = labels[[order(i) for i in range(4 * 2400)]].reshape(2400, 4)
+  np.testing.assert_array_equal(
+    np.sort(classes), np.tile([0, 2, 3, 7], (2400, 1))
+  )
+  # In all 24 orders, about equally often.
+  _, counts = np.unique(classes, axis=0, return_counts=True)
+  assert len(counts) == 24 and counts.min() > 60 and counts.max() < 140
+
+
+def test_a_balanced_order_shows_all_videos_of_a_class_before_any_again():
+  labels = unequal_labels()
+  order = sampling.BalancedOrder(labels, seed=0)
+  drawn = np.array([order(i) for i in range(4 * 26 * 5)])
+  for label, count in ((0, 1), (2, 3), (3, 10), (7, 26)):
+    of_class = drawn[labels[drawn] == label]
+    epochs = of_class[: len(of_class) // count * count].reshape(-1, count)
+    videos = np.flatnonzero(labels == label)
+    np.testing.assert_array_equal(
+      np.sort(epochs), np.tile(videos, (len(epochs), 1))
+    )
+    # An order of its own each time: 10! and 26! are many.
+    if count >= 10:
+      assert len(np.unique(epochs, axis=0)) == len(epochs)
+
+
+def test_a_balanced_order_is_a_function_of_seed_and_position():
+  labels = unequal_labels()
+  order = sampling.BalancedOrder(labels, seed=3)
+  forward = [order(i) for i in range(200)]
+  other = pickle.loads(pickle.dumps(sampling.BalancedOrder(labels, seed=3)))
+  assert [other(i) for i in reversed(range(200))] == forward[::-1]
+  assert all(isinstance(i, int) for i in forward)
+  assert 0 <= order(10**12) < len(labels)
+  differs = sampling.BalancedOrder(labels, seed=4)
+  assert [differs(i) for i in range(200)] != forward
+
+
+@pytest.mark.parametrize(
+  "labels", [np.zeros((3, 4), np.int32), np.zeros(3, np.float32)]
+)
+def test_a_balanced_order_needs_one_label_a_video(labels):
+  with pytest.raises(ValueError, match="one label a clip.*balanced=False"):
+    sampling.BalancedOrder(labels, seed=0)
+
+
+def test_a_balanced_order_needs_a_video():
+  with pytest.raises(ValueError, match="no video"):
+    sampling.BalancedOrder(np.zeros(0, np.int32), seed=0)

@@ -9,6 +9,8 @@ frames, s to s + l step, but its motion runs from the frame in the middle to
 either end; backward field i is the motion from frame i + step to frame i.
 """
 
+import functools
+
 import numpy as np
 
 SHORT_CLIP_RULES = ("loop", "hold")
@@ -147,3 +149,57 @@ def centre_frames(
     int [t] in 0..num_frames - 1; `starts` itself without a stack.
   """
   return np.minimum(starts + stack_length * step // 2, num_frames - 1)
+
+
+class BalancedOrder:
+  """An endless order of videos in which all classes are equally frequent.
+
+  Simonyan & Zisserman 2014, section 5, draw the videos of a batch "uniformly
+  across the classes". Here the draws are spread: of n classes that have
+  videos, every n positions from a multiple of n on hold each once, in a random
+  order; and of a class, every video comes once before any comes again, in an
+  order that is new each time.
+
+  The order is a function of position and seed alone, so that it can be entered
+  anywhere, and split over processes. A look-up costs O(1) on average: the
+  permutations in use are remembered.
+  """
+
+  def __init__(self, labels: np.ndarray, seed: int):
+    """Sorts the videos by class.
+
+    Args:
+      labels: class of each video, int [v].
+      seed: of the order, at least 0.
+
+    Raises:
+      ValueError: there is no video, or videos have several labels or none.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+      raise ValueError(
+        "balanced sampling is for sets with one label a clip: labels are"
+        f" {labels.dtype} {list(labels.shape)}; set balanced=False"
+      )
+    if not len(labels):
+      raise ValueError("the training split has no video")
+    self._seed = int(seed)
+    self._videos = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+
+  def __call__(self, position: int) -> int:
+    """The video at a position >= 0: an index into the labels."""
+    block, place = divmod(int(position), len(self._videos))
+    order = _permutation(len(self._videos), self._seed, 0, block)
+    chosen = int(order[place])
+    videos = self._videos[chosen]
+    # A block has each class once: it is the class's own clock.
+    epoch, place = divmod(block, len(videos))
+    order = _permutation(len(videos), self._seed, 1 + chosen, epoch)
+    return int(videos[order[place]])
+
+
+# Of each class and of the blocks that are being read: a few thousand at most.
+@functools.lru_cache(maxsize=8192)
+def _permutation(count: int, *key: int) -> np.ndarray:
+  """A random order of 0..count - 1 for a key of integers >= 0."""
+  return np.random.default_rng(key).permutation(count)
