@@ -16,13 +16,14 @@ The weights are torchvision's; reading them takes the extra "torch" once. The
 temporal stream starts from them too (cross-modality): the first kernel is
 averaged over R, G, B and repeated for the 20 channels of flow.
 
-What differs from the paper: crops take 66 to 100 % of the short side, with a
-ratio of up to 1.52, and lie anywhere; the paper draws each side from 256, 224,
-192 and 168 pixels, at a corner or the centre of frames of 340 x 256. Its
-weights are Caffe's VGG-16, and its batch size is not stated: 256 is this
-recipe's choice. Flow is used as it is, without subtraction of its mean, of
-which the paper says nothing. On a smaller accelerator divide batch_size and
-learning_rate by the same number, and multiply the steps.
+Crops are the paper's: height and width drawn from 256, 224, 192 and 168 of 256
+pixels, each for itself, at a corner or the centre, and resized to 224 x 224.
+
+What differs from the paper: its weights are Caffe's VGG-16, and its batch size
+is not stated: 256 is this recipe's choice. Flow is used as it is, without
+subtraction of its mean, of which the paper says nothing. On a smaller
+accelerator divide batch_size and learning_rate by the same number, and multiply
+the steps.
 """
 
 from configs import default
@@ -45,9 +46,10 @@ def get_config():
     stage.model.dropout_rate = 0.9
     stage.model.fields = {}
     stage.init.weights = "weights/vgg16.safetensors"
-    # 168 / 256 and 256 / 168.
-    stage.input.crop_scale = (0.65625, 1.0)
-    stage.input.max_ratio = 1.52
+    stage.input.crop = "corner"
+    # 256, 224, 192 and 168 of 256 pixels, in any pair.
+    stage.input.corner_scales = (1.0, 0.875, 0.75, 0.65625)
+    stage.input.max_distort = 3
     stage.input.subtract_mean_flow = False
     stage.optim.schedule = "step"
 

@@ -33,6 +33,7 @@ def test_the_recipes_are_there():
     "ucf101_conv_fusion",
     "ucf101_hybrid",
     "ucf101_simonyan14",
+    "ucf101_tsn",
     "ucf101_wang15",
   }
   assert {"default", "quickstart", "folder_two_stream"} <= set(CONFIGS)
