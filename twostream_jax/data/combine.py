@@ -7,6 +7,8 @@ small set and another one share all layers but the last.
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class CombinedSource:
@@ -24,6 +26,13 @@ class CombinedSource:
 
   def __len__(self) -> int:
     return len(self.first) + len(self.second)
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Class of each video, int [v]; read without an image."""
+    return np.concatenate(
+      [self.first.labels, self.second.labels + self.num_classes]
+    )
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """A record; first come all of the first dataset."""

@@ -153,6 +153,11 @@ class FeatureSource:
   def __len__(self) -> int:
     return len(next(iter(self.sets.values())).ids)
 
+  @property
+  def labels(self) -> np.ndarray:
+    """Of each video, as in `FeatureSet`."""
+    return next(iter(self.sets.values())).labels
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """A video: {name: float32 [frames d]}, "length", "label", "video_id"."""
     first = next(iter(self.sets.values()))
