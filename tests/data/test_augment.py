@@ -153,3 +153,19 @@ def test_shrinking_by_two_averages_areas():
   small = augment.crop_and_resize(image, Box(0, 0, 64, 64), 32)
   mean = image.reshape(32, 2, 32, 2, 2).mean(axis=(1, 3))
   np.testing.assert_allclose(small, mean, atol=0.51)
+
+
+@pytest.mark.parametrize("side", [20, 45, 60, 63])
+def test_resizing_keeps_pixels_where_they_are(side):
+  x = np.tile(4 * np.arange(64, dtype=np.uint8), (64, 1))
+  image = np.stack([x, x.T], axis=-1)
+  resized = augment.crop_and_resize(image, Box(1, 0, side, side), 32)
+  # The centre of pixel i of the result, in pixels of the image.
+  centre = (np.arange(32) + 0.5) * side / 32 - 0.5
+  inside = (centre >= 0) & (centre <= side - 1)
+  ramp = np.tile(4 * centre, (32, 1))
+  np.testing.assert_allclose(
+    resized[inside][:, inside],
+    np.stack([ramp, ramp.T + 4], axis=-1)[inside][:, inside],
+    atol=0.6,
+  )
