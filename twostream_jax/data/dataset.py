@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from twostream_jax.data import records
 from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
 
 FORMAT_VERSION = 2
@@ -72,9 +73,9 @@ class VideoDataset:
     rejected: the files that could not be used: dicts with video_id, split,
       label and reason.
     multi_label: whether a clip has any number of classes, not one.
-    sources: for each split a random-access source: `len(source)` videos,
-      `source[i]` a dict of the fields of `Record`, images as JPEG bytes. Can be
-      pickled.
+    sources: for each split random access to its videos: `source[i]` is a dict
+      of the fields of `Record`, of which images are read when they are asked
+      for.
   """
 
   path: Path
@@ -84,7 +85,7 @@ class VideoDataset:
   rgb_quality: int
   rejected: tuple[dict[str, Any], ...]
   multi_label: bool
-  sources: Mapping[str, Any]
+  sources: Mapping[str, records.VideoSource]
 
 
 def record_features(
@@ -158,8 +159,26 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     rgb_quality=metadata["rgb_quality"],
     rejected=tuple(metadata["rejected"]),
     multi_label=metadata["multi_label"],
-    sources={s: reader.as_data_source(split=s) for s in reader.info.splits},
+    sources={
+      name: _source(split, folder, metadata)
+      for name, split in reader.info.splits.items()
+    },
   )
+
+
+def _source(
+  split: tfds.core.SplitInfo, folder: Path, metadata: Mapping[str, Any]
+) -> records.VideoSource:
+  index = index_path(folder, metadata["name"], split.name)
+  if not index.exists():  # Built before there were indices.
+    indices = [records.index_file(file) for file in split.filepaths]
+    records.write_index(records.join(indices), index)
+  return records.VideoSource(split.filepaths, index, metadata["multi_label"])
+
+
+def index_path(folder: Path, name: str, split: str) -> Path:
+  """Where the index of a split of a dataset is; see `records`."""
+  return folder / f"{name}-{split}.index"
 
 
 def identity(data: VideoDataset) -> dict[str, Any]:

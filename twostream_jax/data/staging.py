@@ -4,6 +4,7 @@
   clips/00000012.example   a finished record, serialised
   clips/00000012.json      its outcome, written last: the clip is finished
   shards/00000.data        the records of 256 clips, when all are finished
+  shards/00000.index       where everything is in it
   shards/00000.json        their outcomes, by index; written last
   dataset/                 the files of the dataset, in the end
   finished                 says that those are complete
@@ -25,6 +26,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from twostream_jax.data import records
 from twostream_jax.data.check import Rejection
 from twostream_jax.data.clips import (
   Clip,
@@ -32,7 +34,7 @@ from twostream_jax.data.clips import (
   is_multi_label,
   labels_of,
 )
-from twostream_jax.data.dataset import Record, record_features
+from twostream_jax.data.dataset import Record, index_path, record_features
 from twostream_jax.data.plan import Outcome, Plan, shard_file, write_info
 
 # Images are compressed already; one record a chunk makes each random access.
@@ -152,7 +154,12 @@ class Staging:
         for i, outcome in outcomes.items()
         if outcome.reason is None
       )
-      _write_records(self._shard_path(shard, "data"), examples)
+      data = self._shard_path(shard, "data")
+      _write_records(data, examples)
+      # While its bytes are in memory.
+      records.write_index(
+        records.index_file(data), self._shard_path(shard, "index")
+      )
       _write_json(done, {str(i): vars(o) for i, o in outcomes.items()})
     for i in indices:
       _outcome_path(self.folder, i).unlink(missing_ok=True)
@@ -163,6 +170,7 @@ class Staging:
     folder = self.folder / "dataset"
     folder.mkdir(exist_ok=True)
     lengths, sizes = collections.defaultdict(list), collections.Counter()
+    indices = collections.defaultdict(list)
     for shard, (split, _) in enumerate(self._shards):
       outcomes = self._shard_outcomes(shard).values()
       used = [outcome for outcome in outcomes if outcome.reason is None]
@@ -172,8 +180,14 @@ class Staging:
       source = self._shard_path(shard, "data")
       if source.exists():  # Otherwise it was moved before a kill.
         source.rename(target)
+      indices[split].append(
+        records.read_index(self._shard_path(shard, "index"))
+      )
       lengths[split].append(len(used))
       sizes[split] += sum(outcome.size for outcome in used)
+    for split, parts in indices.items():
+      path = index_path(folder, self._plan.name, split)
+      records.write_index(records.join(parts), path)
     write_info(self._plan, folder, self.outcomes(), lengths, sizes)
     (self.folder / "finished").touch()
     return folder

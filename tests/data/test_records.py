@@ -1,0 +1,187 @@
+"""Single images are read from where they are, or there is an error."""
+
+import pickle
+import shutil
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+from twostream_jax.data import dataset, records
+
+IMAGES = ("rgb", "flow", "flow_backward")
+
+
+def jpeg(rng, side):
+  noise = rng.integers(0, 256, [side, side], np.uint8)
+  return cv2.imencode(".jpg", noise)[1].tobytes()
+
+
+def made_up_video(rng, number, labels, side, counts):
+  images = {
+    name: [jpeg(rng, side) for _ in range(count)]
+    for name, count in zip(IMAGES, counts, strict=True)
+  }
+  return images | {
+    "video_id": f"ä{number}".encode(),
+    "group": b"g" * number,
+    "label": labels,
+    "fps": 12.5,
+    "num_frames": counts[0],
+    "height": 40 + number,
+    "width": 50,
+  }
+
+
+def serialised(video):
+  example = tf_example_pb2.Example()
+  for name, value in video.items():
+    feature = example.features.feature[name]
+    for item in value if isinstance(value, list) else [value]:
+      kind = {bytes: "bytes", float: "float", int: "int64"}[type(item)]
+      getattr(feature, f"{kind}_list").value.append(item)
+  return example.SerializeToString(deterministic=True)
+
+
+def write(path, videos, options="group_size:1,uncompressed"):
+  writer = ArrayRecordWriter(str(path), options)
+  for video in videos:
+    writer.write(serialised(video))
+  writer.close()
+  return path
+
+
+def opened(paths, *, multi_label):
+  index = paths[0].with_name("all.index")
+  records.write_index(records.join([*map(records.index_file, paths)]), index)
+  return records.VideoSource(paths, index, multi_label)
+
+
+@pytest.fixture(scope="module")
+def videos():
+  """Nine, with images from a few bytes to several blocks of the file."""
+  rng = np.random.default_rng(0)
+  sides = (8, 300, 16, 700, 200, 90, 260, 8, 30)
+  return [
+    made_up_video(rng, i, list(range(i % 4)), side, (4, 3, i % 3))
+    for i, side in enumerate(sides)
+  ]
+
+
+@pytest.fixture
+def source(videos, tmp_path):
+  files = [
+    write(tmp_path / str(i), videos[3 * i : 3 * i + 3]) for i in range(3)
+  ]
+  return opened(files, multi_label=True)
+
+
+def test_every_image_of_every_file_is_read_across_block_headers(source, videos):
+  assert max(len(video["rgb"][0]) for video in videos) > 3 * 65536
+  assert len(source) == 9
+  for video, read in zip(videos, source, strict=True):
+    assert read["label"].tolist() == video["label"]
+    assert read["fps"] == 12.5 and read["height"] == video["height"]
+    for name in ("video_id", "group", *IMAGES):
+      assert read[name] == video[name]
+    assert read["rgb"][-1] == video["rgb"][3]
+    assert read["rgb"][1:3] == video["rgb"][1:3]
+    assert read["rgb"][::-2] == video["rgb"][::-2]
+    assert read["rgb"][4:] == []
+    with pytest.raises(IndexError):
+      read["rgb"][4]
+  with pytest.raises(IndexError):
+    source[9]
+
+
+def test_labels_and_names_need_no_record(source, videos, tmp_path):
+  for i in range(3):
+    (tmp_path / str(i)).unlink()
+  assert [labels.tolist() for labels in source.labels] == [
+    video["label"] for video in videos
+  ]
+  assert source.labels[1].dtype == np.int32
+  assert source.video_ids == tuple(f"ä{i}" for i in range(9))
+  with pytest.raises(FileNotFoundError):
+    source[0]
+
+
+def test_single_labels_are_an_array(tmp_path):
+  rng = np.random.default_rng(0)
+  videos = [made_up_video(rng, i, [7 - i], 8, (2, 1, 0)) for i in range(3)]
+  source = opened([write(tmp_path / "0", videos)], multi_label=False)
+  np.testing.assert_array_equal(source.labels, np.int32([7, 6, 5]))
+  assert [record["label"] for record in source] == [7, 6, 5]
+
+
+def test_tfds_reads_the_same(tiny):
+  builder = tfds.builder_from_directory(tiny.path)
+  for split, source in tiny.sources.items():
+    theirs = builder.as_data_source(split=split)
+    assert list(pickle.loads(pickle.dumps(source))) == list(theirs)
+    assert source.labels.tolist() == [record["label"] for record in theirs]
+
+
+def test_a_dataset_without_an_index_gets_one(tiny, tmp_path):
+  shutil.copytree(tiny.path, tmp_path / "copy")
+  for index in (tmp_path / "copy").glob("*.index"):
+    index.unlink()
+  again = dataset.open_dataset(tmp_path)
+  for split, source in again.sources.items():
+    assert list(source) == list(tiny.sources[split])
+    name = f"tiny-{split}.index"
+    written = (again.path / name).read_bytes()
+    assert written == (tiny.path / name).read_bytes()
+
+
+def test_many_threads_read_with_few_files_open(videos, tmp_path, monkeypatch):
+  monkeypatch.setattr(records, "_OPEN_FILES", 1)
+  files = [write(tmp_path / str(i), videos[i : i + 1]) for i in range(9)]
+  source = opened(files, multi_label=True)
+  wrong = []
+
+  def read(seed):
+    for i in np.random.default_rng(seed).integers(9, size=40):
+      if source[i]["rgb"][1] != videos[i]["rgb"][1]:
+        wrong.append(i)
+
+  threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not wrong
+
+
+def test_a_file_that_changed_is_an_error(source, videos, tmp_path):
+  data = (tmp_path / "0").read_bytes()
+  assert source[0]["rgb"] == videos[0]["rgb"]
+  fresh = pickle.dumps(source)
+  (tmp_path / "0").write_bytes(data[:-1])
+  with pytest.raises(ValueError, match="bytes and its index says"):
+    pickle.loads(fresh)[0]
+  (tmp_path / "0").write_bytes(data[9:] + data[:9])
+  with pytest.raises(ValueError, match="does not fit its index"):
+    pickle.loads(fresh)[0]["rgb"][0]
+
+
+def test_a_damaged_index_is_an_error(source, tmp_path):
+  path = tmp_path / "all.index"
+  data = path.read_bytes()
+  for part in (data[:300], data[:-9]):
+    path.write_bytes(part)
+    with pytest.raises(ValueError, match=r"all.index is damaged.*remove it"):
+      records.read_index(path)
+
+
+def test_what_can_not_be_read_in_parts_is_refused(videos, tmp_path):
+  squeezed = write(tmp_path / "a", videos[:2], "group_size:2,zstd")
+  with pytest.raises(ValueError, match="can't be read in parts"):
+    records.index_file(squeezed)
+  no_image = write(tmp_path / "b", [videos[0] | {"flow": [b"nothing"]}])
+  with pytest.raises(ValueError, match="7 bytes in 'flow' that are no JPEG"):
+    records.index_file(no_image)
