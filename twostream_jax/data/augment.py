@@ -133,6 +133,33 @@ class CornerCrop:
 Crop = RandomCrop | CornerCrop
 
 
+def create_crop(
+  kind: str,
+  *,
+  scale: tuple[float, float],
+  max_ratio: float,
+  corner_scales: tuple[float, ...],
+  max_distort: int,
+) -> Crop:
+  """How training crops are drawn.
+
+  Args:
+    kind: "random" or "corner".
+    scale: see `RandomCrop`.
+    max_ratio: likewise.
+    corner_scales: see `CornerCrop`.
+    max_distort: likewise.
+
+  Raises:
+    ValueError: the kind is not known, or a setting of it is out of range.
+  """
+  if kind == "random":
+    return RandomCrop(scale, max_ratio)
+  if kind == "corner":
+    return CornerCrop(corner_scales, max_distort)
+  raise ValueError(f"input.crop={kind!r} is not in ('random', 'corner')")
+
+
 def random_view(
   rng: np.random.Generator,
   height: int,
