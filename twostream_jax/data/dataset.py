@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 import tensorflow_datasets as tfds
 
 from twostream_jax.data import records
@@ -206,7 +207,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
   Raises:
     ValueError: `data` is no image.
   """
-  return cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+  return _decode(data, "RGB")
 
 
 def encode_flow(flow: np.ndarray, spec: FlowSpec) -> bytes:
@@ -232,8 +233,14 @@ def decode_flow_codes(data: bytes) -> np.ndarray:
   Raises:
     ValueError: `data` is no image.
   """
-  image = _decode(data, cv2.IMREAD_GRAYSCALE)
-  return np.stack(np.split(image, 2, axis=1), axis=-1)
+  return np.stack(decode_flow(data), axis=-1)
+
+
+def decode_flow(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+  """Like `decode_flow_codes`, but x and y apart: uint8 [h, w] each."""
+  image = _decode(data, "GRAY")[..., 0]
+  width = image.shape[1] // 2
+  return image[:, :width], image[:, width:]
 
 
 def _encode(image: np.ndarray, quality: int) -> bytes:
@@ -241,12 +248,12 @@ def _encode(image: np.ndarray, quality: int) -> bytes:
   return data.tobytes()
 
 
-def _decode(data: bytes, mode: int) -> np.ndarray:
-  codes = np.frombuffer(data, np.uint8)
-  image = cv2.imdecode(codes, mode) if codes.size else None
-  if image is None:
-    raise ValueError(f"{len(data)} bytes that are no image")
-  return image
+def _decode(data: bytes, colours: str) -> np.ndarray:
+  # The pixels are those of OpenCV, sooner; and damage is an error, not gray.
+  try:
+    return simplejpeg.decode_jpeg(data, colours)
+  except ValueError as error:
+    raise ValueError(f"{len(data)} bytes that are no image: {error}") from error
 
 
 def _find_dataset(path: Path) -> Path:
