@@ -23,6 +23,9 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.feature = "fc6" if is_flow else "pool"
   # Videos a batch, over all devices.
   stage.batch_size = 32
+  # Draw classes uniformly and then videos (Simonyan & Zisserman 2014), instead
+  # of shuffled epochs; for sets with one label a clip.
+  stage.balanced = False
   # Optimiser updates; one batch each.
   stage.total_steps = 1000
 
@@ -33,6 +36,9 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.model.width = 1.0
   # Probability to drop a unit, where the network has dropout; 0..1.
   stage.model.dropout_rate = 0.9 if is_flow else 0.5
+  # Batch norm by the statistics of the whole batch, whatever the number of
+  # devices; False: of each device's own part.
+  stage.model.sync_batch_norm = True
   # Fields that only this network has; see its class in twostream_jax.models.
   # The temporal CNN-M-2048 has no second response normalisation (Simonyan &
   # Zisserman 2014, section 5).
@@ -116,6 +122,9 @@ def get_optim() -> ml_collections.ConfigDict:
   optim.max_grad_norm = 0.0
   # Probability mass spread over all classes, 0..1.
   optim.label_smoothing = 0.0
+  # Decay of a moving average of the parameters, which then is what predicts,
+  # 0..1; 0 keeps none.
+  optim.ema_decay = 0.0
   # Pairs of a regular expression and a factor on the learning rate of the
   # parameters whose path it matches from the start ("backbone/conv"); 0 freezes
   # them. The first match counts.
@@ -156,6 +165,8 @@ def get_features(
   stage.sources = sources
   # Videos a batch, over all devices.
   stage.batch_size = 32
+  # See get_stream.
+  stage.balanced = False
   # Optimiser updates; one batch each.
   stage.total_steps = 1000
   stage.model = ml_collections.ConfigDict()
@@ -174,6 +185,12 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   # Of parameters, order of the data, crops and dropout.
   config.seed = 0
+  # What networks compute in: "float32" or "bfloat16". Parameters and losses are
+  # float32.
+  config.precision = "float32"
+  # Workdir of another run whose stages of the same name give the first
+  # weights, as far as they fit; "" is none.
+  config.init_from = ""
 
   config.data = ml_collections.ConfigDict()
   # Folder that data_prep/build_tfds.py wrote to (its --out).
@@ -211,10 +228,23 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.log_every = 50
   # Steps between two passes over the validation split (one centre view).
   config.train.validate_every = 500
-  # Steps between two checkpoints; a multiple of log_every.
+  # Steps between two checkpoints.
   config.train.checkpoint_every = 500
   # How many of the newest checkpoints are kept.
   config.train.keep_checkpoints = 2
+  # Parts of each batch that pass through a network one after the other, for
+  # less memory (gradient accumulation). Batch norm sees each for itself.
+  config.train.micro_batches = 1
+  # Steps of a stage that may be left out because the loss or a gradient is not
+  # finite; one more ends the run.
+  config.train.max_skipped_steps = 0
+
+  config.selection = ml_collections.ConfigDict()
+  # Metric of the validation split by which the best checkpoint is kept, scored
+  # and read by later stages: "accuracy", "map" or "loss"; "": the last counts.
+  config.selection.metric = ""
+  # Validations in a row without a better one that end a stage; 0 is never.
+  config.selection.patience = 0
 
   config.eval = ml_collections.ConfigDict()
   # Equally spaced clips of a video.

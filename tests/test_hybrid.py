@@ -97,7 +97,7 @@ def test_a_finished_hybrid_is_not_done_again(
   def fail(*_, **__):
     raise AssertionError("done again")
 
-  monkeypatch.setattr(train, "_loop", fail)
+  monkeypatch.setattr(train._Trainer, "run", fail)
   monkeypatch.setattr(run, "write_features", fail)
   assert run.train_and_evaluate(config, folder, tiny) == outcome
 

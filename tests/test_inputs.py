@@ -7,12 +7,18 @@ import pytest
 
 from configs import default
 from twostream_jax.data import augment, features
+from twostream_jax.data.combine import CombinedSource
 from twostream_jax.data.input_pipeline import (
   EvalTransform,
   InputSpec,
   TrainTransform,
 )
-from twostream_jax.inputs import FeatureInputs, VideoInputs, create_crop
+from twostream_jax.inputs import (
+  FeatureInputs,
+  VideoInputs,
+  create_inputs,
+  create_video_inputs,
+)
 
 SPEC = InputSpec(("rgb", "flow"), 32, 2, 1, "loop")
 
@@ -58,15 +64,81 @@ def test_jitter_of_colours_is_for_training_alone(videos):
   assert "rgb_shift" not in next(iter(frames))
 
 
-def test_settings_choose_the_crop():
-  settings = default.get_stream("rgb").input
-  assert create_crop(settings) == augment.RandomCrop((0.66, 1.0), 1.33)
-  settings.crop, settings.max_distort = "corner", 1
+def test_balanced_batches_hold_every_class_equally_often(videos):
+  train, test = videos.sources["train"], videos.sources["test"]
+  # 12 classes of two videos and, of the second dataset, 12 of one.
+  two_heads = dataclasses.replace(
+    videos,
+    train=dataclasses.replace(videos.train, num_classes=12),
+    second=test,
+    balanced=True,
+  )
+  # One of the 24 videos is missing.
+  both = CombinedSource(train, test, 12)
+  fewer = WithLabels(both, [i for i in range(36) if i != 3])
+  one_head = dataclasses.replace(
+    videos, sources={"train": fewer}, balanced=True
+  )
+  for inputs, varied in ((two_heads, 12), (one_head, 11)):
+    batches = iter(inputs.train_batches("train", batch_size=24, seed=0))
+    first, second = next(batches), next(batches)
+    for batch in (first, second):
+      assert sorted(batch["label"].tolist()) == list(range(24))
+    assert first["label"].tolist() != second["label"].tolist()
+    # A class of two videos then shows the other one.
+    shown = [
+      dict(zip(batch["label"].tolist(), batch["video_id"], strict=True))
+      for batch in (first, second)
+    ]
+    others = [
+      label for label in range(24) if shown[0][label] != shown[1][label]
+    ]
+    assert len(others) == varied and max(others) < 12
+    again = inputs.train_batches("train", batch_size=24, seed=0, start=1)
+    np.testing.assert_array_equal(next(iter(again))["rgb"], second["rgb"])
+
+
+@dataclasses.dataclass
+class WithLabels:
+  """Some videos of a source."""
+
+  source: CombinedSource
+  indices: list
+
+  def __len__(self):
+    return len(self.indices)
+
+  def __getitem__(self, i):
+    return self.source[self.indices[i]]
+
+  @property
+  def labels(self):
+    return self.source.labels[self.indices]
+
+
+def test_balance_is_for_one_label_a_clip(tiny, tmp_path):
+  config = default.get_config()
+  config.temporal.balanced = True
+  several = dataclasses.replace(tiny, multi_label=True)
+  create_inputs(config, "temporal", tiny, tmp_path)
+  create_inputs(config, "spatial", several, tmp_path)
+  with pytest.raises(ValueError, match="config.temporal.balanced.*one label"):
+    create_inputs(config, "temporal", several, tmp_path)
+
+
+def test_settings_choose_the_crop(tiny):
+  config = default.get_config()
+
+  def crop():
+    return create_video_inputs(config, "spatial", tiny).train.crop
+
+  assert crop() == augment.RandomCrop((0.66, 1.0), 1.33)
+  config.spatial.input.crop, config.spatial.input.max_distort = "corner", 1
   scales = (1.0, 224 / 256, 192 / 256, 168 / 256)
-  assert create_crop(settings) == augment.CornerCrop(scales, 1)
-  settings.crop = "centre"
+  assert crop() == augment.CornerCrop(scales, 1)
+  config.spatial.input.crop = "centre"
   with pytest.raises(ValueError, match="input.crop='centre'"):
-    create_crop(settings)
+    crop()
 
 
 def test_frames_are_centre_crops_of_evenly_spaced_windows(videos, tiny):
@@ -188,4 +260,7 @@ def test_feature_batches(tmp_path):
   np.testing.assert_array_equal(batch["mask"], [True, True, True, False])
   batches = iter(inputs.train_batches("train", batch_size=3, seed=0))
   assert sorted(next(batches)["video_id"]) == ["a", "b", "c"]
+  balanced = dataclasses.replace(inputs, balanced=True)
+  batch = next(iter(balanced.train_batches("train", batch_size=6, seed=0)))
+  assert sorted(batch["label"]) == [0, 0, 1, 1, 2, 2]
   assert next(batches)["temporal"].shape == (3, 3, 6)

@@ -75,7 +75,8 @@ def final_parameters(directory, name):
   folder = directory / "run" / name / "checkpoints"
   with checkpoints.open_manager(folder, keep=2) as manager:
     assert manager.latest_step() == config[name].total_steps
-    return checkpoints.restore(manager, jax.eval_shape(stage.init_state), None)
+    template = jax.eval_shape(stage.init_state)
+    return checkpoints.restore_newest(manager, template).state
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_a_finished_run_does_nothing_twice(finished, config, data, monkeypatch):
   def fail(*_, **__):
     raise AssertionError("done again")
 
-  monkeypatch.setattr(train, "_loop", fail)
+  monkeypatch.setattr(train._Trainer, "run", fail)
   monkeypatch.setattr(run, "write_features", fail)
   monkeypatch.setattr(run.evaluate, "evaluate", fail)
   assert run.train_and_evaluate(config, folder, data) == returned

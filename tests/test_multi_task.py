@@ -43,6 +43,7 @@ def test_labels_of_the_second_dataset_continue(tiny):
   labels = [int(source[i]["label"]) for i in range(len(source))]
   assert sorted(labels[:12]) == list(range(12))
   assert set(labels[12:]) == set(range(12, 24))
+  np.testing.assert_array_equal(source.labels, labels)
   assert source[12]["video_id"] == tiny.sources["train"][0]["video_id"]
 
 

@@ -30,9 +30,7 @@ class TinyBackbone(nn.Module):
         train=train, dtype=np.float32, axis_name=parallel.AXIS, sync=True
       )()(x)
     features = nn.relu(x).mean(axis=(1, 2))
-    x = Dropout(self.dropout_rate, axis_name=parallel.AXIS)(
-      features, deterministic=not train
-    )
+    x = Dropout(self.dropout_rate)(features, deterministic=not train)
     return nn.Dense(CLASSES)(x), {"pool": features}
 
 
@@ -65,18 +63,22 @@ def make_batch(modality="flow", b=8):
     modality: rng.integers(0, 256, (b, 1, SIZE, SIZE, channels), np.uint8),
     "label": rng.integers(0, CLASSES, b).astype(np.int32),
     "mask": np.ones(b, bool),
+    "index": np.arange(b, dtype=np.int32),
   }
   if modality == "rgb":
     batch["rgb_shift"] = rng.normal(0.0, 0.2, (b, 3)).astype(np.float32)
   return batch
 
 
-def init(parts, batch):
-  return steps.create_train_state(jax.random.key(0), **parts, batch=batch)
+def init(parts, batch, **kwargs):
+  return steps.create_train_state(
+    jax.random.key(0), **parts, batch=batch, **kwargs
+  )
 
 
-def run_step(parts, state, batch, devices, count=2):
+def run_step(parts, state, batch, devices, count=2, micro_batches=1):
   """Steps on the first `devices` devices; the state of the first one."""
+  parts = dict(parts, micro_batches=micro_batches)
   step = jax.pmap(
     functools.partial(
       steps.train_step,
@@ -89,9 +91,14 @@ def run_step(parts, state, batch, devices, count=2):
     devices=jax.devices()[:devices],
   )
   state = jax.tree.map(lambda x: np.stack([x] * devices), state)
-  sharded = {
-    k: x.reshape((devices, -1) + x.shape[1:]) for k, x in batch.items()
-  }
+  lead = (devices, -1)
+  if micro_batches > 1:
+    lead = (
+      devices,
+      micro_batches,
+      len(batch["mask"]) // devices // micro_batches,
+    )
+  sharded = {k: x.reshape(lead + x.shape[1:]) for k, x in batch.items()}
   for _ in range(count):
     state, metrics = step(state, sharded, jax.random.key(7))
   for leaf in jax.tree.leaves((state, metrics)):
@@ -122,6 +129,82 @@ def test_one_and_eight_devices_make_the_same_update(modality, fields):
     )
   ]
   assert min(moved) > 0
+
+
+@pytest.mark.parametrize("devices, micro_batches", [(1, 4), (2, 2)])
+def test_micro_batches_make_the_update_of_the_whole_batch(
+  devices, micro_batches
+):
+  parts, batch = make_parts(dropout_rate=0.5), make_batch()
+  batch["mask"] = np.arange(8) != 5
+  state = init(parts, batch)
+  whole, metrics = run_step(parts, state, batch, 1)
+  got, got_metrics = run_step(
+    parts, state, batch, devices, micro_batches=micro_batches
+  )
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+  for key in metrics:
+    np.testing.assert_allclose(metrics[key], got_metrics[key], rtol=1e-3)
+
+
+def test_micro_batches_pass_on_the_statistics_of_batch_norm():
+  parts = make_parts("rgb", sync_batch_norm=True)
+  batch = make_batch("rgb")
+  state = init(parts, batch)
+  halves = [{k: x[i : i + 4] for k, x in batch.items()} for i in (0, 4)]
+  parts["tx"] = optax.set_to_zero()
+  state = state.replace(opt_state=parts["tx"].init(state.params))
+  expected = state
+  for half in halves:
+    expected, _ = run_step(parts, expected, half, 1, count=1)
+  got, _ = run_step(parts, state, batch, 1, count=1, micro_batches=2)
+  for a, b in zip(
+    jax.tree.leaves(expected.batch_stats),
+    jax.tree.leaves(got.batch_stats),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
+  parts, batch = make_parts("rgb", sync_batch_norm=True), make_batch("rgb")
+  state, _ = run_step(parts, init(parts, batch), batch, 2, count=1)
+  batch["rgb_shift"][3, 1] = np.nan
+  after, metrics = run_step(parts, state, batch, 2, count=1)
+  assert not metrics["finite"]
+  assert (after.step, after.skipped) == (2, 1) and metrics["skipped"] == 1
+  for a, b in zip(
+    jax.tree.leaves(state.replace(step=2, skipped=1)),
+    jax.tree.leaves(after),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  good = make_batch("rgb")
+  later, metrics = run_step(parts, after, good, 2, count=1)
+  assert metrics["finite"] and (later.step, later.skipped) == (3, 1)
+  assert np.isfinite(metrics["loss"])
+
+
+def test_the_average_of_parameters_follows_its_formula():
+  parts, batch = make_parts(), make_batch()
+  state = init(parts, batch, keep_ema=True)
+  expected = jax.tree.map(np.asarray, state.params)
+  for step in range(3):
+    state, _ = run_step(parts | {"ema_decay": 0.15}, state, batch, 1, count=1)
+    decay = min(0.15, (1 + step) / (10 + step))
+    expected = jax.tree.map(
+      lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.params
+    )
+  for a, b in zip(
+    jax.tree.leaves(state.variables["params"]),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert not np.allclose(
+    jax.tree.leaves(state.params)[1], jax.tree.leaves(expected)[1]
+  )
 
 
 def test_masked_examples_do_not_count():

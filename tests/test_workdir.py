@@ -21,7 +21,7 @@ def settings(**changes):
 def test_the_same_settings_resume(tmp_path):
   workdir.write_config(tmp_path, settings())
   before = (tmp_path / "config.json").read_bytes()
-  workdir.write_config(tmp_path, settings())
+  workdir.check_config_file(tmp_path, settings())
   assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -34,7 +34,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path):
     ConfigMismatchError,
     match=r"config\.spatial\.optim\.learning_rate: 0\.1 .*0\.2 now",
   ):
-    workdir.write_config(tmp_path, changed)
+    workdir.check_config_file(tmp_path, changed)
   saved = json.loads((tmp_path / "config.json").read_text())
   assert saved["config"]["spatial"]["optim"]["learning_rate"] == 0.1
 
@@ -42,7 +42,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path):
 def test_another_dataset_is_named(tmp_path):
   workdir.write_config(tmp_path, settings())
   with pytest.raises(ConfigMismatchError, match=r"dataset\.clips\.train"):
-    workdir.write_config(
+    workdir.check_config_file(
       tmp_path, settings() | {"dataset": {"clips": {"train": 4}}}
     )
 

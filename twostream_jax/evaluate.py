@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from twostream_jax import parallel
+from twostream_jax import interrupts, parallel
 from twostream_jax.scores import Scores
 
 
@@ -18,6 +18,7 @@ def evaluate(
   num_videos: int,
   protocol: str,
   description: str = "",
+  should_stop: Callable[[], bool] = interrupts.never,
 ) -> Scores:
   """Scores every video exactly once, on any number of devices.
 
@@ -28,32 +29,32 @@ def evaluate(
     num_videos: of the split.
     protocol: how the views were taken, in words.
     description: shown by the progress bar; empty shows no bar.
+    should_stop: asked before every batch.
 
   Returns:
     Scores in the order of the split.
 
   Raises:
     FloatingPointError: a score is not finite; the message names the video.
+    Interrupted: it was asked to stop.
   """
   ids, labels, logits = [], [], []
   bar = tqdm.tqdm(
     total=num_videos,
     desc=description,
     unit="video",
-    disable=not description,
+    disable=not description or not parallel.is_primary(),
     leave=False,
   )
   with bar:
     for batch in batches:
-      batch = dict(batch)
-      video_ids, mask = batch.pop("video_id"), batch.pop("mask")
-      label = batch.pop("label")
-      outputs = parallel.gather(predict(variables, parallel.shard(batch)))[mask]
-      video_ids = video_ids[mask].tolist()
-      _check_finite(outputs, video_ids)
+      _check_stop(should_stop, description)
+      rows = _run(predict, variables, batch, ("video_id", "label"))
+      video_ids = rows["video_id"].tolist()
+      _check_finite(rows["outputs"], video_ids)
       ids.extend(video_ids)
-      labels.append(label[mask])
-      logits.append(outputs)
+      labels.append(rows["label"])
+      logits.append(rows["outputs"])
       bar.update(len(video_ids))
   return Scores(
     tuple(ids), np.concatenate(labels), np.concatenate(logits), protocol
@@ -67,6 +68,7 @@ def extract(
   *,
   num_videos: int,
   description: str,
+  should_stop: Callable[[], bool] = interrupts.never,
 ) -> Iterator[dict[str, Any]]:
   """Features of every video exactly once; a batch of them at a time.
 
@@ -77,23 +79,46 @@ def extract(
       "video_id".
     num_videos: of the split.
     description: shown by the progress bar.
+    should_stop: asked before every batch.
 
   Yields:
     "video_id" (a list), "label", "length" and "values" float32 [b f d].
+
+  Raises:
+    Interrupted: it was asked to stop.
   """
   with tqdm.tqdm(
-    total=num_videos, desc=description, unit="video", leave=False
+    total=num_videos,
+    desc=description,
+    unit="video",
+    leave=False,
+    disable=not parallel.is_primary(),
   ) as bar:
     for batch in batches:
-      batch = dict(batch)
-      mask = batch.pop("mask")
-      kept = {
-        name: batch.pop(name)[mask] for name in ("video_id", "label", "length")
-      }
-      outputs = predict_features(variables, parallel.shard(batch))
-      values = parallel.gather(outputs)[mask]
+      _check_stop(should_stop, description)
+      rows = _run(
+        predict_features, variables, batch, ("video_id", "label", "length")
+      )
+      values = rows.pop("outputs")
       bar.update(len(values))
-      yield kept | {"video_id": kept["video_id"].tolist(), "values": values}
+      yield rows | {"video_id": rows["video_id"].tolist(), "values": values}
+
+
+def _run(predict, variables, batch, names) -> dict[str, np.ndarray]:
+  """Outputs and named arrays of the real videos of a batch of all processes."""
+  batch = dict(batch)
+  rows = {name: batch.pop(name) for name in (*names, "mask")}
+  outputs = predict(variables, parallel.shard(batch))
+  rows = parallel.gather_processes(rows | {"outputs": parallel.gather(outputs)})
+  mask = rows.pop("mask")
+  return {name: array[mask] for name, array in rows.items()}
+
+
+def _check_stop(should_stop: Callable[[], bool], description: str) -> None:
+  if parallel.any_process(should_stop()):
+    raise interrupts.Interrupted(
+      f"{description}: not finished; it begins anew when the run goes on"
+    )
 
 
 def _check_finite(logits: np.ndarray, video_ids: list[str]) -> None:

@@ -5,7 +5,7 @@ know which it is.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import grain
 import ml_collections
 import numpy as np
 
-from twostream_jax.data import augment, input_pipeline
+from twostream_jax.data import augment, input_pipeline, sampling
 from twostream_jax.data.combine import CombinedSource
 from twostream_jax.data.dataset import VideoDataset, open_dataset
 from twostream_jax.data.features import (
@@ -22,8 +22,10 @@ from twostream_jax.data.features import (
   read_features,
 )
 from twostream_jax.data.input_pipeline import (
+  ALL,
   EvalTransform,
   FrameTransform,
+  Share,
   TrainTransform,
 )
 from twostream_jax.flow.spec import require_equal
@@ -42,6 +44,8 @@ class VideoInputs:
     train: how a training sample is drawn.
     evaluation: the views of the test protocol.
     threads: that decode.
+    balanced: whether classes are drawn uniformly for training, see
+      `sampling.BalancedOrder`.
   """
 
   sources: Mapping[str, Any]
@@ -49,6 +53,7 @@ class VideoInputs:
   evaluation: EvalTransform
   threads: int
   second: Any = None
+  balanced: bool = False
 
   def example(self) -> dict[str, np.ndarray]:
     """A batch of one sample: zeros of the shapes that training sees."""
@@ -64,7 +69,7 @@ class VideoInputs:
     return batch
 
   def train_batches(
-    self, split: str, *, batch_size: int, seed: int
+    self, split: str, *, batch_size: int, seed: int, **part: Any
   ) -> grain.IterDataset:
     """Endless shuffled batches; see `input_pipeline.train_batches`."""
     source = self.sources[split]
@@ -76,27 +81,36 @@ class VideoInputs:
       batch_size=batch_size,
       seed=seed,
       threads=self.threads,
+      order=_order(source, seed, self.balanced),
+      **part,
     )
 
   def eval_batches(
-    self, split: str, *, batch_size: int, quick: bool = False
+    self,
+    split: str,
+    *,
+    batch_size: int,
+    quick: bool = False,
+    share: Share = ALL,
   ) -> grain.IterDataset:
     """Every video once, with a view axis; see `input_pipeline.eval_batches`.
 
     Args:
       split: of the dataset.
-      batch_size: videos a batch.
+      batch_size: videos a batch, over all processes.
       quick: one centre view, for curves, instead of the test protocol.
+      share: the part that this process reads.
     """
     return input_pipeline.eval_batches(
       self.sources[split],
       self._views(quick),
       batch_size=batch_size,
       threads=self.threads,
+      share=share,
     )
 
   def frame_batches(
-    self, split: str, *, num_frames: int, batch_size: int
+    self, split: str, *, num_frames: int, batch_size: int, share: Share = ALL
   ) -> grain.IterDataset:
     """Every video once, as evenly spaced windows: see `FrameTransform`."""
     transform = FrameTransform(
@@ -110,6 +124,7 @@ class VideoInputs:
       transform,
       batch_size=batch_size,
       threads=self.threads,
+      share=share,
     )
 
   def num_videos(self, split: str) -> int:
@@ -138,10 +153,12 @@ class FeatureInputs:
   Attributes:
     sources: random access to the features of each split.
     description: of the features, in words.
+    balanced: as in `VideoInputs`.
   """
 
   sources: Mapping[str, FeatureSource]
   description: str
+  balanced: bool = False
 
   def example(self) -> dict[str, np.ndarray]:
     """A batch of one sample: zeros of the shapes that training sees."""
@@ -153,20 +170,36 @@ class FeatureInputs:
     }
 
   def train_batches(
-    self, split: str, *, batch_size: int, seed: int
+    self, split: str, *, batch_size: int, seed: int, **part: Any
   ) -> grain.IterDataset:
     """Endless shuffled batches; see `input_pipeline.train_batches`."""
+    source = self.sources[split]
     return input_pipeline.train_batches(
-      self.sources[split], None, batch_size=batch_size, seed=seed, threads=1
+      source,
+      None,
+      batch_size=batch_size,
+      seed=seed,
+      threads=1,
+      order=_order(source, seed, self.balanced),
+      **part,
     )
 
   def eval_batches(
-    self, split: str, *, batch_size: int, quick: bool = False
+    self,
+    split: str,
+    *,
+    batch_size: int,
+    quick: bool = False,
+    share: Share = ALL,
   ) -> grain.IterDataset:
     """Every video once, its sequence as the one view."""
     del quick  # There is one view of a sequence.
     return input_pipeline.eval_batches(
-      self.sources[split], _as_view, batch_size=batch_size, threads=1
+      self.sources[split],
+      _as_view,
+      batch_size=batch_size,
+      threads=1,
+      share=share,
     )
 
   def num_videos(self, split: str) -> int:
@@ -180,6 +213,11 @@ class FeatureInputs:
 
 
 Inputs = VideoInputs | FeatureInputs
+
+
+def _order(source, seed: int, balanced: bool) -> Callable[[int], int] | None:
+  """The order of training videos; None is that of shuffled epochs."""
+  return sampling.BalancedOrder(source.labels, seed) if balanced else None
 
 
 def _as_view(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +236,16 @@ def create_inputs(
   data: VideoDataset,
   workdir: Path,
 ) -> Inputs:
-  """Where a stage's batches come from."""
+  """Where a stage's batches come from.
+
+  Raises:
+    ValueError: a setting is not known or out of range; the message names it.
+    FeatureError: features that the stage reads are not there or do not fit.
+  """
+  if config[name].balanced and data.multi_label:
+    raise ValueError(
+      f"config.{name}.balanced is for sets with one label a clip"
+    )
   if config[name].kind != "features":
     return create_video_inputs(config, name, data)
   sources = {}
@@ -210,7 +257,9 @@ def create_inputs(
       if sets[source] is None:
         raise FeatureError(f"no features in {path}; run {source!r} first")
     sources[split] = FeatureSource(sets)
-  return FeatureInputs(sources, protocol(config, name, data))
+  return FeatureInputs(
+    sources, protocol(config, name, data), balanced=config[name].balanced
+  )
 
 
 def create_video_inputs(
@@ -236,7 +285,13 @@ def create_video_inputs(
     train=input_pipeline.TrainTransform(
       spec=spec,
       num_segments=stage.input.num_segments,
-      crop=create_crop(stage.input),
+      crop=augment.create_crop(
+        stage.input.crop,
+        scale=tuple(stage.input.crop_scale),
+        max_ratio=stage.input.max_ratio,
+        corner_scales=tuple(stage.input.corner_scales),
+        max_distort=stage.input.max_distort,
+      ),
       flip=stage.input.flip,
       rgb_jitter=stage.input.rgb_jitter,
       num_classes=len(data.class_names),
@@ -249,26 +304,8 @@ def create_video_inputs(
       num_classes=len(data.class_names),
     ),
     threads=config.data.threads,
+    balanced=stage.balanced,
   )
-
-
-def create_crop(settings: ml_collections.ConfigDict) -> augment.Crop:
-  """How training crops are drawn.
-
-  Raises:
-    ValueError: a setting is not known or out of range.
-  """
-  crops = {
-    "random": lambda: augment.RandomCrop(
-      tuple(settings.crop_scale), settings.max_ratio
-    ),
-    "corner": lambda: augment.CornerCrop(
-      tuple(settings.corner_scales), settings.max_distort
-    ),
-  }
-  if settings.crop not in crops:
-    raise ValueError(f"input.crop={settings.crop!r} is not in {tuple(crops)}")
-  return crops[settings.crop]()
 
 
 def protocol(

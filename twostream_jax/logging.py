@@ -1,20 +1,30 @@
-"""Metrics of a stage: JSON lines, and TensorBoard events beside them."""
+"""Metrics of a stage: JSON lines, and TensorBoard events beside them.
+
+metrics.jsonl  what the seed and the data determine, bit by bit
+timing.jsonl   how fast it went
+tensorboard/   both, and samples of the input
+"""
 
 import json
 import os
 from pathlib import Path
+from typing import TextIO
 
+import numpy as np
 import tensorboardX
 
 FILENAME = "metrics.jsonl"
+TIMING = "timing.jsonl"
 
 
-def read_metrics(directory: str | os.PathLike) -> list[dict]:
+def read_metrics(
+  directory: str | os.PathLike, filename: str = FILENAME
+) -> list[dict]:
   """Records of a stage, oldest first; none where there is no file.
 
   A last line that a kill cut off is left out.
   """
-  path = Path(directory) / FILENAME
+  path = Path(directory) / filename
   if not path.exists():
     return []
   records = []
@@ -36,25 +46,57 @@ class MetricsLogger:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / FILENAME
-    kept = [r for r in read_metrics(directory) if r["step"] <= resume_step]
-    temporary = path.with_name(f".{FILENAME}.tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(temporary, path)
-    self._file = path.open("a")
+    self._metrics = _open(directory, FILENAME, resume_step)
+    self._timing = _open(directory, TIMING, resume_step)
     self._events = tensorboardX.SummaryWriter(
       str(directory / "tensorboard"), purge_step=resume_step + 1
     )
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes one record; it is on disk when this returns."""
-    record = {"step": step, "split": split, **values}
-    self._file.write(json.dumps(record) + "\n")
-    self._file.flush()
+    self._append(self._metrics, step, split, values)
+
+  def write_timing(self, step: int, values: dict[str, float]) -> None:
+    """Writes how fast training was in the steps up to this one."""
+    self._append(self._timing, step, "timing", values)
+
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Shows an image in TensorBoard: RGB uint8 [h w 3]."""
+    self._events.add_image(name, image, step, dataformats="HWC")
+
+  def _append(self, file, step, split, values) -> None:
+    file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+    file.flush()
     for name, value in values.items():
       self._events.add_scalar(f"{split}/{name}", value, step)
 
   def close(self) -> None:
-    """Flushes and closes both files."""
-    self._file.close()
+    """Flushes and closes all files."""
+    self._metrics.close()
+    self._timing.close()
     self._events.close()
+
+
+class NoLogger:
+  """In the place of `MetricsLogger` where another process writes."""
+
+  def write(self, step: int, split: str, values: dict[str, float]) -> None:
+    """Does nothing."""
+
+  def write_timing(self, step: int, values: dict[str, float]) -> None:
+    """Does nothing."""
+
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
+def _open(directory: Path, filename: str, resume_step: int) -> TextIO:
+  records = read_metrics(directory, filename)
+  kept = [r for r in records if r["step"] <= resume_step]
+  temporary = directory / f".{filename}.tmp"
+  temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+  os.replace(temporary, directory / filename)
+  return (directory / filename).open("a")

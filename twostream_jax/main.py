@@ -4,18 +4,31 @@
 
 Run it again to resume. Any setting can be changed on the command line, as in
 --config.temporal.optim.learning_rate=0.001.
+
+Ends with 0 when all is done, 75 when a signal ended it and the same command
+will go on, and 1 for errors.
 """
 
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
+import jax
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from twostream_jax import checkpoints, results, run
+from twostream_jax import (
+  checkpoints,
+  interrupts,
+  launch,
+  parallel,
+  results,
+  run,
+  train,
+)
 from twostream_jax.data import annotations, builder, dataset, synthetic
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
@@ -27,6 +40,26 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default: runs/<name of the config>."
 )
 _STAGE = flags.DEFINE_string("stage", "", "Train and evaluate this stage only.")
+_PROFILE = flags.DEFINE_integer(
+  "profile", 0, "Steps of each stage to trace into WORKDIR/STAGE/profile."
+)
+_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  None,
+  "Folder of compiled programs; default: of the user.",
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join the other processes of a SLURM job or TPU pod."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, to join processes by hand."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Processes of the run, to join them by hand."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0."
+)
 
 # What a user can mend; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (
@@ -53,6 +86,12 @@ def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
         f"{error}\nBuild the dataset first, for example with\n"
         f"  {config.data.build_command}\n"
         "or name its folder with --config.data.dir=DIR"
+      ) from error
+    if jax.process_count() > 1:
+      raise dataset.DatasetNotFoundError(
+        f"{error}\nOne process has to build the synthetic dataset: run the"
+        " command without the other processes once, until the first stage"
+        " begins"
       ) from error
     build_synthetic(config)
     data = dataset.open_dataset(config.data.dir)
@@ -114,17 +153,40 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv) -> None:
   """Runs the config given by the flags."""
-  absl_logging.set_verbosity(absl_logging.WARNING)
+  # What libraries log as an error they raise as well, and we put it in words.
+  absl_logging.set_verbosity(absl_logging.FATAL)
   if len(argv) > 1:
     sys.exit(f"twostream_jax.main: not a flag: {' '.join(argv[1:])}")
   config = _CONFIG.value
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value or Path("runs") / name)
   try:
+    launch.cache_compilations(_CACHE.value)
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+      launch.join_processes(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+      )
     data = open_or_build(config)
-    outcome = run.train_and_evaluate(config, workdir, data, _STAGE.value)
+    with interrupts.catch_signals() as should_stop:
+      watch = train.Watch(should_stop, _PROFILE.value)
+      outcome = run.train_and_evaluate(
+        config, workdir, data, _STAGE.value, watch
+      )
   except _USER_ERRORS as error:
     sys.exit(f"twostream_jax.main: {error}")
+  except interrupts.Interrupted as stop:
+    print(f"twostream_jax.main: ended by a signal: {stop}", file=sys.stderr)
+    sys.exit(interrupts.EXIT_CODE)
+  if parallel.is_primary():
+    conclude(config, workdir, outcome)
+
+
+def conclude(
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  outcome: dict[str, Any] | None,
+) -> None:
+  """Prints how the run ended."""
   if outcome is None:
     print(f"Stage {_STAGE.value!r} is done; other stages are still to be run.")
     return

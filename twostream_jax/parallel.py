@@ -1,11 +1,15 @@
 """Data parallelism over all devices: the only module that names pmap."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = "replica"
 
@@ -15,18 +19,47 @@ def num_replicas() -> int:
   return jax.device_count()
 
 
-def check_batch_size(name: str, batch_size: int) -> None:
+def is_primary() -> bool:
+  """Whether this process writes the files that all share."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits for all processes to come here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+  """Whether a flag is set in any process; all must ask together."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def check_batch_size(
+  name: str, batch_size: int, micro_batches: int = 1
+) -> None:
   """Refuses a global batch that does not divide over the devices.
+
+  Args:
+    name: of the setting.
+    batch_size: examples a batch.
+    micro_batches: parts of it that pass through the network one by one.
 
   Raises:
     ValueError: names the setting and the nearest sizes that fit.
   """
-  n = num_replicas()
+  if micro_batches < 1:
+    raise ValueError(f"micro_batches={micro_batches} must be at least 1")
+  n = num_replicas() * micro_batches
   if batch_size < 1 or batch_size % n:
     below, above = batch_size // n * n, (batch_size // n + 1) * n
     fitting = f"{below} or {above}" if below > 0 else f"{above}"
+    parts = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
     raise ValueError(
-      f"{name}={batch_size} does not divide over {n} devices: use {fitting}"
+      f"{name}={batch_size} does not divide over {num_replicas()}"
+      f" devices{parts}: use {fitting}"
     )
 
 
@@ -48,13 +81,84 @@ def unreplicate(tree: Any) -> Any:
   return jax.tree.map(first, tree)
 
 
-def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Splits [b ...] into [local devices, b / local devices, ...]."""
+def shard(
+  batch: Mapping[str, np.ndarray], micro_batches: int = 1
+) -> dict[str, np.ndarray]:
+  """Splits this process's part of a batch over its devices.
+
+  Args:
+    batch: [b ...]; with k micro-batches the first of them, then the second and
+      so on.
+    micro_batches: k.
+
+  Returns:
+    [local devices, b / local devices, ...], or with micro-batches [local
+    devices, k, b / k / local devices, ...].
+  """
   n = jax.local_device_count()
-  return {
-    name: array.reshape((n, array.shape[0] // n) + array.shape[1:])
-    for name, array in batch.items()
-  }
+
+  def split(x):
+    if micro_batches == 1:
+      return x.reshape((n, x.shape[0] // n) + x.shape[1:])
+    parts = x.reshape((micro_batches, n, -1) + x.shape[1:])
+    return np.ascontiguousarray(parts.swapaxes(0, 1))
+
+  return {name: split(array) for name, array in batch.items()}
+
+
+@contextlib.contextmanager
+def prefetch(
+  batches: Iterable[Mapping[str, np.ndarray]],
+  *,
+  micro_batches: int = 1,
+  depth: int = 2,
+) -> Iterator[Iterator[tuple[np.ndarray, dict[str, jax.Array]]]]:
+  """Sends batches to the devices while those compute.
+
+  Args:
+    batches: dicts of arrays [b ...] and "video_id".
+    micro_batches: see `shard`.
+    depth: batches that lie ready on the devices.
+
+  Yields:
+    An iterator of the video ids [b] and the arrays, laid out as the mapped
+    steps take them. An error of `batches` comes out of it in its turn.
+  """
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  ready = queue.Queue(maxsize=depth)
+  ended = threading.Event()
+
+  def put(item) -> None:
+    while not ended.is_set():
+      with contextlib.suppress(queue.Full):
+        return ready.put(item, timeout=0.1)
+
+  def send() -> None:
+    try:
+      for batch in batches:
+        arrays = dict(batch)
+        ids = arrays.pop("video_id")
+        put((ids, jax.device_put(shard(arrays, micro_batches), layout)))
+        if ended.is_set():
+          return
+      put(None)
+    except BaseException as error:
+      put(error)
+
+  def receive():
+    while (item := ready.get()) is not None:
+      if isinstance(item, BaseException):
+        raise item
+      yield item
+
+  thread = threading.Thread(target=send, name="prefetch", daemon=True)
+  thread.start()
+  try:
+    yield receive()
+  finally:
+    ended.set()
+    thread.join()
 
 
 def pmap_train_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,3 +187,34 @@ def gather(sharded: jax.Array) -> np.ndarray:
   """[devices, b, ...] of this process to [devices * b, ...] on the host."""
   host = np.asarray(sharded)
   return host.reshape((-1,) + host.shape[2:])
+
+
+def gather_processes(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Rows of a batch of all processes, on each of them, in order.
+
+  Args:
+    rows: [b ...] by name, of one length in every process; numbers, truth
+      values or texts.
+
+  Returns:
+    [processes * b ...] by name.
+  """
+  if jax.process_count() == 1:
+    return {name: np.asarray(array) for name, array in rows.items()}
+  texts = {
+    k: np.asarray(x) for k, x in rows.items() if np.asarray(x).dtype.kind == "U"
+  }
+  others = {k: np.asarray(x) for k, x in rows.items() if k not in texts}
+  gathered = multihost_utils.process_allgather(others, tiled=True)
+  return gathered | {k: _gather_texts(x) for k, x in texts.items()}
+
+
+def _gather_texts(texts: np.ndarray) -> np.ndarray:
+  # Devices know no texts: code points, padded to the longest of all.
+  longest = multihost_utils.process_allgather(
+    np.array(texts.dtype.itemsize // 4)
+  )
+  padded = np.ascontiguousarray(texts.astype(f"<U{longest.max()}"))
+  codes = padded.view(np.uint32).reshape(len(texts), -1)
+  found = np.asarray(multihost_utils.process_allgather(codes, tiled=True))
+  return np.ascontiguousarray(found).view(f"<U{longest.max()}")[:, 0]

@@ -20,6 +20,7 @@ from twostream_jax.flow import spec as flow_spec
 from twostream_jax.scores import Scores
 from twostream_jax.workdir import scores_path, write_text
 
+RESULTS_FILE = "results.json"
 UNFITTED = ("average", "average_logits", "weighted")
 
 
@@ -83,9 +84,14 @@ def conclude(
   if first.multi_label:
     results["left_out"] = left_out(first, data.class_names)
   text = json.dumps(results, indent=2, allow_nan=False)
-  write_text(workdir / "results.json", text + "\n")
+  write_text(workdir / RESULTS_FILE, text + "\n")
   write_report(config, workdir, data, results, streams, fused, weights)
   return results
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+  """What `conclude` wrote."""
+  return json.loads((workdir / RESULTS_FILE).read_text())
 
 
 def load_streams(

@@ -26,7 +26,13 @@ from twostream_jax import (
 from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.data.features import read_features, write_features
 from twostream_jax.flow import spec as flow_spec
-from twostream_jax.workdir import features_path, scores_path, write_config
+from twostream_jax.selection import Selection
+from twostream_jax.workdir import (
+  check_config_file,
+  features_path,
+  scores_path,
+  write_config,
+)
 
 
 def train_and_evaluate(
@@ -34,6 +40,7 @@ def train_and_evaluate(
   workdir: str | os.PathLike,
   data: VideoDataset,
   only_stage: str = "",
+  watch: train.Watch = train.Watch(),  # noqa: B008, it is frozen
 ) -> dict[str, Any] | None:
   """Trains what is not trained, evaluates, fuses and reports.
 
@@ -42,6 +49,7 @@ def train_and_evaluate(
     workdir: folder of the run; begun, resumed or found finished.
     data: the dataset.
     only_stage: name of the only stage to train and evaluate; "" is all.
+    watch: how the run is watched.
 
   Returns:
     The contents of results.json, or None where the scores of some stage are
@@ -51,18 +59,27 @@ def train_and_evaluate(
     ValueError: a setting is wrong; the message names it.
     ConfigMismatchError: the workdir was begun with other settings.
     FlowSpecError: a stage was trained on flow of another kind.
+    Interrupted: the run was asked to end; what is done is saved.
   """
   check_config(config, data, only_stage)
   workdir = Path(workdir)
   check_trained_flow(config, workdir, data)
-  write_config(workdir, {"config": config.to_dict(), "dataset": identity(data)})
+  settings = {"config": config.to_dict(), "dataset": identity(data)}
+  check_config_file(workdir, settings)
+  # Nobody writes before all have looked.
+  parallel.barrier("settings")
+  if parallel.is_primary():
+    write_config(workdir, settings)
   for name in (only_stage,) if only_stage else config.stages:
     if any(missing_splits(config, name, workdir, data)):
-      compute_features(config, name, workdir, data)
-      run_stage(config, name, workdir, data)
+      compute_features(config, name, workdir, data, watch)
+      run_stage(config, name, workdir, data, watch)
   if any(missing_splits(config, name, workdir, data) for name in config.stages):
     return None
-  return results.conclude(config, workdir, data)
+  if parallel.is_primary():
+    results.conclude(config, workdir, data)
+  parallel.barrier("results")
+  return results.read_results(workdir)
 
 
 def check_config(
@@ -85,13 +102,7 @@ def check_config(
         f"config.data.{key}={split!r}, but the dataset has the splits"
         f" {sorted(data.sources)}"
       )
-  cadence = config.train
-  if cadence.checkpoint_every % cadence.log_every:
-    raise ValueError(
-      f"config.train.checkpoint_every={cadence.checkpoint_every} must be a"
-      f" multiple of log_every={cadence.log_every}: a resumed run then writes"
-      " the same records"
-    )
+  check_selection(config)
   parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
   results.check_fusion(config, data)
   for name in config.stages:
@@ -144,11 +155,31 @@ def splits_to_score(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return tuple(dict.fromkeys(split for split in named if split))
 
 
+def check_selection(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError where the choice of a checkpoint can't work."""
+  metric = config.selection.metric
+  Selection(metric, config.selection.patience)
+  if not metric:
+    return
+  if not config.data.validation_split:
+    raise ValueError(
+      f"config.selection.metric={metric!r} needs config.data.validation_split"
+    )
+  cadence = config.train
+  if cadence.checkpoint_every % cadence.validate_every:
+    raise ValueError(
+      f"config.train.checkpoint_every={cadence.checkpoint_every} must be a"
+      f" multiple of validate_every={cadence.validate_every}, so that every"
+      " checkpoint has the metric that config.selection names"
+    )
+
+
 def run_stage(
   config: ml_collections.ConfigDict,
   name: str,
   workdir: Path,
   data: VideoDataset,
+  watch: train.Watch,
 ) -> None:
   """Trains a stage and writes its scores, as far as they are missing."""
   stage = stages.create_stage(config, name, data, workdir)
@@ -162,18 +193,23 @@ def run_stage(
     )
   )
   variables = parallel.replicate(
-    train.train_stage(stage, data, config, workdir / name, predict)
+    train.train_stage(stage, data, config, workdir / name, predict, watch)
   )
   for split in missing_splits(config, name, workdir, data):
     result = evaluate.evaluate(
       predict,
       variables,
-      stage.inputs.eval_batches(split, batch_size=config.eval.batch_size),
+      stage.inputs.eval_batches(
+        split, batch_size=config.eval.batch_size, share=train.share()
+      ),
       num_videos=stage.inputs.num_videos(split),
       protocol=stage.inputs.protocol(),
       description=f"{name}, {split}",
+      should_stop=watch.should_stop,
     )
-    scores.save_scores(scores_path(workdir, name, split), result)
+    if parallel.is_primary():
+      scores.save_scores(scores_path(workdir, name, split), result)
+    parallel.barrier(f"scores of {name}, {split}")
 
 
 def missing_splits(
@@ -203,6 +239,7 @@ def compute_features(
   name: str,
   workdir: Path,
   data: VideoDataset,
+  watch: train.Watch,
 ) -> None:
   """Stores the features that a stage reads, as far as they are missing."""
   if config[name].kind != "features":
@@ -236,20 +273,28 @@ def compute_features(
         split,
         num_frames=config.features.num_frames,
         batch_size=config.eval.batch_size,
+        share=train.share(),
       )
       num_videos = stage.inputs.num_videos(split)
-      write_features(
-        features_path(workdir, source, feature, split),
-        evaluate.extract(
-          predict,
-          variables,
-          batches,
-          num_videos=num_videos,
-          description=f"{source} {feature}, {split}",
-        ),
+      extracted = evaluate.extract(
+        predict,
+        variables,
+        batches,
         num_videos=num_videos,
-        description=description,
+        description=f"{source} {feature}, {split}",
+        should_stop=watch.should_stop,
       )
+      if parallel.is_primary():
+        write_features(
+          features_path(workdir, source, feature, split),
+          extracted,
+          num_videos=num_videos,
+          description=description,
+        )
+      else:
+        for _ in extracted:  # Its part of what the primary process writes.
+          pass
+      parallel.barrier(f"features of {source}, {split}")
 
 
 def describe_features(

@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from twostream_jax import (
   inputs,
@@ -25,6 +27,8 @@ from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
 
 KINDS = ("stream", "joint", "features")
+# What networks compute in; parameters, statistics and losses are float32.
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Stage:
   stop_frozen: Callable[[Any], Any]
   inputs: inputs.Inputs
   warm_start: Callable[[steps.TrainState], steps.TrainState]
+  micro_batches: int
+  ema_decay: float
+  precision: str
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
@@ -56,7 +63,41 @@ class Stage:
       self.tx,
       self.preprocess,
       self.inputs.example(),
+      keep_ema=self.ema_decay > 0.0,
     )
+
+  def describe(self, state: steps.TrainState) -> str:
+    """One line of what is trained on what, and how large it is."""
+    devices = jax.devices()
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    processes = jax.process_count()
+    batch = f"batch {self.batch_size}"
+    if self.micro_batches > 1:
+      batch += f" in {self.micro_batches} micro-batches"
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    return (
+      f"{self.name}: {kind}, {processes} process{'es' * (processes > 1)},"
+      f" {self.precision}; {batch}, {self.total_steps} steps;"
+      f" {parameters / 1e6:.2f} M parameters,"
+      f" {self.flops(state.variables) / 1e9:.3g} GFLOPs a clip"
+    )
+
+  def flops(self, variables: Mapping[str, Any]) -> float:
+    """Operations of a forward pass of one sample; a multiply-add is two.
+
+    XLA's count before optimisation, in which a loop counts as one turn.
+    """
+
+    @jax.jit
+    def forward(variables, sample):
+      return self.model.apply(variables, self.preprocess(sample), train=False)
+
+    costs = forward.lower(variables, self.inputs.example()).cost_analysis()
+    return costs["flops"]
+
+  def describe_inputs(self) -> dict[str, Any]:
+    """See `describe_preprocess`."""
+    return describe_preprocess(self.preprocess, self.inputs)
 
 
 def create_stage(
@@ -79,7 +120,13 @@ def create_stage(
   """
   stage = config[name]
   check_kind(config, name)
-  parallel.check_batch_size(f"config.{name}.batch_size", stage.batch_size)
+  parallel.check_batch_size(
+    f"config.{name}.batch_size", stage.batch_size, config.train.micro_batches
+  )
+  if not 0.0 <= stage.optim.ema_decay < 1.0:
+    raise ValueError(
+      f"config.{name}.optim.ema_decay={stage.optim.ema_decay} must be in [0, 1)"
+    )
   schedule = optim.create_schedule(
     stage.optim.schedule,
     learning_rate=stage.optim.learning_rate,
@@ -88,8 +135,11 @@ def create_stage(
     boundaries=stage.optim.boundaries,
     decay_factor=stage.optim.decay_factor,
   )
-  begin = warm_start.create(config, name, workdir)
   batches = inputs.create_inputs(config, name, data, workdir)
+  preprocess = create_preprocess(config, name, data, batches)
+  begin = warm_start.create(
+    config, name, data, workdir, describe_preprocess(preprocess, batches)
+  )
   return Stage(
     name=name,
     seed=config.seed,
@@ -99,12 +149,15 @@ def create_stage(
     tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,
     loss_fn=create_loss(config, name, data),
-    preprocess=create_preprocess(config, name, data, batches),
+    preprocess=preprocess,
     stop_frozen=functools.partial(
       optim.stop_frozen, multipliers=multipliers(stage.optim)
     ),
     inputs=batches,
     warm_start=begin,
+    micro_batches=config.train.micro_batches,
+    ema_decay=stage.optim.ema_decay,
+    precision=config.precision,
   )
 
 
@@ -141,26 +194,34 @@ def create_model(
 ) -> nn.Module:
   """The network of a stage."""
   stage = config[name]
+  if config.precision not in PRECISIONS:
+    raise ValueError(
+      f"config.precision={config.precision!r} is not in {tuple(PRECISIONS)}"
+    )
+  dtype = PRECISIONS[config.precision]
   if stage.kind == "features":
     return models.create_feature_model(
       stage.model.name,
       num_classes=num_classes,
       sources=tuple(stage.sources),
       dropout_rate=stage.model.dropout_rate,
-      axis_name=parallel.AXIS,
+      dtype=dtype,
       **stage.model.fields.to_dict(),
     )
   if stage.kind == "stream":
-    backbone = create_backbone(stage.model, num_classes)
+    backbone = create_backbone(stage.model, num_classes, dtype)
     return Stream(modality=stage.modality, backbone=backbone)
   spatial, temporal = (
-    create_backbone(config[tower].model, num_classes) for tower in stage.towers
+    create_backbone(config[tower].model, num_classes, dtype)
+    for tower in stage.towers
   )
-  return TwoStream(spatial=spatial, temporal=temporal, fusion=stage.model.name)
+  return TwoStream(
+    spatial=spatial, temporal=temporal, fusion=stage.model.name, dtype=dtype
+  )
 
 
 def create_backbone(
-  model: ml_collections.ConfigDict, num_classes: int
+  model: ml_collections.ConfigDict, num_classes: int, dtype: DTypeLike
 ) -> nn.Module:
   """The image network of a stream."""
   return models.create_model(
@@ -168,7 +229,9 @@ def create_backbone(
     num_classes=num_classes,
     width=model.width,
     dropout_rate=model.dropout_rate,
+    dtype=dtype,
     axis_name=parallel.AXIS,
+    sync_batch_norm=model.sync_batch_norm,
     **model.fields.to_dict(),
   )
 
@@ -244,3 +307,22 @@ def create_preprocess(
     flow_scale=warm_start.flow_scale(config, name, data.flow_spec.bound),
     subtract_mean_flow=stage.input.subtract_mean_flow,
   )
+
+
+def describe_preprocess(
+  preprocess: Callable[[steps.Batch], dict[str, jax.Array]],
+  batches: inputs.Inputs,
+) -> dict[str, Any]:
+  """JSON-ready: how a stage's pixels and motion become numbers.
+
+  It is stored with the weights, which mean nothing to other numbers. Empty
+  where a stage reads features.
+  """
+  if not isinstance(preprocess, steps.Preprocess):
+    return {}
+  modalities = batches.train.spec.modalities
+  return {
+    key: list(value) if isinstance(value, tuple) else value
+    for key, value in dataclasses.asdict(preprocess).items()
+    if any(modality in key for modality in modalities)
+  }

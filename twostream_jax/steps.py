@@ -21,17 +21,31 @@ Batch = Mapping[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-  """What training changes; everything a checkpoint needs of the model."""
+  """What training changes; everything a checkpoint needs of the model.
+
+  Attributes:
+    step: int32, batches seen.
+    skipped: int32, those of them that changed nothing: see `train_step`.
+    params: float32, whatever the compute dtype.
+    ema_params: their exponential moving average; {} where none is kept.
+    batch_stats: running statistics of batch norms.
+    opt_state: of the optimiser.
+  """
 
   step: jax.Array
+  skipped: jax.Array
   params: Any
+  ema_params: Any
   batch_stats: Any
   opt_state: Any
 
   @property
   def variables(self) -> dict[str, Any]:
-    """The collections that `model.apply` takes."""
-    return {"params": self.params, "batch_stats": self.batch_stats}
+    """What `model.apply` takes to predict: averaged parameters, if any."""
+    return {
+      "params": self.ema_params or self.params,
+      "batch_stats": self.batch_stats,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +146,7 @@ def create_train_state(
   tx: optax.GradientTransformation,
   preprocess: Callable[[Batch], dict[str, jax.Array]],
   batch: Batch,
+  keep_ema: bool = False,
 ) -> TrainState:
   """Initialises parameters for the shapes of one batch.
 
@@ -141,6 +156,7 @@ def create_train_state(
     tx: optimiser.
     preprocess: batches to the network's inputs, such as `Preprocess`.
     batch: a training batch; only its shapes matter.
+    keep_ema: whether to keep an average of the parameters.
   """
   inputs = {name: array[:1] for name, array in batch.items()}
 
@@ -150,7 +166,9 @@ def create_train_state(
     params = variables["params"]
     return TrainState(
       step=jnp.zeros((), jnp.int32),
+      skipped=jnp.zeros((), jnp.int32),
       params=params,
+      ema_params=jax.tree.map(jnp.copy, params) if keep_ema else {},
       batch_stats=variables.get("batch_stats", {}),
       opt_state=tx.init(params),
     )
@@ -169,13 +187,19 @@ def train_step(
   loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
   axis_name: str,
   stop_frozen: Callable[[Any], Any] = lambda params: params,
+  micro_batches: int = 1,
+  ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update from this replica's part of the global batch.
 
+  Where the loss or a gradient is not finite, the update is left out: only
+  `step` and `skipped` of the state change.
+
   Args:
     state: the same on every replica.
-    batch: "rgb" and / or "flow" uint8 [b t h w c], or features, with "label"
-      and "mask" bool [b].
+    batch: "rgb" and / or "flow" uint8 [b t h w c], or features, with "label",
+      "mask" bool [b] and "index" int32 [b]: each example's place in the global
+      batch, which its dropout depends on. With micro-batches [k b ...].
     rng: key of the whole run, the same on every replica and in every step.
     model: maps inputs to logits [b n] and features.
     tx: optimiser.
@@ -184,47 +208,101 @@ def train_step(
     axis_name: the axis over replicas.
     stop_frozen: parameters to the same, with gradients only of those that are
       trained.
+    micro_batches: k, parts of the batch that pass through the network one
+      after the other, for less memory; their gradients are added up. Batch
+      norm sees each part for itself.
+    ema_decay: of the average of the parameters, in [0, 1); 0 where the state
+      keeps none. Early on it is (1 + step) / (10 + step) if that is less.
 
   Returns:
-    The new state and sums over the global batch: loss, correct, count; and the
-    global gradient norm before clipping.
+    The new state and sums over the global batch: loss, correct, count; the
+    global gradient norm before clipping; whether all was "finite"; and steps
+    "skipped" so far.
   """
   rng = jax.random.fold_in(rng, state.step)
-  mask = batch["mask"].astype(jnp.float32)
-  count = jax.lax.psum(mask.sum(), axis_name)
+  count = jax.lax.psum(batch["mask"].astype(jnp.float32).sum(), axis_name)
 
-  def mean_loss(params):
+  def mean_loss(params, batch_stats, part):
     (logits, _), changed = model.apply(
-      {"params": stop_frozen(params), "batch_stats": state.batch_stats},
-      preprocess(batch),
+      {
+        "params": stop_frozen(params),
+        "batch_stats": batch_stats,
+        "batch": {"index": part["index"]},
+      },
+      preprocess(part),
       train=True,
       rngs={"dropout": rng},
       mutable=["batch_stats"],
     )
-    loss = (loss_fn(logits, batch["label"]) * mask).sum() / count
-    return loss, (logits, changed.get("batch_stats", {}))
+    mask = part["mask"].astype(jnp.float32)
+    # Divided by the global count, so that gradients of all parts add up.
+    loss = (loss_fn(logits, part["label"]) * mask).sum() / count
+    correct = (is_correct(logits, part["label"]) * mask).sum()
+    return loss, (correct, changed.get("batch_stats", {}))
 
-  (loss, (logits, batch_stats)), grads = jax.value_and_grad(
-    mean_loss, has_aux=True
-  )(state.params)
-  # Each replica's loss is already divided by the global count.
-  grads = jax.lax.psum(grads, axis_name)
+  def of_part(batch_stats, part):
+    (loss, (correct, batch_stats)), grads = jax.value_and_grad(
+      mean_loss, has_aux=True
+    )(state.params, batch_stats, part)
+    return batch_stats, (grads, loss, correct)
+
+  if micro_batches == 1:
+    batch_stats, local = of_part(state.batch_stats, batch)
+  else:
+    batch_stats, local = _sum_over_parts(
+      of_part, state.batch_stats, batch, state.params
+    )
+  grads, loss, correct = jax.lax.psum(local, axis_name)
   batch_stats = jax.lax.pmean(batch_stats, axis_name)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  correct = is_correct(logits, batch["label"]) * mask
-  metrics = {
-    "loss": jax.lax.psum(loss, axis_name) * count,
-    "correct": jax.lax.psum(correct.sum(), axis_name),
-    "count": count,
-    "grad_norm": optax.tree.norm(grads),
-  }
+  params = optax.apply_updates(state.params, updates)
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  kept = (state.params, state.ema_params, state.batch_stats, state.opt_state)
+  ema_params = _average(state.ema_params, params, state.step, ema_decay)
+  changed = (params, ema_params, batch_stats, opt_state)
+  params, ema_params, batch_stats, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), changed, kept
+  )
   new_state = TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    skipped=state.skipped + ~finite,
+    params=params,
+    ema_params=ema_params,
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
-  return new_state, metrics
+  return new_state, {
+    "loss": loss * count,
+    "correct": correct,
+    "count": count,
+    "grad_norm": grad_norm,
+    "finite": finite,
+    "skipped": new_state.skipped,
+  }
+
+
+def _sum_over_parts(of_part, batch_stats, batch, params):
+  """Runs (batch_stats, part) over the leading axis; adds up its results."""
+
+  def add(carry, part):
+    batch_stats, total = carry
+    batch_stats, more = of_part(batch_stats, part)
+    return (batch_stats, jax.tree.map(jnp.add, total, more)), None
+
+  nothing = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+  carry, _ = jax.lax.scan(add, (batch_stats, nothing), batch)
+  return carry
+
+
+def _average(ema_params, params, step, decay):
+  if not decay:
+    return ema_params
+  step = step.astype(jnp.float32)
+  share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(
+    lambda old, new: old + share * (new - old), ema_params, params
+  )
 
 
 def predict_step(

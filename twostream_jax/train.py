@@ -1,8 +1,8 @@
 """The one training loop: every stage of every recipe runs through it."""
 
+import dataclasses
 import functools
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ import tqdm
 from twostream_jax import (
   checkpoints,
   evaluate,
+  interrupts,
   logging,
   metrics,
   parallel,
+  samples,
   steps,
 )
 from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.data.input_pipeline import Share
+from twostream_jax.selection import Selection
 from twostream_jax.stages import Stage
+from twostream_jax.window import Window
 
 
 def is_due(step: int, every: int, total: int) -> bool:
@@ -29,6 +34,19 @@ def is_due(step: int, every: int, total: int) -> bool:
   Steps are counted from 1; the last step is always due.
   """
   return step % every == 0 or step == total
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """How a run is watched; nothing that it computes depends on it.
+
+  Attributes:
+    should_stop: whether the run was asked to end; asked again and again.
+    profile_steps: steps of each stage that a profiler trace shows; 0 is none.
+  """
+
+  should_stop: Callable[[], bool] = interrupts.never
+  profile_steps: int = 0
 
 
 class Validator:
@@ -40,7 +58,7 @@ class Validator:
     self._predict = predict
     self._protocol = stage.inputs.protocol(quick=True)
     self._batches = stage.inputs.eval_batches(
-      split, batch_size=batch_size, quick=True
+      split, batch_size=batch_size, quick=True, share=share()
     )
 
   def __call__(self, variables) -> dict[str, float]:
@@ -55,151 +73,262 @@ class Validator:
     return metrics.validation_metrics(result.logits, result.labels)
 
 
+def share() -> Share:
+  """The part of every batch that this process reads."""
+  return Share(jax.process_index(), jax.process_count())
+
+
 def train_stage(
   stage: Stage,
   data: VideoDataset,
   config: ml_collections.ConfigDict,
   directory: Path,
   predict: Callable[..., Any],
+  watch: Watch = Watch(),  # noqa: B008, it is frozen
 ) -> Any:
   """Trains a stage to its last step, from its newest checkpoint if any.
 
   Args:
     stage: what to train.
     data: the dataset.
-    config: of the run; `train`, `eval` and `data` are read.
+    config: of the run; `train`, `selection`, `eval` and `data` are read.
     directory: `workdir/<stage>`.
     predict: the stage's pmapped predict step, for validation.
+    watch: how the run is watched.
 
   Returns:
-    model variables of one replica.
+    model variables of one replica: those of the best checkpoint, where the
+    config names a metric to choose by, otherwise those of the last step.
 
   Raises:
-    FloatingPointError: the loss is not finite; names stage and step.
-    CheckpointError: the checkpoint is of another model.
+    FloatingPointError: the loss or a gradient is not finite; names stage, step
+      and videos.
+    CheckpointError: the checkpoint is of another model, or can't be written.
+    Interrupted: the run was asked to end; the state is saved.
   """
   with checkpoints.open_manager(
     directory / "checkpoints", keep=config.train.keep_checkpoints
   ) as manager:
-    start = manager.latest_step() or 0
-    if start >= stage.total_steps:
-      template = jax.eval_shape(stage.init_state)
-      return checkpoints.restore(manager, template, None).variables
-    batches = iter(
-      stage.inputs.train_batches(
-        config.data.train_split, batch_size=stage.batch_size, seed=stage.seed
-      )
+    found = checkpoints.restore_newest(
+      manager, jax.eval_shape(stage.init_state)
     )
-    if start:
-      template = jax.eval_shape(stage.init_state)
-      state = checkpoints.restore(manager, template, batches)
+    start = found.step if found else 0
+    selection = Selection(
+      config.selection.metric,
+      config.selection.patience,
+      logging.read_metrics(directory),
+      last_step=start,
+    )
+    if start >= stage.total_steps or selection.is_over():
+      state = found.state
+    else:
+      trainer = _Trainer(
+        stage, data, config, directory, predict, watch, manager, selection
+      )
+      state = trainer.run(found)
+      checkpoints.finish(manager)
+    if config.selection.metric:
+      return checkpoints.restore_variables(manager)
+    return state.variables
+
+
+class _Trainer:
+  """One training of one stage: the loop, and what happens beside it."""
+
+  def __init__(
+    self, stage, data, config, directory, predict, watch, manager, selection
+  ):
+    self._stage = stage
+    self._config = config
+    self._directory = directory
+    self._predict = predict
+    self._watch = watch
+    self._manager = manager
+    self._selection = selection
+    self._rng = jax.random.fold_in(jax.random.key(stage.seed), 1)
+    self._metadata = identity(data) | {
+      "config": config.to_dict(),
+      "inputs": stage.describe_inputs(),
+    }
+    self._flow_bound = data.flow_spec.bound
+
+  def run(self, found: checkpoints.Restored | None) -> steps.TrainState:
+    """Goes on from `found` to the end; the final state of one replica."""
+    start = found.step if found else 0
+    stage = self._stage
+    if found:
+      state = found.state
     else:
       state = stage.warm_start(stage.init_state())
-    validate = None
-    if config.data.validation_split:
-      validate = Validator(
-        stage,
-        config.data.validation_split,
-        predict,
-        config.eval.batch_size,
-      )
-    logger = logging.MetricsLogger(directory, resume_step=start)
-    save = functools.partial(checkpoints.save, manager, metadata=identity(data))
+    if parallel.is_primary():
+      tqdm.tqdm.write(stage.describe(state))
+    batches = stage.inputs.train_batches(
+      self._config.data.train_split,
+      batch_size=stage.batch_size,
+      seed=stage.seed,
+      start=start,
+      share=share(),
+      micro_batches=stage.micro_batches,
+    )
+    window = Window(
+      stage,
+      max_skipped=self._config.train.max_skipped_steps,
+      sums=found.progress["window"] if found else [],
+    )
+    logger = (
+      logging.MetricsLogger(self._directory, resume_step=start)
+      if parallel.is_primary()
+      else logging.NoLogger()
+    )
+    bar = tqdm.tqdm(
+      total=stage.total_steps,
+      initial=start,
+      desc=stage.name,
+      unit="step",
+      leave=False,
+      disable=not parallel.is_primary(),
+    )
     try:
-      state = _loop(
-        stage, state, batches, start, config.train, validate, logger, save
-      )
+      with (
+        bar,
+        parallel.prefetch(batches, micro_batches=stage.micro_batches) as ready,
+      ):
+        state = self._loop(state, start, ready, window, logger, bar)
     finally:
       logger.close()
-    manager.wait_until_finished()
-    return parallel.unreplicate(state).variables
+    return parallel.unreplicate(state)
 
-
-def _loop(stage, state, batches, start, cadence, validate, logger, save):
-  """Steps `start + 1` to the last; returns the replicated state."""
-  train_step = parallel.pmap_train_step(
-    functools.partial(
-      steps.train_step,
-      model=stage.model,
-      tx=stage.tx,
-      preprocess=stage.preprocess,
-      loss_fn=stage.loss_fn,
-      stop_frozen=stage.stop_frozen,
-    )
-  )
-  rng = jax.random.fold_in(jax.random.key(stage.seed), 1)
-  state = parallel.replicate(state)
-  total = stage.total_steps
-  window = _Window(stage)
-  bar = tqdm.tqdm(
-    total=total, initial=start, desc=stage.name, unit="step", leave=False
-  )
-  with bar:
+  def _loop(
+    self, state, start, ready: Iterator[Any], window, logger, bar
+  ) -> steps.TrainState:
+    """Steps `start + 1` to the last; returns the replicated state."""
+    cadence, total = self._config.train, self._stage.total_steps
+    train_step = self._pmap_step()
+    validate = self._validator()
+    profile = _Profile(self._directory, start, self._watch.profile_steps)
+    state = parallel.replicate(state)
     for step in range(start + 1, total + 1):
-      batch = window.wait_for(batches)
-      state, sums = train_step(state, parallel.shard(batch), rng)
-      window.add(step, sums)
+      ids, batch = window.wait_for(ready)
+      if step == 1:
+        self._show_inputs(batch, logger)
+      profile.before(step)
+      state, sums = train_step(state, batch, self._rng)
+      window.add(step, ids, sums)
+      profile.after(step, sums)
       bar.update()
       if is_due(step, cadence.log_every, total):
-        record = window.compute_and_reset()
+        record, timing = window.compute_and_reset()
         logger.write(step, "train", record)
-        bar.set_postfix(
-          loss=f"{record['loss']:.3f}", accuracy=f"{record['accuracy']:.3f}"
-        )
+        logger.write_timing(step, timing)
+        bar.set_postfix_str(_postfix(record, timing))
+      score = None
       if validate and is_due(step, cadence.validate_every, total):
-        logger.write(step, "validation", validate(state.variables))
-      if is_due(step, cadence.checkpoint_every, total):
-        save(step, parallel.unreplicate(state), batches)
-  return state
+        with window.pause():
+          record = validate(state.variables)
+        logger.write(step, "validation", record)
+        score = self._selection.add(step, record)
+      stopped = self._is_asked_to_stop(step)
+      over = step == total or self._selection.is_over()
+      if stopped or over or step % cadence.checkpoint_every == 0:
+        with window.pause():
+          self._save(step, state, window, score)
+      if over:
+        break
+      if stopped:
+        checkpoints.finish(self._manager)
+        raise interrupts.Interrupted(
+          f"stage {self._stage.name!r} is saved after step {step} of {total}"
+        )
+    profile.end()
+    return state
 
-
-class _Window:
-  """Sums of the steps since the last record, and where the time went."""
-
-  def __init__(self, stage: Stage):
-    self._stage = stage
-    self._reset()
-
-  def _reset(self):
-    self._sums = []
-    self._step = 0
-    self._waited = 0.0
-    self._began = time.perf_counter()
-
-  def wait_for(self, batches) -> dict[str, np.ndarray]:
-    began = time.perf_counter()
-    batch = dict(next(batches))
-    batch.pop("video_id")
-    self._waited += time.perf_counter() - began
-    return batch
-
-  def add(self, step: int, sums) -> None:
-    # Waiting for the step before this one keeps one step queued, no more.
-    if self._sums:
-      jax.block_until_ready(self._sums[-1])
-    self._sums.append(sums)
-    self._step = step
-
-  def compute_and_reset(self) -> dict[str, float]:
-    sums = parallel.unreplicate(self._sums)
-    loss, correct, count = (
-      float(np.sum([s[key] for s in sums]))
-      for key in ("loss", "correct", "count")
-    )
-    if not np.isfinite(loss):
-      raise FloatingPointError(
-        f"stage {self._stage.name!r}: the loss is not finite within the"
-        f" {len(sums)} steps up to {self._step}; lower"
-        f" config.{self._stage.name}.optim.learning_rate or set max_grad_norm"
+  def _pmap_step(self) -> Callable[..., Any]:
+    stage = self._stage
+    return parallel.pmap_train_step(
+      functools.partial(
+        steps.train_step,
+        model=stage.model,
+        tx=stage.tx,
+        preprocess=stage.preprocess,
+        loss_fn=stage.loss_fn,
+        stop_frozen=stage.stop_frozen,
+        micro_batches=stage.micro_batches,
+        ema_decay=stage.ema_decay,
       )
-    elapsed = time.perf_counter() - self._began
-    record = {
-      "loss": loss / count,
-      "accuracy": correct / count,
-      "learning_rate": float(self._stage.schedule(self._step - 1)),
-      "grad_norm": float(np.mean([s["grad_norm"] for s in sums])),
-      "clips_per_second": count / elapsed,
-      "data_wait": self._waited / elapsed,
-    }
-    self._reset()
-    return record
+    )
+
+  def _validator(self) -> Validator | None:
+    split = self._config.data.validation_split
+    if not split:
+      return None
+    batch_size = self._config.eval.batch_size
+    return Validator(self._stage, split, self._predict, batch_size)
+
+  def _show_inputs(self, batch, logger) -> None:
+    images = samples.draw(
+      jax.tree.map(np.asarray, batch), flow_bound=self._flow_bound
+    )
+    for name, image in images.items():
+      logger.write_image(0, f"input/{name}", image)
+
+  def _is_asked_to_stop(self, step: int) -> bool:
+    asked = self._watch.should_stop()
+    if jax.process_count() == 1:
+      return asked
+    # All have to end after the same step, and to ask costs a message.
+    total = self._stage.total_steps
+    if not is_due(step, self._config.train.log_every, total):
+      return False
+    return parallel.any_process(asked)
+
+  def _save(self, step, state, window, score) -> None:
+    window.settle()
+    checkpoints.save(
+      self._manager,
+      step,
+      parallel.unreplicate(state),
+      progress={
+        "next_batch": step,
+        "rng": jax.random.key_data(self._rng).tolist(),
+        "window": window.sums,
+      },
+      metadata=self._metadata,
+      score=score,
+    )
+
+
+def _postfix(record, timing) -> str:
+  return (
+    f"loss={record['loss']:.3f}, accuracy={record['accuracy']:.3f},"
+    f" {timing['clips_per_second']:.1f} clips/s,"
+    f" {timing['data_wait']:.0%} waiting for data"
+  )
+
+
+class _Profile:
+  """A profiler trace of some steps, after those that compile."""
+
+  _FIRST = 3
+
+  def __init__(self, directory: Path, start: int, count: int):
+    self._directory = directory / "profile"
+    self._steps = range(start + self._FIRST, start + self._FIRST + count)
+    self._on = False
+
+  def before(self, step: int) -> None:
+    """To be called before a step."""
+    if self._steps and step == self._steps[0]:
+      jax.profiler.start_trace(str(self._directory))
+      self._on = True
+
+  def after(self, step: int, result: Any) -> None:
+    """To be called after a step with anything that it computes."""
+    if self._on and step == self._steps[-1]:
+      jax.block_until_ready(result)
+      self.end()
+
+  def end(self) -> None:
+    """Ends the trace, if it is on."""
+    if self._on:
+      jax.profiler.stop_trace()
+      self._on = False

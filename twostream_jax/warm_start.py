@@ -9,32 +9,57 @@ import jax
 import ml_collections
 import numpy as np
 
-from twostream_jax import checkpoints, pretrained
+from twostream_jax import checkpoints, inputs, pretrained
+from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.flow import spec as flow_spec
 from twostream_jax.steps import TrainState
 
 TOWERS = ("spatial", "temporal")
 
 
 def create(
-  config: ml_collections.ConfigDict, name: str, workdir: Path
+  config: ml_collections.ConfigDict,
+  name: str,
+  data: VideoDataset,
+  workdir: Path,
+  numbers: Mapping[str, Any],
 ) -> Callable[[TrainState], TrainState]:
   """Returns what turns a fresh state into the one that training begins with.
 
-  A stream takes the file of weights that its settings name. The towers of a
-  joint stage take the weights of the stages they are named after, where those
-  were trained in this run, otherwise their files.
+  A stage takes the weights of the stage of its name in the run that
+  `config.init_from` names, as far as they fit. Otherwise a stream takes the
+  file of weights that its settings name, and the towers of a joint stage take
+  the weights of the stages they are named after, where those were trained in
+  this run, or their files.
+
+  Args:
+    config: of the run.
+    name: of the stage.
+    data: the dataset.
+    workdir: of the run.
+    numbers: JSON-ready, how pixels and motion become numbers in this run.
+
+  Raises:
+    ValueError: `config.init_from` is no run with one of the stages.
   """
+  load = []
   if config[name].kind == "stream":
-    load = functools.partial(_load_file, config, name, key="backbone")
+    load.append(functools.partial(_load_file, config, name, key="backbone"))
   elif config[name].kind == "joint":
-    load = functools.partial(_load_towers, config, name, workdir)
-  else:
-    return lambda state: state
+    load.append(functools.partial(_load_towers, config, name, workdir))
+  if config.init_from:
+    _check_run(config)
+    load.append(functools.partial(_load_run, config, name, data, numbers))
 
   def begin(state: TrainState) -> TrainState:
-    variables = load(state.variables)
+    variables = state.variables
+    for step in load:
+      variables = step(variables)
+    params = variables["params"]
     return state.replace(
-      params=variables["params"], batch_stats=variables["batch_stats"]
+      params=params,
+      ema_params=params if state.ema_params else {},
+      batch_stats=variables["batch_stats"],
     )
 
   return begin
@@ -142,6 +167,76 @@ def _load_towers(
       f"{name}: {key} network from stage {tower!r}, but for"
       f" {', '.join(fresh) or 'nothing'}"
     )
+  return result
+
+
+def _checkpoints(config: ml_collections.ConfigDict, name: str) -> Path:
+  return Path(config.init_from) / name / "checkpoints"
+
+
+def _check_run(config: ml_collections.ConfigDict) -> None:
+  if not any(_checkpoints(config, name).is_dir() for name in config.stages):
+    raise ValueError(
+      f"config.init_from={config.init_from!r} is no workdir of a run with one"
+      f" of the stages {tuple(config.stages)}"
+    )
+
+
+def _load_run(
+  config: ml_collections.ConfigDict,
+  name: str,
+  data: VideoDataset,
+  numbers: Mapping[str, Any],
+  variables: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Puts the weights of the stage of this name of another run in a network.
+
+  Raises:
+    FlowSpecError: those were trained on flow of another kind.
+    ValueError: they expect another normalisation, or nothing fits.
+  """
+  folder = _checkpoints(config, name)
+  found = checkpoints.read_metadata(folder)
+  if found is None:
+    print(f"{name}: not in {config.init_from}; begins as its settings say")
+    return dict(variables)
+  path, metadata = found
+  if inputs.uses_flow(config, name):
+    flow_spec.require_equal(
+      flow_spec.from_dict(metadata["flow_spec"]),
+      data.flow_spec,
+      model=str(path),
+      dataset=str(data.path),
+    )
+  theirs = metadata["inputs"]
+  differing = [key for key in numbers if theirs.get(key) != numbers[key]]
+  if differing:
+    listed = "\n".join(
+      f"  {key}: {theirs.get(key)} there, {numbers[key]} here"
+      for key in differing
+    )
+    raise ValueError(
+      f"the inputs of {path} were other numbers than those of stage {name!r};"
+      f" set them in config.{name}.input as they were there:\n{listed}"
+    )
+  with checkpoints.open_manager(
+    folder, keep=config.train.keep_checkpoints
+  ) as manager:
+    trained = checkpoints.restore_variables(manager)
+  fresh, result = [], {}
+  for kind, tree in variables.items():
+    result[kind] = _take(tree, trained[kind] or {}, "", fresh)
+  counts = [len(jax.tree.leaves(tree)) for tree in (variables, trained)]
+  taken = counts[0] - len(fresh)
+  if not taken:
+    raise ValueError(
+      f"nothing of {path} fits the network of stage {name!r}: it is of another"
+      " kind or width"
+    )
+  print(
+    f"{name}: {taken} arrays from {path}; fresh: {', '.join(fresh) or 'none'};"
+    f" not used: {counts[1] - taken}"
+  )
   return result
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+CONFIG_FILE = "config.json"
 # A change of these does not change what is trained; all else is refused when a
 # run is resumed.
 FREE_KEYS = (
@@ -25,8 +26,8 @@ class ConfigMismatchError(ValueError):
   """The workdir was begun with other settings."""
 
 
-def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
-  """Writes config.json, or checks it where the run is resumed.
+def check_config_file(workdir: Path, settings: Mapping[str, Any]) -> None:
+  """Compares the settings with those that the run was begun with, if it was.
 
   Args:
     workdir: folder of the run.
@@ -36,23 +37,28 @@ def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
     ConfigMismatchError: a setting outside `FREE_KEYS` differs; the message
       names every such key with both values.
   """
+  path = workdir / CONFIG_FILE
+  if not path.exists():
+    return
   # Through JSON, so that tuples compare equal to what a file gives back.
-  resolved = json.loads(json.dumps(settings))
-  path = workdir / "config.json"
-  if path.exists():
-    ours, theirs = _flatten(resolved), _flatten(json.loads(path.read_text()))
-    changed = [
-      f"  {key}: {theirs.get(key)!r} in the workdir, {ours.get(key)!r} now"
-      for key in sorted(ours.keys() | theirs.keys())
-      if ours.get(key) != theirs.get(key) and not _is_free(key)
-    ]
-    if changed:
-      raise ConfigMismatchError(
-        f"{workdir} was begun with other settings:\n"
-        + "\n".join(changed)
-        + "\nUse the old settings, or another --workdir."
-      )
-  write_text(path, json.dumps(resolved, indent=2) + "\n")
+  ours = _flatten(json.loads(json.dumps(settings)))
+  theirs = _flatten(json.loads(path.read_text()))
+  changed = [
+    f"  {key}: {theirs.get(key)!r} in the workdir, {ours.get(key)!r} now"
+    for key in sorted(ours.keys() | theirs.keys())
+    if ours.get(key) != theirs.get(key) and not _is_free(key)
+  ]
+  if changed:
+    raise ConfigMismatchError(
+      f"{workdir} was begun with other settings:\n"
+      + "\n".join(changed)
+      + "\nUse the old settings, or another --workdir."
+    )
+
+
+def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
+  """Writes config.json: {"config": the resolved config, "dataset": ...}."""
+  write_text(workdir / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -107,13 +107,14 @@ def test_batches_have_the_contract_s_shapes(tiny):
 
 
 def test_batches_depend_on_seed_and_step_alone(tiny):
-  def batches(seed, threads):
+  def batches(seed, threads, start=0):
     return input_pipeline.train_batches(
       tiny.sources["train"],
       train_transform(),
       batch_size=5,
       seed=seed,
       threads=threads,
+      start=start,
     )
 
   first = take(batches(0, 1), 8)
@@ -122,13 +123,92 @@ def test_batches_depend_on_seed_and_step_alone(tiny):
   different = take(batches(1, 1), 1)[0]
   assert different["video_id"].tolist() != first[0]["video_id"].tolist()
 
-  iterator = iter(batches(0, 2))
-  for _ in range(5):
-    next(iterator)
-  state = iterator.get_state()
-  resumed = iter(batches(0, 1))
-  resumed.set_state(state)
-  assert_same(next(resumed), first[5])
+  later = take(batches(0, 2, start=5), 2)
+  assert_same(later[0], first[5])
+  assert_same(later[1], first[6])
+
+
+@pytest.mark.parametrize("processes, micro_batches", [(2, 1), (1, 3), (2, 3)])
+def test_processes_and_micro_batches_share_the_same_batches(
+  tiny, processes, micro_batches
+):
+  def batches(share, micro_batches):
+    return take(
+      input_pipeline.train_batches(
+        tiny.sources["train"],
+        train_transform(),
+        batch_size=12,
+        seed=0,
+        threads=1,
+        start=1,
+        share=share,
+        micro_batches=micro_batches,
+      ),
+      2,
+    )
+
+  whole = batches(input_pipeline.ALL, 1)
+  assert whole[0]["index"].tolist() == list(range(12))
+  shares = [
+    batches(input_pipeline.Share(i, processes), micro_batches)
+    for i in range(processes)
+  ]
+  for number, expected in enumerate(whole):
+    parts = [share[number] for share in shares]
+    # The first third of a process's part is of the first micro-batch.
+    first = parts[-1]["index"][: 12 // processes // micro_batches]
+    assert max(first) < 12 // micro_batches
+    joined = {k: np.concatenate([p[k] for p in parts]) for k in expected}
+    order = np.argsort(joined["index"])
+    assert_same({k: x[order] for k, x in joined.items()}, expected)
+
+
+def test_an_order_says_which_videos_are_seen(tiny):
+  batches = input_pipeline.train_batches(
+    tiny.sources["train"],
+    train_transform(),
+    batch_size=4,
+    seed=0,
+    threads=1,
+    start=1,
+    order=lambda position: 23 - position % 3,
+  )
+  source = tiny.sources["train"]
+  expected = [
+    input_pipeline.text(source[23 - p % 3]["video_id"]) for p in range(4, 8)
+  ]
+  (batch,) = take(batches, 1)
+  assert batch["video_id"].tolist() == expected
+  # The same video at another position is another sample.
+  assert not np.array_equal(batch["rgb"][0], batch["rgb"][3])
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, 16])
+def test_processes_evaluate_every_video_once(tiny, batch_size):
+  source = tiny.sources["test"]
+  transform = EvalTransform(BOTH, num_clips=1, num_crops=1, crop_fraction=0.9)
+  parts = [
+    list(
+      input_pipeline.eval_batches(
+        source,
+        transform,
+        batch_size=batch_size,
+        threads=1,
+        share=input_pipeline.Share(i, 2),
+      )
+    )
+    for i in range(2)
+  ]
+  # As many batches, also where one process has only padding.
+  assert len(parts[0]) == len(parts[1]) == -(-12 // batch_size)
+  seen = [
+    video_id
+    for both in zip(*parts, strict=True)
+    for batch in both
+    for video_id in batch["video_id"][batch["mask"]].tolist()
+  ]
+  expected = [source[i]["video_id"].decode() for i in range(len(source))]
+  assert seen == expected
 
 
 def test_every_epoch_shows_every_video_once_and_otherwise(tiny):

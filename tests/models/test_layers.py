@@ -17,9 +17,10 @@ from twostream_jax.models.layers import (
 )
 
 
-def _drop(x, key, rate=0.5, axis_name=None):
-  return Dropout(rate, axis_name).apply(
-    {}, x, deterministic=False, rngs={"dropout": key}
+def _drop(x, key, rate=0.5, index=None):
+  batch = {} if index is None else {"batch": {"index": index}}
+  return Dropout(rate).apply(
+    batch, x, deterministic=False, rngs={"dropout": key}
   )
 
 
@@ -61,23 +62,33 @@ def test_dropout_refuses_a_rate_outside_its_range(rate):
     Dropout(rate).apply({}, jnp.ones((1, 2)), deterministic=True)
 
 
-def test_dropout_drops_the_same_units_on_one_and_four_devices():
-  x = jnp.ones((8, 100))
-  key = jax.random.key(5)
-  replicas = jax.pmap(
-    functools.partial(_drop, axis_name="replica"),
-    axis_name="replica",
-    in_axes=(0, None),
-    devices=jax.devices()[:4],
-  )
-  split = replicas(x.reshape(4, 2, 100), key).reshape(8, 100)
-  np.testing.assert_array_equal(split, _drop(x, key))
+class _Nested(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return _Inner(name="inner")(x)
 
 
-def test_dropout_with_an_axis_initialises_without_the_axis():
+class _Inner(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return Dropout(0.5)(x, deterministic=False)
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_dropout_of_parts_of_a_batch_is_that_of_the_whole(segments):
+  x = jnp.ones((6 * segments, 100))
+  rngs = {"dropout": jax.random.key(5)}
+  whole = _Nested().apply({}, x, rngs=rngs).reshape(6, segments, 100)
+  for index in (jnp.array([4, 1]), jnp.array([0, 2, 3, 5])):
+    part = _Nested().apply(
+      {"batch": {"index": index}}, x[: len(index) * segments], rngs=rngs
+    )
+    np.testing.assert_array_equal(part.reshape(-1, segments, 100), whole[index])
+
+
+def test_dropout_initialises_without_a_batch():
   rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-  module = Dropout(0.5, "replica")
-  assert module.init(rngs, jnp.ones((2, 3)), deterministic=False) == {}
+  assert Dropout(0.5).init(rngs, jnp.ones((2, 3)), deterministic=False) == {}
 
 
 def test_dropout_keeps_the_dtype():

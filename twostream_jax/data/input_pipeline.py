@@ -304,6 +304,22 @@ def text(value: bytes | str) -> str:
   return value.decode() if isinstance(value, bytes) else str(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """Which part of every batch this process reads.
+
+  Attributes:
+    index: of the process, in 0..count - 1.
+    count: of the processes; each reads as many examples.
+  """
+
+  index: int = 0
+  count: int = 1
+
+
+ALL = Share()
+
+
 def train_batches(
   source,
   transform: TrainTransform | None,
@@ -311,28 +327,60 @@ def train_batches(
   batch_size: int,
   seed: int,
   threads: int,
+  start: int = 0,
+  share: Share = ALL,
+  micro_batches: int = 1,
+  order: Callable[[int], int] | None = None,
 ) -> grain.IterDataset:
   """Endless shuffled batches; every epoch shows every video once.
+
+  A batch is a function of the seed and its number: neither of threads, nor of
+  where training was interrupted, nor of how many processes read their parts.
 
   Args:
     source: random access to records.
     transform: a record to a sample; None where records are samples.
-    batch_size: videos a batch, over all devices.
+    batch_size: videos a batch, over all devices of all processes; a multiple
+      of the processes times the micro-batches.
     seed: of the order and of the samples.
     threads: decoding threads; each prepares a whole batch.
+    start: number of the first batch, from 0: those before were seen already.
+    share: the part that this process reads.
+    micro_batches: parts that a batch is taken in. The process gets its share
+      of the first, then of the second and so on.
+    order: position in the endless sequence of samples to the index of a video,
+      instead of shuffled epochs.
 
   Returns:
-    Batches of stacked samples. The iterator's state is its position.
+    Batches of stacked samples of this process. "index" int32 is each one's
+    place in the whole batch.
 
   Raises:
     ValueError: the split has no video.
   """
   if not len(source):
     raise ValueError("the training split has no video")
-  samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  if order is None:
+    samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  else:
+    # As long as an endless sequence can be; indices need no more memory.
+    positions = grain.MapDataset.range(2**62).seed(seed)
+    samples = positions.map(order).map(source.__getitem__)
   if transform is not None:
     samples = samples.random_map(transform)
-  return _threaded(samples.batch(batch_size, drop_remainder=True), threads)
+  part = batch_size // (micro_batches * share.count)
+  parts = samples.batch(part, drop_remainder=True)[share.index :: share.count]
+  if micro_batches > 1:
+    parts = parts.batch(micro_batches, drop_remainder=True).map(_flatten)
+  index = np.arange(batch_size, dtype=np.int32)
+  index = index.reshape(micro_batches, share.count, part)[:, share.index]
+  batches = parts.map(lambda batch: batch | {"index": index.reshape(-1)})
+  return _threaded(batches[start:], threads)
+
+
+def _flatten(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """[k b ...] to [k * b ...]."""
+  return {name: x.reshape((-1,) + x.shape[2:]) for name, x in batch.items()}
 
 
 def eval_batches(
@@ -341,29 +389,54 @@ def eval_batches(
   *,
   batch_size: int,
   threads: int,
+  share: Share = ALL,
 ) -> grain.IterDataset:
   """Every video once, in the order of the split; the last batch is padded.
 
   Padding repeats the last video with mask False, so that all batches have one
-  shape and every video counts exactly once.
+  shape and every video counts exactly once. All processes get as many batches,
+  a late one of them maybe of padding alone.
+
+  Args:
+    source: random access to records.
+    transform: a record to its views.
+    batch_size: videos a batch, over all devices of all processes; a multiple
+      of the processes.
+    threads: that decode; each prepares a whole batch.
+    share: the part of every batch that this process reads.
   """
-  videos = grain.MapDataset.source(source).map(transform)
-  batches = videos.batch(batch_size, drop_remainder=False)
-  return _threaded(
-    batches.map(lambda batch: pad_batch(batch, batch_size)), threads
-  )
+  part = batch_size // share.count
+  num_batches = -(-len(source) // batch_size)
+
+  def load(number: int) -> dict[str, np.ndarray]:
+    first = (number * share.count + share.index) * part
+    indices = range(first, min(first + part, len(source)))
+    # Any video serves as padding, where the split ends before this part.
+    views = [_as_sample(source[i], transform) for i in indices or (0,)]
+    batch = {
+      name: np.stack([view[name] for view in views]) for name in views[0]
+    }
+    return pad_batch(batch, part, count=len(indices))
+
+  return _threaded(grain.MapDataset.range(num_batches).map(load), threads)
+
+
+def _as_sample(record, transform) -> Mapping[str, Any]:
+  if isinstance(transform, grain.transforms.Map):
+    return transform.map(record)
+  return transform(record)
 
 
 def pad_batch(
-  batch: Mapping[str, np.ndarray], batch_size: int
+  batch: Mapping[str, np.ndarray], batch_size: int, *, count: int
 ) -> dict[str, np.ndarray]:
-  """Repeats the last example up to `batch_size`, with mask False."""
+  """Repeats the last example up to `batch_size`; mask is that of the count."""
   missing = batch_size - len(batch["mask"])
   padded = {
     name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
     for name, array in batch.items()
   }
-  padded["mask"][batch_size - missing :] = False
+  padded["mask"] = np.arange(batch_size) < count
   return padded
 
 

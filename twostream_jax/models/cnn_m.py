@@ -149,7 +149,7 @@ class CNNM(nn.Module):
       x.reshape(x.shape[0], -1),
       _HIDDEN,
       width=self.width,
-      dropout=Dropout(self.dropout_rate, self.axis_name),
+      dropout=Dropout(self.dropout_rate),
       last_rate=self.fc7_dropout_rate,
       dtype=self.dtype,
       train=train,

@@ -22,14 +22,12 @@ class ConcatFusion(nn.Module):
     sources: names of the streams whose features are read.
     dropout_rate: before the classifier.
     dtype: compute dtype; parameters are always float32.
-    axis_name: the pmap axis, or None.
   """
 
   num_classes: int
   sources: tuple[str, ...] = ("spatial", "temporal")
   dropout_rate: float = 0.5
   dtype: DTypeLike = jnp.float32
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -49,7 +47,7 @@ class ConcatFusion(nn.Module):
       ValueError: an input is missing or of a wrong kind.
     """
     x = jnp.concatenate(_means(inputs, self.sources), axis=-1)
-    dropout = Dropout(self.dropout_rate, self.axis_name)
+    dropout = Dropout(self.dropout_rate)
     logits = classifier(
       dropout(x, deterministic=not train), self.num_classes, self.dtype
     )
@@ -74,7 +72,6 @@ class RegularisedFusion(nn.Module):
     hidden: units of each source's hidden layer and of the fusion layer.
     dropout_rate: after the hidden layers and after the fusion layer.
     dtype: compute dtype; parameters are always float32.
-    axis_name: the pmap axis, or None.
   """
 
   num_classes: int
@@ -82,7 +79,6 @@ class RegularisedFusion(nn.Module):
   hidden: int = 200
   dropout_rate: float = 0.5
   dtype: DTypeLike = jnp.float32
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -102,7 +98,7 @@ class RegularisedFusion(nn.Module):
     Raises:
       ValueError: an input is missing or of a wrong kind.
     """
-    dropout = Dropout(self.dropout_rate, self.axis_name)
+    dropout = Dropout(self.dropout_rate)
     means = _means(inputs, self.sources)
     x = jnp.concatenate(
       _hidden(means, self.sources, self.hidden, self.dtype), axis=-1
@@ -133,7 +129,6 @@ class JointHybrid(nn.Module):
     dropout_rate: between the layers of an LSTM, after the sum and before the
       classifier.
     dtype: compute dtype; parameters are always float32.
-    axis_name: the pmap axis, or None.
   """
 
   num_classes: int
@@ -142,7 +137,6 @@ class JointHybrid(nn.Module):
   hidden: int = 200
   dropout_rate: float = 0.5
   dtype: DTypeLike = jnp.float32
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -162,7 +156,7 @@ class JointHybrid(nn.Module):
     Raises:
       ValueError: an input is missing or of a wrong kind.
     """
-    dropout = Dropout(self.dropout_rate, self.axis_name)
+    dropout = Dropout(self.dropout_rate)
     means = _means(inputs, self.sources)
     features = {}
     for source in self.sources:
@@ -171,7 +165,6 @@ class JointHybrid(nn.Module):
         bidirectional=False,
         dropout_rate=self.dropout_rate,
         dtype=self.dtype,
-        axis_name=self.axis_name,
         name=f"lstm_{source}",
       )(*read_frames(inputs, source), train=train)
     x = sum(_hidden(means, self.sources, self.hidden, self.dtype))

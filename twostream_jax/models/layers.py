@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
 MIN_SIZE = 64
@@ -17,27 +17,29 @@ LOGITS_INIT = nn.initializers.normal(stddev=0.01)
 
 
 class Dropout(nn.Module):
-  """Inverted dropout that does not depend on the number of devices.
+  """Inverted dropout that does not depend on how a batch is split.
 
   The mask of an example is a function of the 'dropout' key and the example's
-  index in the global batch only. A training run on one device and one on
-  eight therefore drop the same units, provided that every replica is given
-  the same key (and that the key is of JAX's default kind, threefry: with
+  index in the global batch only. A training run on one device, on eight, or in
+  micro-batches therefore drops the same units, provided that every part is
+  given the same key (and that the key is of JAX's default kind, threefry: with
   `rbg` keys a vmapped draw may depend on the batch).
+
+  Whoever applies a model to a part of a batch says which part it is, in the
+  collection "batch": {"index": int [b]}. Without it the part is the first.
+  Where x has t rows an example (its segments, one after the other), each row
+  has a mask of its own.
 
   Fields:
     rate: probability that a unit is dropped, in [0, 1). 0 is the identity and
       needs no key.
-    axis_name: the pmap axis over which the global batch is split, in order
-      and evenly; None where the batch is not split.
   """
 
   rate: float
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
-    """Drops units of x [b ...] and scales the others by 1 / (1 - rate).
+    """Drops units of x [b * t ...] and scales the others by 1 / (1 - rate).
 
     Raises:
       ValueError: rate is not in [0, 1).
@@ -53,12 +55,13 @@ class Dropout(nn.Module):
     draw = functools.partial(jax.random.bernoulli, p=keep, shape=x.shape[1:])
     return jnp.where(jax.vmap(draw)(keys), x / keep, 0).astype(x.dtype)
 
-  def _global_index(self, local_batch: int) -> Array:
-    index = jnp.arange(local_batch)
-    # Model.init runs outside pmap, where no axis is bound.
-    if self.axis_name is None or self.is_initializing():
-      return index
-    return lax.axis_index(self.axis_name) * local_batch + index
+  def _global_index(self, rows: int) -> Array:
+    # At the root, because a part of a batch is the same for every layer.
+    index = self.scope.root.get_variable("batch", "index")
+    if index is None:
+      return jnp.arange(rows)
+    segments = rows // index.shape[0]
+    return (index[:, None] * segments + jnp.arange(segments)[None]).reshape(-1)
 
 
 def local_response_normalisation(
@@ -226,7 +229,7 @@ def hidden_layers(
   features = {}
   after_last = dropout
   if last_rate is not None:
-    after_last = Dropout(last_rate, dropout.axis_name)
+    after_last = Dropout(last_rate)
   for name, units in hidden:
     x = nn.Dense(
       scale_width(units, width),

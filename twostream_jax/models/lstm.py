@@ -34,7 +34,6 @@ class LSTMClassifier(nn.Module):
       at all steps of a sequence or at none.
     dtype: compute dtype of the matrix products; the state and the parameters
       are always float32.
-    axis_name: the pmap axis, or None.
   """
 
   num_classes: int
@@ -44,7 +43,6 @@ class LSTMClassifier(nn.Module):
   bidirectional: bool = False
   dropout_rate: float = 0.5
   dtype: DTypeLike = jnp.float32
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -74,11 +72,10 @@ class LSTMClassifier(nn.Module):
       bidirectional=self.bidirectional,
       dropout_rate=self.dropout_rate,
       dtype=self.dtype,
-      axis_name=self.axis_name,
       name="lstm",
     )(x, valid, train=train)
     video = last if self.output == "last" else masked_mean(states, valid)
-    dropout = Dropout(self.dropout_rate, self.axis_name)
+    dropout = Dropout(self.dropout_rate)
     logits = classifier(
       dropout(video, deterministic=not train), self.num_classes, self.dtype
     )
@@ -95,7 +92,6 @@ class LSTMStack(nn.Module):
   bidirectional: bool
   dropout_rate: float
   dtype: DTypeLike
-  axis_name: str | None
 
   @nn.compact
   def __call__(
@@ -110,7 +106,7 @@ class LSTMStack(nn.Module):
     """
     if not self.hidden_sizes:
       raise ValueError("hidden_sizes needs at least one layer")
-    dropout = Dropout(self.dropout_rate, self.axis_name)
+    dropout = Dropout(self.dropout_rate)
     for layer, size in enumerate(self.hidden_sizes, start=1):
       if layer > 1:
         ones = jnp.ones((x.shape[0], x.shape[2]), x.dtype)

@@ -173,7 +173,7 @@ class ResNet(nn.Module):
       'pool' [b c'] after dropout, and the feature 'pool' before.
     """
     pool = conv.mean(axis=(1, 2))
-    dropout = Dropout(self.dropout_rate, self.axis_name)
+    dropout = Dropout(self.dropout_rate)
     return dropout(pool, deterministic=not train), {"pool": pool}
 
   @nn.compact

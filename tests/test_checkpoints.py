@@ -1,0 +1,175 @@
+"""Checkpoints: which stay, which count, and what damage does to them."""
+
+import errno
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from twostream_jax import checkpoints
+
+
+def state(value):
+  return {
+    "params": {"kernel": np.full((30, 40), value, np.float32)},
+    "ema_params": {},
+    "batch_stats": {},
+    "step": np.int32(value),
+  }
+
+
+def write(folder, scores, keep=2):
+  """Checkpoints 1, 2, ... with these scores."""
+  with checkpoints.open_manager(folder, keep=keep) as manager:
+    for step, score in enumerate(scores, start=1):
+      checkpoints.save(
+        manager,
+        step,
+        state(step),
+        progress={"next_batch": step, "window": [[0.1, step]]},
+        metadata={"step": step},
+        score=score,
+      )
+    checkpoints.finish(manager)
+
+
+@pytest.mark.parametrize(
+  "scores, kept, counts",
+  [
+    ([None] * 4, [3, 4], 4),
+    ([0.1, 0.9, 0.5, 0.2], [2, 3, 4], 2),
+    ([0.1, 0.2, 0.3, 0.9], [3, 4], 4),
+    # Of equals the first, also when the other is among the newest.
+    ([0.5, 0.9, 0.5, 0.9], [2, 3, 4], 2),
+  ],
+)
+def test_the_newest_and_the_best_stay_and_the_best_counts(
+  tmp_path, scores, kept, counts
+):
+  write(tmp_path / "c", scores)
+  with checkpoints.open_manager(tmp_path / "c", keep=2) as manager:
+    assert sorted(manager.all_steps()) == kept
+    assert checkpoints.chosen_step(manager) == counts
+    found = checkpoints.restore_variables(manager)["params"]["kernel"]
+    np.testing.assert_array_equal(found, state(counts)["params"]["kernel"])
+    newest = checkpoints.restore_newest(manager, state(0))
+    assert newest.step == 4 and newest.state["step"] == 4
+    assert newest.progress == {
+      "next_batch": 4,
+      "window": [[0.1, 4]],
+      "score": scores[-1],
+    }
+
+
+def test_no_checkpoint_is_none(tmp_path):
+  with checkpoints.open_manager(tmp_path / "c", keep=2) as manager:
+    assert checkpoints.restore_newest(manager, state(0)) is None
+    with pytest.raises(checkpoints.CheckpointError, match="no checkpoint"):
+      checkpoints.restore_variables(manager)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """Folder of the checkpoints 1 and 2."""
+  folder = tmp_path_factory.mktemp("two") / "checkpoints"
+  write(folder, [None, None])
+  return folder
+
+
+def cut_in_half(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def remove(path):
+  path.unlink()
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint 2")
+@pytest.mark.parametrize("damage", [cut_in_half, remove])
+def test_whatever_file_is_damaged_the_state_is_whole_or_the_one_before(
+  two, tmp_path, damage
+):
+  files = sorted(
+    path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file()
+  )
+  fell_back = 0
+  for index, file in enumerate(files):
+    folder = tmp_path / str(index) / "checkpoints"
+    shutil.copytree(two, folder)
+    damage(folder / file)
+    with checkpoints.open_manager(folder, keep=2) as manager:
+      found = checkpoints.restore_newest(manager, state(0))
+      # Some files are not needed to read: then nothing was lost.
+      assert found.progress["next_batch"] == found.step
+      for name, value in state(found.step)["params"].items():
+        np.testing.assert_array_equal(found.state["params"][name], value)
+      if found.step == 1:
+        fell_back += 1
+        aside = folder.parent / checkpoints.DAMAGED / "2"
+        assert aside.is_dir() and sorted(manager.all_steps()) == [1]
+        # Training comes to step 2 again, and may save it.
+        checkpoints.save(manager, 2, state(2), {"next_batch": 2}, {})
+        checkpoints.finish(manager)
+        assert checkpoints.restore_newest(manager, state(0)).step == 2
+  assert fell_back >= 4
+
+
+def test_a_damaged_checkpoint_is_warned_of(two, tmp_path):
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(two, folder)
+  cut_in_half(folder / "2" / "progress" / "progress.json")
+  with checkpoints.open_manager(folder, keep=2) as manager:
+    with pytest.warns(
+      UserWarning, match="checkpoint 2 .*can't be read.*before"
+    ):
+      assert checkpoints.restore_newest(manager, state(0)).step == 1
+    # Again at the same step: the name in the other folder is taken.
+    write(folder, [None, None])
+  cut_in_half(folder / "2" / "progress" / "progress.json")
+  with (
+    checkpoints.open_manager(folder, keep=2) as manager,
+    pytest.warns(UserWarning, match="damaged_checkpoints/2-1"),
+  ):
+    checkpoints.restore_newest(manager, state(0))
+
+
+def test_metadata_that_can_not_be_read_is_passed_over(two, tmp_path):
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(two, folder)
+  cut_in_half(folder / "2" / "metadata" / "metadata")
+  path, metadata = checkpoints.read_metadata(folder)
+  assert path == folder / "1" and metadata == {"step": 1}
+
+
+@pytest.mark.parametrize("found_out", ["before", "while writing"])
+def test_a_full_disk_is_explained_and_leaves_the_last_good_one(
+  two, tmp_path, monkeypatch, found_out
+):
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(two, folder)
+
+  def fail(*args, **kwargs):
+    raise ValueError(f"RESOURCE: {os.strerror(errno.ENOSPC)} [os_error 28]")
+
+  def almost_full(path):
+    return shutil._ntuple_diskusage(10**9, 10**9 - 4000, 4000)
+
+  with monkeypatch.context() as patched:
+    if found_out == "before":
+      patched.setattr(checkpoints.shutil, "disk_usage", almost_full)
+    else:
+      patched.setattr(checkpoints.ocp.JsonCheckpointHandler, "save", fail)
+      patched.setattr(checkpoints.ocp.JsonCheckpointHandler, "async_save", fail)
+    with (
+      checkpoints.open_manager(folder, keep=2) as manager,
+      pytest.raises(
+        checkpoints.CheckpointError,
+        match=r"No space left on device.*\nThe last good one is of step 2\.",
+      ),
+    ):
+      checkpoints.save(manager, 3, state(3), {"next_batch": 3}, {})
+      checkpoints.finish(manager)
+  with checkpoints.open_manager(folder, keep=2) as manager:
+    assert checkpoints.restore_newest(manager, state(0)).step == 2
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
