@@ -13,15 +13,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 import tensorflow_datasets as tfds
 
-from twostream_jax.data import records
+from twostream_jax.data import images, records
 from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
 
 FORMAT_VERSION = 2
 INFO_FILE = "dataset_info.json"
 METADATA_FILE = "metadata.json"
+
+
+# Beside those that encode.
+decode_rgb = images.decode_rgb
+decode_flow_codes = images.decode_flow_codes
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -198,18 +202,6 @@ def encode_rgb(frame: np.ndarray, quality: int) -> bytes:
   return _encode(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), quality)
 
 
-def decode_rgb(data: bytes) -> np.ndarray:
-  """Decodes a frame.
-
-  Returns:
-    RGB uint8 [h, w, 3].
-
-  Raises:
-    ValueError: `data` is no image.
-  """
-  return _decode(data, "RGB")
-
-
 def encode_flow(flow: np.ndarray, spec: FlowSpec) -> bytes:
   """Quantises and encodes a field as one gray JPEG, x left of y.
 
@@ -224,36 +216,9 @@ def encode_flow(flow: np.ndarray, spec: FlowSpec) -> bytes:
   return _encode(np.hstack([codes[..., 0], codes[..., 1]]), spec.quality)
 
 
-def decode_flow_codes(data: bytes) -> np.ndarray:
-  """Decodes a field; `dequantise` turns it into pixels.
-
-  Returns:
-    uint8 [h, w, 2], x then y.
-
-  Raises:
-    ValueError: `data` is no image.
-  """
-  return np.stack(decode_flow(data), axis=-1)
-
-
-def decode_flow(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Like `decode_flow_codes`, but x and y apart: uint8 [h, w] each."""
-  image = _decode(data, "GRAY")[..., 0]
-  width = image.shape[1] // 2
-  return image[:, :width], image[:, width:]
-
-
 def _encode(image: np.ndarray, quality: int) -> bytes:
   _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
   return data.tobytes()
-
-
-def _decode(data: bytes, colours: str) -> np.ndarray:
-  # The pixels are those of OpenCV, sooner; and damage is an error, not gray.
-  try:
-    return simplejpeg.decode_jpeg(data, colours)
-  except ValueError as error:
-    raise ValueError(f"{len(data)} bytes that are no image: {error}") from error
 
 
 def _find_dataset(path: Path) -> Path:

@@ -1,0 +1,194 @@
+"""What a model sees of a video: the windows it shows, decoded and cropped.
+
+Only the images of a window are read and decoded. Pixels are copied as seldom as
+can be, and most of that by OpenCV, which lets other threads run meanwhile: all
+of it may take a few per cent of the time that decoding takes.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from twostream_jax.data import augment, images, sampling
+from twostream_jax.flow import spec as flow_spec
+
+MODALITIES = ("rgb", "flow")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+  """What one look at a video gives a model.
+
+  Attributes:
+    modalities: which of "rgb" and "flow".
+    image_size: side of the square input, pixels.
+    stack_length: flow fields a stack, l; not used without flow.
+    flow_step: frames a field spans, from the dataset's FlowSpec.
+    short_clip: "loop" or "hold", see `sampling.stack_fields`.
+    direction: of the stacks, from the dataset's FlowSpec: "forward", or
+      "bidirectional" with l / 2 forward fields and then l / 2 backward ones,
+      see `sampling.bidirectional_fields`; l must then be even.
+  """
+
+  modalities: tuple[str, ...]
+  image_size: int
+  stack_length: int
+  flow_step: int
+  short_clip: str
+  direction: str = "forward"
+
+  def __post_init__(self):
+    unknown = set(self.modalities) - set(MODALITIES)
+    if unknown or not self.modalities:
+      raise ValueError(f"modalities {self.modalities} must be of {MODALITIES}")
+    if self.image_size < 1:
+      raise ValueError(f"image_size must be positive: {self.image_size}")
+    if "flow" in self.modalities and self.stack_length < 1:
+      raise ValueError(f"stack_length must be positive: {self.stack_length}")
+    if self.short_clip not in sampling.SHORT_CLIP_RULES:
+      raise ValueError(
+        f"short_clip={self.short_clip!r} is not in {sampling.SHORT_CLIP_RULES}"
+      )
+    if self.direction not in flow_spec.DIRECTIONS:
+      raise ValueError(
+        f"direction={self.direction!r} is not in {flow_spec.DIRECTIONS}"
+      )
+    halved = "flow" in self.modalities and self.direction == "bidirectional"
+    if halved and self.stack_length % 2:
+      raise ValueError(
+        f"input.stack_length={self.stack_length} must be even: the dataset's"
+        " flow is bidirectional, and half of a stack goes each way"
+      )
+
+  def num_starts(self, num_frames: int) -> int:
+    """Number of windows of a video of `num_frames` frames."""
+    length = self.stack_length if "flow" in self.modalities else 0
+    return sampling.num_starts(num_frames, length, self.flow_step)
+
+  def channels(self, modality: str) -> int:
+    """Channels of a frame, or of a stack."""
+    return {"rgb": 3, "flow": 2 * self.stack_length}[modality]
+
+  def empty(self, *leading: int) -> dict[str, np.ndarray]:
+    """Arrays for `load_views` to write in.
+
+    Args:
+      *leading: axes before those of height, width and channels.
+
+    Returns:
+      uint8, not initialised, for each modality.
+    """
+    side = self.image_size
+    return {
+      name: np.empty((*leading, side, side, self.channels(name)), np.uint8)
+      for name in self.modalities
+    }
+
+
+def load_views(
+  record: Mapping[str, Any],
+  spec: InputSpec,
+  starts: np.ndarray,
+  views: Sequence[augment.View],
+  out: Mapping[str, np.ndarray] | None = None,
+) -> Mapping[str, np.ndarray]:
+  """Decodes the windows at `starts`, each as seen by every view.
+
+  Args:
+    record: one example of the dataset, images encoded.
+    spec: what to load.
+    starts: int [t].
+    views: v crops.
+    out: arrays to write the result in, contiguous from the height on; None:
+      new ones.
+
+  Returns:
+    "rgb": uint8 [v t h w 3] and "flow": uint8 [v t h w 2l], interleaved
+    x1 y1 x2 y2 ..., as far as `spec.modalities` names them.
+
+  Raises:
+    ValueError: the video has no flow field, or an image can't be decoded.
+  """
+  out = out or spec.empty(len(views), len(starts))
+  num_frames = int(record["num_frames"])
+  if "rgb" in spec.modalities:
+    length = spec.stack_length if "flow" in spec.modalities else 0
+    frames = sampling.centre_frames(starts, num_frames, length, spec.flow_step)
+    for t, i in enumerate(frames.tolist()):
+      image = images.decode_rgb(record["rgb"][i])
+      for v, view in enumerate(views):
+        _see(image, view, out["rgb"][v, t])
+  if "flow" in spec.modalities:
+    _load_stacks(
+      record, _stored_fields(starts, num_frames, spec), views, out["flow"]
+    )
+  return out
+
+
+def _load_stacks(record, stacks, views, out: np.ndarray) -> None:
+  """Writes stacks, as seen by every view, in `out`, [v t h w 2l]."""
+  # Windows overlap: a field is decoded once however many stacks show it.
+  fields = list(dict.fromkeys(itertools.chain.from_iterable(stacks)))
+  decoded = map(images.decode_flow, _read(record, fields))
+  if len(views) > 1:
+    decoded = list(decoded)  # Otherwise each is cropped while it is in a cache.
+  place = {field: i for i, field in enumerate(fields)}
+  rows = [[place[field] for field in stack] for stack in stacks]
+  side = out.shape[-2]
+  seen = np.empty((len(fields), 2, side, side), np.uint8)
+  for v, view in enumerate(views):
+    for planes, halves in zip(seen, decoded, strict=True):
+      _see(halves[0], view, planes[0])
+      _see(halves[1], view, planes[1])
+    if view.flip:  # What went left goes right: see `flow_spec.flip_codes`.
+      np.invert(seen[:, 0], out=seen[:, 0])
+    for t, row in enumerate(rows):
+      stack = seen if row == list(range(len(seen))) else seen[row]
+      # To interleave them like this is much faster than to stack them.
+      cv2.transpose(
+        stack.reshape(-1, side * side), dst=out[v, t].reshape(side * side, -1)
+      )
+
+
+def _read(record, fields: Sequence[tuple[str, int]]) -> list[bytes]:
+  """The JPEGs of distinct fields; those of one direction in one piece."""
+  found = {}
+  for name in ("flow", "flow_backward"):
+    wanted = sorted(i for direction, i in fields if direction == name)
+    if wanted and wanted[-1] - wanted[0] == len(wanted) - 1:
+      jpegs = record[name][wanted[0] : wanted[-1] + 1]
+    else:
+      jpegs = [record[name][i] for i in wanted]
+    found |= {(name, i): jpeg for i, jpeg in zip(wanted, jpegs, strict=True)}
+  return [found[field] for field in fields]
+
+
+def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
+  """For each stack where its l fields are: name in the record, and index."""
+  length, step = spec.stack_length, spec.flow_step
+  if spec.direction == "forward":
+    fields = sampling.stack_fields(
+      starts, num_frames, length, step, spec.short_clip
+    )
+    return [[("flow", i) for i in row] for row in fields.tolist()]
+  centres = sampling.centre_frames(starts, num_frames, length, step)
+  forward, backward = sampling.bidirectional_fields(
+    centres, num_frames, length // 2, step, spec.short_clip
+  )
+  return [
+    [("flow", i) for i in onward] + [("flow_backward", i) for i in back]
+    for onward, back in zip(forward.tolist(), backward.tolist(), strict=True)
+  ]
+
+
+def _see(image: np.ndarray, view: augment.View, out: np.ndarray) -> None:
+  """Writes what a view shows of an image, [h w] or [h w 3], in `out`."""
+  seen = augment.crop_and_resize(image, view.box, len(out))
+  if view.flip:
+    cv2.flip(seen, 1, dst=out)
+  else:
+    out[...] = seen
