@@ -35,7 +35,7 @@ def score(data, batch_size, scale=1.0):
 def test_scores_equal_one_video_at_a_time(tiny):
   source = tiny.sources["test"]
   expected = [
-    TRANSFORM.map(source[i])["flow"].astype(np.float64).mean(axis=(0, 1, 2, 3))
+    TRANSFORM.load([source[i]], 1)["flow"].mean(axis=(0, 1, 2, 3, 4))
     for i in range(len(source))
   ]
   for batch_size in (8, 16):

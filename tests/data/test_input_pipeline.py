@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from twostream_jax.data import dataset, input_pipeline
+from twostream_jax.data import dataset, images, input_pipeline
+from twostream_jax.data import views as views_lib
 from twostream_jax.data.augment import Box, CornerCrop, RandomCrop, View
 from twostream_jax.data.input_pipeline import EvalTransform, InputSpec
 from twostream_jax.flow import spec as flow_spec
@@ -31,6 +32,11 @@ def assert_same(one, other):
     np.testing.assert_array_equal(one[key], other[key])
 
 
+def sample(transform, record):
+  """One record as a transform shows it."""
+  return {name: array[0] for name, array in transform.load([record], 1).items()}
+
+
 def whole_frame(record, flip=False):
   return View(Box(0, 0, int(record["height"]), int(record["width"])), flip)
 
@@ -40,9 +46,7 @@ def test_views_are_the_decoded_frames_and_fields(tiny):
   size = int(record["height"])
   spec = InputSpec(("rgb", "flow"), size, 3, 1, "loop")
   box = Box(0, 0, size, size)
-  loaded = input_pipeline.load_views(
-    record, spec, np.array([2]), [View(box, False)]
-  )
+  loaded = views_lib.load_views(record, np.array([2]), [View(box, False)], spec)
   frame = dataset.decode_rgb(record["rgb"][3])
   np.testing.assert_array_equal(loaded["rgb"][0, 0], frame[:, :size])
   fields = [dataset.decode_flow_codes(record["flow"][i]) for i in (2, 3, 4)]
@@ -71,8 +75,8 @@ def test_stored_flow_is_the_flow_of_the_stored_frames(tiny):
 def test_a_flipped_view_mirrors_frames_and_negates_x(tiny):
   record = tiny.sources["train"][3]
   plain, mirrored = (
-    input_pipeline.load_views(
-      record, BOTH, np.array([1, 5]), [whole_frame(record, flip)]
+    views_lib.load_views(
+      record, np.array([1, 5]), [whole_frame(record, flip)], BOTH
     )
     for flip in (False, True)
   )
@@ -252,7 +256,7 @@ def test_evaluation_counts_every_video_once(tiny, batch_size):
 def test_the_views_of_25x10_are_distinct(tiny):
   spec = InputSpec(("flow",), 64, 1, 1, "loop")
   transform = EvalTransform(spec, num_clips=19, num_crops=10, crop_fraction=0.8)
-  views = transform.map(tiny.sources["test"][0])["flow"]
+  views = sample(transform, tiny.sources["test"][0])["flow"]
   assert views.shape[0] == 190
   assert len({view.tobytes() for view in views}) == 190
 
@@ -263,7 +267,7 @@ def test_clips_are_outermost(tiny):
   several = EvalTransform(spec, num_clips=3, num_crops=10, crop_fraction=0.8)
   centre = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=0.8)
   np.testing.assert_array_equal(
-    several.map(record)["rgb"][::10], centre.map(record)["rgb"]
+    sample(several, record)["rgb"][::10], sample(centre, record)["rgb"]
   )
 
 
@@ -273,7 +277,7 @@ def test_a_clip_shorter_than_the_stack_is_looped(tiny):
   record["rgb"] = record["rgb"][:3]
   spec = InputSpec(("rgb", "flow"), 64, 5, 1, "loop")
   transform = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0)
-  views = transform.map(record)
+  views = sample(transform, record)
   assert views["flow"].shape == (3, 1, 64, 64, 10)
   flow = views["flow"][0, 0]
   np.testing.assert_array_equal(flow[..., 4:6], flow[..., 0:2])
@@ -327,8 +331,8 @@ def test_bidirectional_stacks_go_forward_then_back_from_the_frame(
   spec = InputSpec(
     ("rgb", "flow"), 16, length, step, "loop", direction="bidirectional"
   )
-  loaded = input_pipeline.load_views(
-    record, spec, np.array([start]), [whole_frame(record)]
+  loaded = views_lib.load_views(
+    record, np.array([start]), [whole_frame(record)], spec
   )
   assert loaded["rgb"].shape == (1, 1, 16, 16, 3)
   assert (loaded["rgb"] == centre).all()
@@ -350,9 +354,8 @@ def test_short_clips_have_bidirectional_stacks(
 ):
   record = counted_record(num_frames)
   spec = InputSpec(("rgb", "flow"), 16, 4, 1, rule, direction="bidirectional")
-  views = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0).map(
-    record
-  )
+  transform = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0)
+  views = sample(transform, record)
   assert (views["rgb"] == centre).all()
   expected = np.broadcast_to(channels(fields), (3, 1, 16, 16, 8))
   np.testing.assert_array_equal(views["flow"], expected)
@@ -362,9 +365,9 @@ def test_a_flipped_bidirectional_stack_negates_x_both_ways():
   record = counted_record(9)
   spec = InputSpec(("flow",), 16, 4, 1, "loop", direction="bidirectional")
   views = [whole_frame(record), whole_frame(record, flip=True)]
-  plain, mirrored = input_pipeline.load_views(
-    record, spec, np.array([2]), views
-  )["flow"].astype(int)
+  plain, mirrored = views_lib.load_views(record, np.array([2]), views, spec)[
+    "flow"
+  ].astype(int)
   np.testing.assert_array_equal(mirrored[..., 0::2], 255 - plain[..., 0::2])
   np.testing.assert_array_equal(mirrored[..., 1::2], plain[..., 1::2])
 
@@ -372,15 +375,13 @@ def test_a_flipped_bidirectional_stack_negates_x_both_ways():
 def test_a_field_is_decoded_once_however_many_stacks_show_it(monkeypatch):
   record = counted_record(12)
   spec = InputSpec(("flow",), 16, 4, 1, "loop", direction="bidirectional")
-  decode, decoded = dataset.decode_flow_codes, []
+  decode, decoded = images.decode_flow, []
   monkeypatch.setattr(
-    input_pipeline.dataset,
-    "decode_flow_codes",
+    images,
+    "decode_flow",
     lambda data: decoded.append(data) or decode(data),
   )
-  input_pipeline.load_views(
-    record, spec, np.arange(3), [whole_frame(record)] * 2
-  )
+  views_lib.load_views(record, np.arange(3), [whole_frame(record)] * 2, spec)
   # Centres 2, 3 and 4: forward fields 2 to 5, backward fields 0 to 3.
   assert sorted(decoded) == sorted(
     record["flow"][2:6] + record["flow_backward"][:4]
@@ -391,10 +392,10 @@ def test_forward_stacks_need_no_backward_fields():
   both = counted_record(12)
   views = [whole_frame(both)]
   spec = InputSpec(("flow",), 16, 3, 1, "loop")
-  one = input_pipeline.load_views(
-    both | {"flow_backward": []}, spec, np.array([4]), views
+  one = views_lib.load_views(
+    both | {"flow_backward": []}, np.array([4]), views, spec
   )
-  assert_same(one, input_pipeline.load_views(both, spec, np.array([4]), views))
+  assert_same(one, views_lib.load_views(both, np.array([4]), views, spec))
   assert one["flow"][0, 0, 0, 0].tolist() == channels(([4, 5, 6], []))
 
 
@@ -436,8 +437,8 @@ def test_frames_and_fields_of_a_sample_share_one_view(crop):
   transform = dataclasses.replace(train_transform(segments=2), crop=crop)
   flips, crops = 0, set()
   for _ in range(20):
-    sample = transform.random_map(record, rng)
-    rgb, flow = sample["rgb"].astype(int), sample["flow"].astype(int)
+    batch = transform.load([transform.random_map(record, rng)])
+    rgb, flow = batch["rgb"][0].astype(int), batch["flow"][0].astype(int)
     flipped = rgb[0, 0, 0, 0] > rgb[0, 0, -1, 0]
     flips += flipped
     crops.add((rgb[0, 0, 0, 0], rgb[0, 0, -1, 0], rgb[0, 0, 0, 1]))

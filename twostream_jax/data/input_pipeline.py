@@ -14,153 +14,18 @@ from typing import Any
 import grain
 import numpy as np
 
-from twostream_jax.data import augment, dataset, sampling
-from twostream_jax.flow import spec as flow_spec
-
-MODALITIES = ("rgb", "flow")
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-  """What one look at a video gives a model.
-
-  Attributes:
-    modalities: which of "rgb" and "flow".
-    image_size: side of the square input, pixels.
-    stack_length: flow fields a stack, l; not used without flow.
-    flow_step: frames a field spans, from the dataset's FlowSpec.
-    short_clip: "loop" or "hold", see `sampling.stack_fields`.
-    direction: of the stacks, from the dataset's FlowSpec: "forward", or
-      "bidirectional" with l / 2 forward fields and then l / 2 backward ones,
-      see `sampling.bidirectional_fields`; l must then be even.
-  """
-
-  modalities: tuple[str, ...]
-  image_size: int
-  stack_length: int
-  flow_step: int
-  short_clip: str
-  direction: str = "forward"
-
-  def __post_init__(self):
-    unknown = set(self.modalities) - set(MODALITIES)
-    if unknown or not self.modalities:
-      raise ValueError(f"modalities {self.modalities} must be of {MODALITIES}")
-    if self.image_size < 1:
-      raise ValueError(f"image_size must be positive: {self.image_size}")
-    if "flow" in self.modalities and self.stack_length < 1:
-      raise ValueError(f"stack_length must be positive: {self.stack_length}")
-    if self.short_clip not in sampling.SHORT_CLIP_RULES:
-      raise ValueError(
-        f"short_clip={self.short_clip!r} is not in {sampling.SHORT_CLIP_RULES}"
-      )
-    if self.direction not in flow_spec.DIRECTIONS:
-      raise ValueError(
-        f"direction={self.direction!r} is not in {flow_spec.DIRECTIONS}"
-      )
-    halved = "flow" in self.modalities and self.direction == "bidirectional"
-    if halved and self.stack_length % 2:
-      raise ValueError(
-        f"input.stack_length={self.stack_length} must be even: the dataset's"
-        " flow is bidirectional, and half of a stack goes each way"
-      )
-
-  def num_starts(self, num_frames: int) -> int:
-    """Number of windows of a video of `num_frames` frames."""
-    length = self.stack_length if "flow" in self.modalities else 0
-    return sampling.num_starts(num_frames, length, self.flow_step)
-
-
-def load_views(
-  record: Mapping[str, Any],
-  spec: InputSpec,
-  starts: np.ndarray,
-  views: Sequence[augment.View],
-) -> dict[str, np.ndarray]:
-  """Decodes the windows at `starts`, each as seen by every view.
-
-  Args:
-    record: one example of the dataset, images encoded.
-    spec: what to load.
-    starts: int [t].
-    views: v crops.
-
-  Returns:
-    "rgb": uint8 [v t h w 3] and "flow": uint8 [v t h w 2l], interleaved
-    x1 y1 x2 y2 ..., as far as `spec.modalities` names them.
-
-  Raises:
-    ValueError: the video has no flow field, or an image can't be decoded.
-  """
-  num_frames = int(record["num_frames"])
-  loaded = {}
-  stack_length = spec.stack_length if "flow" in spec.modalities else 0
-  if "rgb" in spec.modalities:
-    frames = sampling.centre_frames(
-      starts, num_frames, stack_length, spec.flow_step
-    )
-    images = [dataset.decode_rgb(record["rgb"][i]) for i in frames]
-    loaded["rgb"] = np.stack(
-      [_see_frames(images, view, spec) for view in views]
-    )
-  if "flow" in spec.modalities:
-    stacks = _stored_fields(starts, num_frames, spec)
-    # Windows overlap: a field is decoded once however many stacks show it.
-    codes = {
-      (name, i): dataset.decode_flow_codes(record[name][i])
-      for name, i in set(itertools.chain.from_iterable(stacks))
-    }
-    loaded["flow"] = np.stack(
-      [_see_stacks(codes, stacks, view, spec) for view in views]
-    )
-  return loaded
-
-
-def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
-  """For each stack where its l fields are: name in the record, and index."""
-  length, step = spec.stack_length, spec.flow_step
-  if spec.direction == "forward":
-    fields = sampling.stack_fields(
-      starts, num_frames, length, step, spec.short_clip
-    )
-    return [[("flow", i) for i in row] for row in fields.tolist()]
-  centres = sampling.centre_frames(starts, num_frames, length, step)
-  forward, backward = sampling.bidirectional_fields(
-    centres, num_frames, length // 2, step, spec.short_clip
-  )
-  return [
-    [("flow", i) for i in onward] + [("flow_backward", i) for i in back]
-    for onward, back in zip(forward.tolist(), backward.tolist(), strict=True)
-  ]
-
-
-def _see_frames(images, view, spec) -> np.ndarray:
-  """Frames of one view, uint8 [t h w 3]."""
-  seen = np.stack([_see(image, view, spec) for image in images])
-  return seen[..., ::-1, :] if view.flip else seen
-
-
-def _see_stacks(codes, stacks, view, spec) -> np.ndarray:
-  """Stacks of one view, uint8 [t h w 2l]."""
-  seen = {key: _see(field, view, spec) for key, field in codes.items()}
-  channels = np.stack(
-    [np.concatenate([seen[key] for key in stack], axis=-1) for stack in stacks]
-  )
-  return flow_spec.flip_codes(channels) if view.flip else channels
-
-
-def _see(image, view, spec) -> np.ndarray:
-  return augment.crop_and_resize(image, view.box, spec.image_size)
+from twostream_jax.data import augment, sampling
+from twostream_jax.data.views import InputSpec, Look, load_looks
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(grain.transforms.RandomMap):
-  """A record to a random training sample.
+  """Records to random training samples.
 
-  Gives {"rgb": uint8 [t h w 3], "flow": uint8 [t h w 2l], "label": int32, or
-  float32 [n] with n = num_classes in a multi-label set, "mask": True,
-  "video_id"}, with t = num_segments. With `rgb_jitter`, frames come with
-  "rgb_shift": float32 [3], what is to be added to R, G and B in 0..1.
+  Gives {"rgb": uint8 [b t h w 3], "flow": uint8 [b t h w 2l], "label": int32
+  [b], or float32 [b n] with n = num_classes in a multi-label set, "mask": bool
+  [b], "video_id": [b]}, with t = num_segments. With `rgb_jitter`, frames come
+  with "rgb_shift": float32 [b 3], what is to be added to R, G and B in 0..1.
 
   Attributes:
     spec: what a sample shows.
@@ -192,7 +57,7 @@ class TrainTransform(grain.transforms.RandomMap):
     return "rgb" in self.spec.modalities and self.rgb_jitter > 0
 
   def random_map(self, element, rng: np.random.Generator):
-    """Draws one sample of a record."""
+    """Draws a sample of a record: a look, and the shift of its colours."""
     available = self.spec.num_starts(int(element["num_frames"]))
     starts = sampling.random_starts(rng, available, self.num_segments)
     view = augment.random_view(
@@ -202,19 +67,30 @@ class TrainTransform(grain.transforms.RandomMap):
       crop=self.crop,
       flip=self.flip,
     )
-    loaded = load_views(element, self.spec, starts, [view])
-    sample = {name: array[0] for name, array in loaded.items()}
+    shift = None
     if self.shifts_rgb:
-      sample["rgb_shift"] = augment.random_rgb_shift(rng, self.rgb_jitter)
-    return sample | _label(element, self.num_classes)
+      shift = augment.random_rgb_shift(rng, self.rgb_jitter)
+    return Look(element, starts, [view]), shift
+
+  def load(self, samples: Sequence[tuple[Look, np.ndarray | None]]):
+    """Decodes a batch of samples that were drawn."""
+    looks, shifts = zip(*samples, strict=True)
+    arrays = load_looks(
+      looks, self.spec, windows=self.num_segments, size=len(looks)
+    )
+    batch = {name: array[:, :, 0] for name, array in arrays.items()}
+    if self.shifts_rgb:
+      batch["rgb_shift"] = np.stack(shifts)
+    return batch | _labels(looks, self.num_classes, len(looks))
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalTransform(grain.transforms.Map):
-  """A record to all views of a test protocol.
+class EvalTransform:
+  """Records to all views of a test protocol.
 
-  Gives {"rgb": uint8 [v t h w 3], "flow": uint8 [v t h w 2l], "label",
-  "mask", "video_id"}, with t = 1 and v = num_clips times num_crops.
+  Gives {"rgb": uint8 [b v t h w 3], "flow": uint8 [b v t h w 2l], "label",
+  "mask", "video_id"}, with t = 1 and v = num_clips times num_crops: clips
+  outermost, crops innermost.
   """
 
   spec: InputSpec
@@ -231,30 +107,26 @@ class EvalTransform(grain.transforms.Map):
       64, 64, fraction=self.crop_fraction, count=self.num_crops
     )
 
-  def map(self, element):
-    """Lays out the views of a record: clips outermost, crops innermost."""
-    available = self.spec.num_starts(int(element["num_frames"]))
-    starts = sampling.even_starts(available, self.num_clips)
-    views = augment.eval_views(
-      int(element["height"]),
-      int(element["width"]),
-      fraction=self.crop_fraction,
-      count=self.num_crops,
-    )
-    loaded = load_views(element, self.spec, starts, views)
-    return {
-      name: _clips_outermost(array) for name, array in loaded.items()
-    } | _label(element, self.num_classes)
+  def load(self, records: Sequence[Mapping[str, Any]], size: int):
+    """Decodes a batch; the last record is repeated up to `size`."""
+    looks = [
+      _even_look(
+        record, self.spec, self.num_clips, self.crop_fraction, self.num_crops
+      )
+      for record in records
+    ]
+    arrays = load_looks(looks, self.spec, windows=self.num_clips, size=size)
+    return _one_window(arrays) | _labels(looks, self.num_classes, size)
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameTransform(grain.transforms.Map):
-  """A record to evenly spaced windows, to compute features of.
+class FrameTransform:
+  """Records to evenly spaced windows, to compute features of.
 
-  Gives {"rgb": uint8 [f 1 h w 3], "flow": uint8 [f 1 h w 2l], "length",
-  "label", "mask", "video_id"} with f = num_frames centre crops; a video that
-  has fewer windows gives each of them once, and then the last again beyond
-  "length".
+  Gives {"rgb": uint8 [b f 1 h w 3], "flow": uint8 [b f 1 h w 2l], "length":
+  int32 [b], "label", "mask", "video_id"} with f = num_frames centre crops; a
+  video that has fewer windows gives each of them once, and then the last again
+  beyond "length".
   """
 
   spec: InputSpec
@@ -262,41 +134,62 @@ class FrameTransform(grain.transforms.Map):
   crop_fraction: float
   num_classes: int = 0
 
-  def map(self, element):
-    """Lays out the windows of a record."""
-    available = self.spec.num_starts(int(element["num_frames"]))
-    length = min(available, self.num_frames)
-    starts = sampling.even_starts(available, length)
-    views = augment.eval_views(
-      int(element["height"]),
-      int(element["width"]),
-      fraction=self.crop_fraction,
-      count=1,
+  def load(self, records: Sequence[Mapping[str, Any]], size: int):
+    """Decodes a batch; the last record is repeated up to `size`."""
+    looks = []
+    for record in records:
+      available = self.spec.num_starts(int(record["num_frames"]))
+      windows = min(available, self.num_frames)
+      looks.append(
+        _even_look(record, self.spec, windows, self.crop_fraction, 1)
+      )
+    arrays = load_looks(looks, self.spec, windows=self.num_frames, size=size)
+    lengths = np.array([len(look.starts) for look in looks], np.int32)
+    return (
+      _one_window(arrays)
+      | {"length": _padded(lengths, size)}
+      | _labels(looks, self.num_classes, size)
     )
-    loaded = load_views(element, self.spec, starts, views)
-    repeated = np.minimum(np.arange(self.num_frames), length - 1)
-    frames = {
-      name: _clips_outermost(array)[repeated] for name, array in loaded.items()
-    }
-    label = _label(element, self.num_classes)
-    return frames | label | {"length": np.int32(length)}
 
 
-def _clips_outermost(views: np.ndarray) -> np.ndarray:
-  """[crops clips h w c] to [clips * crops 1 h w c]."""
-  by_clip = views.swapaxes(0, 1)
-  return by_clip.reshape((-1, 1) + by_clip.shape[2:])
+def _even_look(record, spec, windows: int, fraction: float, crops: int) -> Look:
+  """Evenly spaced windows, all seen by the crops of a protocol."""
+  available = spec.num_starts(int(record["num_frames"]))
+  starts = sampling.even_starts(available, windows)
+  height, width = int(record["height"]), int(record["width"])
+  views = augment.eval_views(height, width, fraction=fraction, count=crops)
+  return Look(record, starts, views)
 
 
-def _label(record, num_classes: int) -> dict[str, Any]:
-  label = np.asarray(record["label"], np.int32)
-  if label.ndim:  # Any number of classes: 1 for each, 0 for the others.
-    label = np.isin(np.arange(num_classes), label).astype(np.float32)
+def _one_window(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """[b t v h w c] to [b t * v 1 h w c]: each window of each crop is a view."""
   return {
-    "label": label[()],
-    "mask": np.bool_(True),
-    "video_id": text(record["video_id"]),
+    name: x.reshape(len(x), -1, 1, *x.shape[3:]) for name, x in arrays.items()
   }
+
+
+def _labels(looks: Sequence[Look], num_classes: int, size: int):
+  """Label, mask and name of a batch; the last ones are repeated up to `size`"""
+  labels = [_label(look.record["label"], num_classes) for look in looks]
+  names = [text(look.record["video_id"]) for look in looks]
+  return {
+    "label": _padded(np.stack(labels), size),
+    "mask": np.arange(size) < len(looks),
+    "video_id": _padded(np.array(names), size),
+  }
+
+
+def _label(label, num_classes: int) -> np.ndarray:
+  label = np.asarray(label, np.int32)
+  if not label.ndim:
+    return label
+  # Any number of classes: 1 for each, 0 for the others.
+  return np.isin(np.arange(num_classes), label).astype(np.float32)
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last of an array, up to `size`."""
+  return array[np.minimum(np.arange(size), len(array) - 1)]
 
 
 def text(value: bytes | str) -> str:
@@ -366,21 +259,27 @@ def train_batches(
     # As long as an endless sequence can be; indices need no more memory.
     positions = grain.MapDataset.range(2**62).seed(seed)
     samples = positions.map(order).map(source.__getitem__)
+  load = _stack
   if transform is not None:
-    samples = samples.random_map(transform)
+    samples, load = samples.random_map(transform), transform.load
+  # Lists up to here: what they name is decoded into the arrays of the batch.
   part = batch_size // (micro_batches * share.count)
-  parts = samples.batch(part, drop_remainder=True)[share.index :: share.count]
-  if micro_batches > 1:
-    parts = parts.batch(micro_batches, drop_remainder=True).map(_flatten)
+  parts = samples.batch(part, drop_remainder=True, batch_fn=list)
+  parts = parts[share.index :: share.count]
+  wholes = parts.batch(micro_batches, drop_remainder=True, batch_fn=list)
   index = np.arange(batch_size, dtype=np.int32)
   index = index.reshape(micro_batches, share.count, part)[:, share.index]
-  batches = parts.map(lambda batch: batch | {"index": index.reshape(-1)})
+  batches = wholes.map(
+    lambda parts: (
+      load([*itertools.chain.from_iterable(parts)])
+      | {"index": index.reshape(-1)}
+    )
+  )
   return _threaded(batches[start:], threads)
 
 
-def _flatten(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """[k b ...] to [k * b ...]."""
-  return {name: x.reshape((-1,) + x.shape[2:]) for name, x in batch.items()}
+def _stack(samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  return {name: np.stack([s[name] for s in samples]) for name in samples[0]}
 
 
 def eval_batches(
@@ -412,32 +311,15 @@ def eval_batches(
     first = (number * share.count + share.index) * part
     indices = range(first, min(first + part, len(source)))
     # Any video serves as padding, where the split ends before this part.
-    views = [_as_sample(source[i], transform) for i in indices or (0,)]
-    batch = {
-      name: np.stack([view[name] for view in views]) for name in views[0]
-    }
-    return pad_batch(batch, part, count=len(indices))
+    records = [source[i] for i in indices or (0,)]
+    if isinstance(transform, EvalTransform | FrameTransform):
+      batch = transform.load(records, part)
+    else:
+      views = _stack([transform(record) for record in records])
+      batch = {name: _padded(array, part) for name, array in views.items()}
+    return batch | {"mask": np.arange(part) < len(indices)}
 
   return _threaded(grain.MapDataset.range(num_batches).map(load), threads)
-
-
-def _as_sample(record, transform) -> Mapping[str, Any]:
-  if isinstance(transform, grain.transforms.Map):
-    return transform.map(record)
-  return transform(record)
-
-
-def pad_batch(
-  batch: Mapping[str, np.ndarray], batch_size: int, *, count: int
-) -> dict[str, np.ndarray]:
-  """Repeats the last example up to `batch_size`; mask is that of the count."""
-  missing = batch_size - len(batch["mask"])
-  padded = {
-    name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
-    for name, array in batch.items()
-  }
-  padded["mask"] = np.arange(batch_size) < count
-  return padded
 
 
 def _threaded(batches: grain.MapDataset, threads: int) -> grain.IterDataset:

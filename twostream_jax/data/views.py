@@ -8,7 +8,7 @@ of it may take a few per cent of the time that decoding takes.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -89,20 +89,64 @@ class InputSpec:
     }
 
 
+class Look(NamedTuple):
+  """What is to be shown of a video; nothing of it is read yet.
+
+  Attributes:
+    record: one example of the dataset, images encoded.
+    starts: of the windows, int [t].
+    views: v crops, of each window.
+  """
+
+  record: Mapping[str, Any]
+  starts: np.ndarray
+  views: Sequence[augment.View]
+
+
+def load_looks(
+  looks: Sequence[Look], spec: InputSpec, *, windows: int, size: int
+) -> dict[str, np.ndarray]:
+  """Decodes looks at several videos, straight into the arrays of a batch.
+
+  Args:
+    looks: at 1 to `size` videos, all with as many views.
+    spec: what to load.
+    windows: t; a video with fewer of them shows its last one again.
+    size: b; the last video is repeated up to it.
+
+  Returns:
+    "rgb": uint8 [b t v h w 3] and "flow": uint8 [b t v h w 2l], as far as
+    `spec.modalities` names them.
+
+  Raises:
+    ValueError: as `load_views`.
+  """
+  batch = spec.empty(size, windows, len(looks[0].views))
+  for i, look in enumerate(looks):
+    length = len(look.starts)
+    shown = {n: array[i, :length].swapaxes(0, 1) for n, array in batch.items()}
+    load_views(*look, spec, out=shown)
+    for array in batch.values():
+      array[i, length:] = array[i, length - 1]
+  for array in batch.values():
+    array[len(looks) :] = array[len(looks) - 1]
+  return batch
+
+
 def load_views(
   record: Mapping[str, Any],
-  spec: InputSpec,
   starts: np.ndarray,
   views: Sequence[augment.View],
+  spec: InputSpec,
   out: Mapping[str, np.ndarray] | None = None,
 ) -> Mapping[str, np.ndarray]:
   """Decodes the windows at `starts`, each as seen by every view.
 
   Args:
     record: one example of the dataset, images encoded.
-    spec: what to load.
     starts: int [t].
     views: v crops.
+    spec: what to load.
     out: arrays to write the result in, contiguous from the height on; None:
       new ones.
 
