@@ -21,8 +21,9 @@ table 2).
 
 Settings and differences are those of ucf101_simonyan14, and two more: the
 spatial stream has the second head too, which costs it steps and changes nothing
-else, as only the last layer is trained; and clips are drawn uniformly over both
-sets, so three of four are of UCF-101.
+else, as only the last layer is trained; and clips are drawn uniformly over the
+classes of both sets, so two of three are of UCF-101. How the paper shares a
+batch between the sets is not known here.
 """
 
 from configs import ucf101_simonyan14

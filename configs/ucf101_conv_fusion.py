@@ -22,9 +22,10 @@ as the paper's two towers; "average" takes all three.
 
 What differs from the paper: no 3D convolution and pooling over 5 moments; flow
 is TV-L1, not that of Brox et al. 2004; dropout is 0.9 (0.85 there, from
-memory). Batch 96 and the learning rate of 0.001 are the paper's; it lowers the
-rate when validation stops improving, where the steps here are this recipe's
-choice.
+memory); crops are those of ucf101_wang15 in all three stages (there the sides
+vary by up to 25 % and the place by as much, from memory). Batch 96 and the
+learning rate of 0.001 are the paper's; it lowers the rate when validation stops
+improving, where the steps here are this recipe's choice.
 """
 
 from configs import default, ucf101_wang15

@@ -25,7 +25,8 @@ weights of the penalties, 3e-5 for each. Its learning rate of 0.7, from memory
 as well, is not used: 0.02 and a limit on the gradient are this recipe's choice,
 and so are the number of steps, the 25 frames a video and that features are
 standardised. The streams are trained as in the papers before it: temporal as in
-ucf101_simonyan14, spatial with the schedule of ucf101_wang15.
+ucf101_simonyan14, spatial with the schedule of ucf101_wang15 and the crops, the
+jitter of colours and the balance of classes of ucf101_simonyan14.
 """
 
 from configs import default, ucf101_simonyan14
