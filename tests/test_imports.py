@@ -72,6 +72,7 @@ LEVELS = {
   "samples": 1,
   "scores": 0,
   "selection": 0,
+  "stage_data": 2,
   "stages": 5,
   "steps": 1,
   "train": 7,

@@ -16,11 +16,11 @@ from tests.recipes import (
   get_config,
 )
 from twostream_jax import (
-  inputs,
   models,
   parallel,
   pretrained,
   run,
+  stage_data,
   stages,
   steps,
 )
@@ -220,7 +220,7 @@ def write_blank_features(config, name, data, folder):
       "length": np.ones(1, np.int32),
       "values": np.zeros((1, frames, size), np.float32),
     }
-    for split in inputs.splits(config):
+    for split in stage_data.splits(config):
       features.write_features(
         features_path(folder, source, config[source].feature, split),
         [batch],

@@ -15,7 +15,7 @@ import numpy as np
 
 from twostream_jax.data import augment, input_pipeline, sampling
 from twostream_jax.data.combine import CombinedSource
-from twostream_jax.data.dataset import VideoDataset, open_dataset
+from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.features import (
   FeatureError,
   FeatureSource,
@@ -28,7 +28,7 @@ from twostream_jax.data.input_pipeline import (
   Share,
   TrainTransform,
 )
-from twostream_jax.flow.spec import require_equal
+from twostream_jax.stage_data import modalities, second_dataset, splits
 from twostream_jax.workdir import features_path
 
 _CROPS = {1: "centre crop", 5: "5 crops", 10: "10 crops"}
@@ -324,57 +324,3 @@ def protocol(
     f" of {config.eval.crop_fraction:g} of the short side at"
     f" {first.image_size} px, features {of}"
   )
-
-
-def splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The splits that a run reads, each once."""
-  named = (
-    config.data.train_split,
-    config.data.validation_split,
-    config.data.test_split,
-  )
-  return tuple(dict.fromkeys(split for split in named if split))
-
-
-def second_dataset(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> VideoDataset | None:
-  """The dataset of a stage's second head, if it has one.
-
-  Raises:
-    ValueError: it is multi-label, or its flow is of another kind.
-  """
-  if not config.data.second_dir or config[name].kind == "features":
-    return None
-  second = open_dataset(config.data.second_dir)
-  if data.multi_label or second.multi_label:
-    raise ValueError("config.data.second_dir is for sets with one label a clip")
-  if uses_flow(config, name):
-    require_equal(
-      data.flow_spec,
-      second.flow_spec,
-      model=f"the dataset {data.path}",
-      dataset=str(second.path),
-    )
-  return second
-
-
-def num_outputs(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> int:
-  """Classes that a stage's network scores, of both heads if it has two."""
-  second = second_dataset(config, name, data)
-  return len(data.class_names) + (len(second.class_names) if second else 0)
-
-
-def modalities(stage: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """What a stage of videos reads of them."""
-  return ("rgb", "flow") if stage.kind == "joint" else (stage.modality,)
-
-
-def uses_flow(config: ml_collections.ConfigDict, name: str) -> bool:
-  """Whether a stage sees flow, itself or through another stage."""
-  stage = config[name]
-  if stage.kind == "features":
-    return any(uses_flow(config, source) for source in stage.sources)
-  return "flow" in modalities(stage)

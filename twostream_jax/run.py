@@ -19,6 +19,7 @@ from twostream_jax import (
   parallel,
   results,
   scores,
+  stage_data,
   stages,
   steps,
   train,
@@ -137,7 +138,7 @@ def check_trained_flow(
   """
   for name in config.stages:
     found = checkpoints.read_metadata(workdir / name / "checkpoints")
-    if not found or not inputs.uses_flow(config, name):
+    if not found or not stage_data.uses_flow(config, name):
       continue
     path, metadata = found
     try:
@@ -248,7 +249,7 @@ def compute_features(
     feature = config[source].feature
     description = describe_features(config, source, data)
     missing = []
-    for split in inputs.splits(config):
+    for split in stage_data.splits(config):
       found = read_features(features_path(workdir, source, feature, split))
       if found is None or found.description != description:
         missing.append(split)

@@ -19,6 +19,7 @@ from twostream_jax import (
   models,
   optim,
   parallel,
+  stage_data,
   steps,
   warm_start,
 )
@@ -145,7 +146,9 @@ def create_stage(
     seed=config.seed,
     batch_size=stage.batch_size,
     total_steps=stage.total_steps,
-    model=create_model(config, name, inputs.num_outputs(config, name, data)),
+    model=create_model(
+      config, name, stage_data.num_outputs(config, name, data)
+    ),
     tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,
     loss_fn=create_loss(config, name, data),
@@ -272,7 +275,7 @@ def create_loss(
         f"config.{name}.optim.label_smoothing is for sets with one label a clip"
       )
     return losses.sigmoid_cross_entropy
-  if inputs.second_dataset(config, name, data) is not None:
+  if stage_data.second_dataset(config, name, data) is not None:
     return functools.partial(
       losses.multi_task_cross_entropy,
       num_classes=len(data.class_names),

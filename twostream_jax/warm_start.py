@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from twostream_jax import checkpoints, inputs, pretrained
+from twostream_jax import checkpoints, pretrained, stage_data
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.steps import TrainState
@@ -201,7 +201,7 @@ def _load_run(
     print(f"{name}: not in {config.init_from}; begins as its settings say")
     return dict(variables)
   path, metadata = found
-  if inputs.uses_flow(config, name):
+  if stage_data.uses_flow(config, name):
     flow_spec.require_equal(
       flow_spec.from_dict(metadata["flow_spec"]),
       data.flow_spec,
