@@ -13,6 +13,13 @@ from jax.experimental import multihost_utils
 
 AXIS = "replica"
 
+# jaxlib 0.10 gives convolutions on CPUs to YNNPACK. XLA's own take half the
+# time forward and for the gradient of the input, and down to an eighth for the
+# gradient of the kernel (benchmarks/RESULTS.md, train step).
+_CPU_OPTIONS = {
+  "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+}
+
 
 def num_replicas() -> int:
   """Devices of all processes, each of which holds one replica."""
@@ -170,17 +177,46 @@ def pmap_train_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
   Returns:
     A compiled function of the replicated state, the sharded batch and one key.
   """
-  return jax.pmap(
+  mapped = jax.pmap(
     functools.partial(train_step, axis_name=AXIS),
     axis_name=AXIS,
     in_axes=(0, 0, None),
     donate_argnums=(0,),
   )
+  return _with_compiler_options(mapped, donate_argnums=(0,))
 
 
 def pmap_predict_step(predict_step: Callable[..., Any]) -> Callable[..., Any]:
   """Maps (variables, batch) to logits over replicas."""
-  return jax.pmap(predict_step, axis_name=AXIS)
+  return _with_compiler_options(jax.pmap(predict_step, axis_name=AXIS))
+
+
+def _with_compiler_options(
+  mapped: Callable[..., Any], donate_argnums: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+  """The same function, compiled for speed where XLA needs to be told how.
+
+  A pmap takes no options of the compiler, but a jit around it does. Such a jit
+  would see the devices of one process only, so several processes go without.
+  """
+  options = _compiler_options(jax.default_backend())
+  if not options or jax.process_count() > 1:
+    return mapped
+  return jax.jit(
+    mapped, donate_argnums=donate_argnums, compiler_options=options
+  )
+
+
+@functools.cache
+def _compiler_options(backend: str) -> dict[str, str]:
+  if backend != "cpu":
+    return {}
+  try:
+    jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)()
+  except jax.errors.JaxRuntimeError:
+    # No such option: a jaxlib without YNNPACK, whose convolutions are XLA's.
+    return {}
+  return _CPU_OPTIONS
 
 
 def gather(sharded: jax.Array) -> np.ndarray:
