@@ -56,7 +56,7 @@ def final_state(workdir, config, data):
     return checkpoints.restore_newest(manager, template)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_goes_on_with_other_processes_and_devices(
   tiny_dir, tiny, tmp_path
 ):
@@ -103,7 +103,9 @@ def test_a_run_goes_on_with_other_processes_and_devices(
     logging.read_metrics(eight / "temporal"),
     strict=True,
   ):
-    assert record == pytest.approx(expected, rel=1e-4)
+    assert record.keys() == expected.keys()
+    for name in record.keys() - {"split"}:
+      assert record[name] == pytest.approx(expected[name], rel=1e-4), name
   for split in ("validation", "test"):
     path = Path("scores") / f"temporal-{split}.npz"
     ours, theirs = (scores.load_scores(d / path) for d in (mixed, eight))

@@ -228,10 +228,11 @@ def _load_run(
     result[kind] = _take(tree, trained[kind] or {}, "", fresh)
   counts = [len(jax.tree.leaves(tree)) for tree in (variables, trained)]
   taken = counts[0] - len(fresh)
-  if not taken:
+  if taken < len(fresh):
+    # The classifier may be for other classes; not the network another one.
     raise ValueError(
-      f"nothing of {path} fits the network of stage {name!r}: it is of another"
-      " kind or width"
+      f"only {taken} of {counts[0]} arrays of {path} fit the network of stage"
+      f" {name!r}: it is of another kind or width"
     )
   print(
     f"{name}: {taken} arrays from {path}; fresh: {', '.join(fresh) or 'none'};"
