@@ -6,6 +6,7 @@ field; its values stay pixels a frame *of the stored size*.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import cv2
@@ -71,11 +72,10 @@ class RandomCrop:
     """Draws a crop of a frame of `height` times `width` pixels."""
     low, high = self.scale
     side = rng.uniform(low, high) * min(height, width)
-    half_log = 0.5 * rng.uniform(
-      -np.log(self.max_ratio), np.log(self.max_ratio)
-    )
-    box_height = int(np.clip(round(side * np.exp(half_log)), 1, height))
-    box_width = int(np.clip(round(side * np.exp(-half_log)), 1, width))
+    largest = math.log(self.max_ratio)
+    stretch = math.exp(0.5 * rng.uniform(-largest, largest))
+    box_height = min(max(round(side * stretch), 1), height)
+    box_width = min(max(round(side / stretch), 1), width)
     return Box(
       int(rng.integers(height - box_height + 1)),
       int(rng.integers(width - box_width + 1)),

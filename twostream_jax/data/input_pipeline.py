@@ -7,7 +7,6 @@ on where training was interrupted.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,12 @@ import numpy as np
 from twostream_jax.data import augment, sampling
 from twostream_jax.data.views import InputSpec, Look, load_looks
 
+# Batches: more than any training takes.
+_ENDLESS = 2**40
+
 
 @dataclasses.dataclass(frozen=True)
-class TrainTransform(grain.transforms.RandomMap):
+class TrainTransform:
   """Records to random training samples.
 
   Gives {"rgb": uint8 [b t h w 3], "flow": uint8 [b t h w 2l], "label": int32
@@ -56,7 +58,7 @@ class TrainTransform(grain.transforms.RandomMap):
     """Whether samples have "rgb_shift"."""
     return "rgb" in self.spec.modalities and self.rgb_jitter > 0
 
-  def random_map(self, element, rng: np.random.Generator):
+  def draw(self, element, rng: np.random.Generator):
     """Draws a sample of a record: a look, and the shift of its colours."""
     available = self.spec.num_starts(int(element["num_frames"]))
     starts = sampling.random_starts(rng, available, self.num_segments)
@@ -254,28 +256,23 @@ def train_batches(
   if not len(source):
     raise ValueError("the training split has no video")
   if order is None:
-    samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  else:
-    # As long as an endless sequence can be; indices need no more memory.
-    positions = grain.MapDataset.range(2**62).seed(seed)
-    samples = positions.map(order).map(source.__getitem__)
-  load = _stack
-  if transform is not None:
-    samples, load = samples.random_map(transform), transform.load
-  # Lists up to here: what they name is decoded into the arrays of the batch.
-  part = batch_size // (micro_batches * share.count)
-  parts = samples.batch(part, drop_remainder=True, batch_fn=list)
-  parts = parts[share.index :: share.count]
-  wholes = parts.batch(micro_batches, drop_remainder=True, batch_fn=list)
+    order = sampling.EpochOrder(len(source), seed)
   index = np.arange(batch_size, dtype=np.int32)
-  index = index.reshape(micro_batches, share.count, part)[:, share.index]
-  batches = wholes.map(
-    lambda parts: (
-      load([*itertools.chain.from_iterable(parts)])
-      | {"index": index.reshape(-1)}
-    )
-  )
-  return _threaded(batches[start:], threads)
+  index = index.reshape(micro_batches, share.count, -1)[:, share.index].ravel()
+
+  def load(number: int) -> dict[str, np.ndarray]:
+    positions = (number * batch_size + index.astype(np.int64)).tolist()
+    records = [source[order(position)] for position in positions]
+    if transform is None:
+      return _stack(records) | {"index": index}
+    samples = [
+      transform.draw(record, np.random.default_rng((seed, position)))
+      for record, position in zip(records, positions, strict=True)
+    ]
+    return transform.load(samples) | {"index": index}
+
+  numbers = grain.MapDataset.range(start, _ENDLESS)
+  return _threaded(numbers.map(load), threads)
 
 
 def _stack(samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
