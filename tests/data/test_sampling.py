@@ -222,3 +222,26 @@ def test_a_balanced_order_needs_one_label_a_video(labels):
 def test_a_balanced_order_needs_a_video():
   with pytest.raises(ValueError, match="no video"):
     sampling.BalancedOrder(np.zeros(0, np.int32), seed=0)
+
+
+def test_generators_are_functions_of_seed_and_position():
+  def draws(seed, positions):
+    return [
+      rng.integers(1000, size=3).tolist()
+      for rng in sampling.generators(seed, positions)
+    ]
+
+  whole = draws(7, range(50))
+  assert len({tuple(numbers) for numbers in whole}) == 50
+  assert draws(7, [31, 2**40, 4]) == [whole[31], draws(7, [2**40])[0], whole[4]]
+  assert draws(8, range(50)) != whole
+
+
+def test_epochs_show_every_video_once_in_an_order_of_their_own():
+  order = sampling.EpochOrder(30, seed=5)
+  epochs = [[order(30 * e + i) for i in range(30)] for e in range(4)]
+  assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+  assert [order(i) for i in (95, 3)] == [epochs[3][5], epochs[0][3]]
+  other = sampling.EpochOrder(30, seed=6)
+  assert [other(i) for i in range(30)] != epochs[0]

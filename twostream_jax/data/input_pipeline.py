@@ -266,8 +266,10 @@ def train_batches(
     if transform is None:
       return _stack(records) | {"index": index}
     samples = [
-      transform.draw(record, np.random.default_rng((seed, position)))
-      for record, position in zip(records, positions, strict=True)
+      transform.draw(record, rng)
+      for record, rng in zip(
+        records, sampling.generators(seed, positions), strict=True
+      )
     ]
     return transform.load(samples) | {"index": index}
 

@@ -11,6 +11,7 @@ either end; backward field i is the motion from frame i + step to frame i.
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -152,6 +153,27 @@ def centre_frames(
     int [t] in 0..num_frames - 1; `starts` itself without a stack.
   """
   return np.minimum(starts + stack_length * step // 2, num_frames - 1)
+
+
+def generators(
+  seed: int, positions: Iterable[int]
+) -> Iterator[np.random.Generator]:
+  """Yields a source of randomness for each position, a function of it alone.
+
+  It is one counter-based generator that is set to another place each time: to
+  make a new one takes eight times as long. So each serves until the next.
+
+  Args:
+    seed: 0..2**128 - 1.
+    positions: 0..2**64 - 1.
+  """
+  bits = np.random.Philox(key=seed)
+  rng, state = np.random.Generator(bits), bits.state
+  for position in positions:
+    # Of four words; the lower two count the numbers that are drawn.
+    state["state"]["counter"][2] = position
+    bits.state = state
+    yield rng
 
 
 @dataclasses.dataclass(frozen=True)
