@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from twostream_jax.data import dataset, records
+from twostream_jax.data import augment, dataset, records
+from twostream_jax.data.views import InputSpec, load_views
 
 IMAGES = ("rgb", "flow", "flow_backward")
 
@@ -185,3 +186,25 @@ def test_what_can_not_be_read_in_parts_is_refused(videos, tmp_path):
   no_image = write(tmp_path / "b", [videos[0] | {"flow": [b"nothing"]}])
   with pytest.raises(ValueError, match="7 bytes in 'flow' that are no JPEG"):
     records.index_file(no_image)
+
+
+def test_a_sample_reads_the_images_that_it_shows(tiny, monkeypatch):
+  sizes = []
+
+  def read(self, start, size, original=records._File.read):
+    sizes.append(size)
+    return original(self, start, size)
+
+  monkeypatch.setattr(records._File, "read", read)
+  record = tiny.sources["train"][0]
+  whole = [augment.View(augment.Box(0, 0, 64, 64), False)]
+  for modality, wanted in (
+    ("rgb", record["rgb"][5:6]),
+    ("flow", record["flow"][5:8]),
+  ):
+    sizes.clear()
+    spec = InputSpec((modality,), 64, 3, 1, "loop")
+    load_views(record, np.array([5]), whole, spec)
+    # One piece; between two images there are a few bytes.
+    (size,) = sizes
+    assert 0 <= size - sum(map(len, wanted)) < 16
