@@ -126,11 +126,14 @@ def jpegs_of(samples, transform):
   return notes
 
 
-def decode_fast(data, gray):
-  simplejpeg.decode_jpeg(data, "GRAY" if gray else "RGB")
+def decode_fast(data, gray, buffer):
+  """Decodes with simplejpeg, into memory that is there."""
+  simplejpeg.decode_jpeg(data, "GRAY" if gray else "RGB", buffer=buffer)
 
 
-def decode_opencv(data, gray):
+def decode_opencv(data, gray, buffer):
+  """Decodes with OpenCV, which has no use for a buffer."""
+  del buffer
   mode = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR_RGB
   cv2.imdecode(np.frombuffer(data, np.uint8), mode)
 
@@ -139,8 +142,9 @@ def seconds_to_decode(jpegs, decode, threads):
   """Seconds in which threads decode images, and nothing else."""
 
   def work(part):
+    buffer = np.empty(2**22, np.uint8)
     for data, gray in part:
-      decode(data, gray)
+      decode(data, gray, buffer)
 
   workers = [
     threading.Thread(target=work, args=(jpegs[i::threads],))
