@@ -183,6 +183,49 @@ def classification_metrics(
   }
 
 
+def bootstrap(
+  logits: np.ndarray,
+  labels: np.ndarray,
+  *,
+  level: float = 0.95,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+  """Confidence intervals of `classification_metrics`, over videos.
+
+  Percentile bootstrap (Efron 1979): the metrics of as many videos drawn with
+  replacement, again and again. It says how much the number depends on which
+  videos were tested; nothing about another training.
+
+  Args:
+    logits: [b, n].
+    labels: int [b], or bool (or 0 and 1) [b, n] of a multi-label set.
+    level: share of resamples within the interval, 0..1.
+    resamples: how many.
+    seed: of the draws.
+
+  Returns:
+    (low, high) by metric. Resamples without any positive are drawn again.
+
+  Raises:
+    ValueError: as `classification_metrics`.
+  """
+  names = list(classification_metrics(logits, labels))
+  rng = np.random.default_rng(seed)
+  drawn = []
+  while len(drawn) < resamples:
+    rows = rng.integers(len(labels), size=len(labels))
+    if labels.ndim == 1 or labels[rows].any():
+      found = classification_metrics(logits[rows], labels[rows])
+      drawn.append([found[name] for name in names])
+  ends = (1 - level) / 2, (1 + level) / 2
+  low, high = np.quantile(np.array(drawn), ends, axis=0)
+  return {
+    name: (float(a), float(b))
+    for name, a, b in zip(names, low, high, strict=True)
+  }
+
+
 def validation_metrics(
   logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
