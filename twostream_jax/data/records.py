@@ -168,7 +168,8 @@ class Images(Sequence[bytes]):
     """
     if isinstance(index, slice):
       return self._read(self._places[index])
-    return self._read(self._places[index : index + 1 or None])[0]
+    at, size = self._places[index].tolist()
+    return self._checked(self._file.read(self._start + at, size))
 
   def __eq__(self, other) -> bool:
     return isinstance(other, Sequence) and list(self) == list(other)
@@ -182,11 +183,14 @@ class Images(Sequence[bytes]):
     first = min(at for at, _ in places)
     end = max(at + size for at, size in places)
     data = self._file.read(self._start + first, end - first)
-    images = [data[at - first : at - first + size] for at, size in places]
-    for image in images:
-      if not _is_jpeg(image):
-        raise ValueError(f"{self._file.path} does not fit its index")
-    return images
+    return [
+      self._checked(data[at - first : at - first + size]) for at, size in places
+    ]
+
+  def _checked(self, image: bytes) -> bytes:
+    if not _is_jpeg(image):
+      raise ValueError(f"{self._file.path} does not fit its index")
+    return image
 
 
 class VideoSource:
