@@ -11,6 +11,7 @@ from flax import linen as nn
 from twostream_jax import losses, optim, parallel, steps
 from twostream_jax.models.layers import Dropout, batch_norm
 from twostream_jax.models.stream import Stream
+from twostream_jax.preprocess import Preprocess, standardise
 
 CLASSES = 5
 SIZE = 16
@@ -46,7 +47,7 @@ def make_parts(modality="flow", **fields):
       weight_decay=1e-3,
       max_grad_norm=1.0,
     ),
-    preprocess=steps.Preprocess(
+    preprocess=Preprocess(
       rgb_mean=(0.4, 0.5, 0.6),
       rgb_std=(0.2, 0.3, 0.4),
       flow_bound=20.0,
@@ -320,7 +321,7 @@ def test_features_are_standardised():
   flat = features.reshape(-1, 3)
   statistics = {"spatial": (flat.mean(axis=0), flat.std(axis=0))}
   batch = {"spatial": features, "length": np.full(40, 7), "label": 0}
-  inputs = jax.jit(functools.partial(steps.standardise, statistics=statistics))(
+  inputs = jax.jit(functools.partial(standardise, statistics=statistics))(
     {k: batch[k] for k in ("spatial", "length")}
   )
   assert set(inputs) == {"spatial", "length"}

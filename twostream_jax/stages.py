@@ -26,6 +26,7 @@ from twostream_jax import (
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
+from twostream_jax.preprocess import Preprocess, standardise
 
 KINDS = ("stream", "joint", "features")
 # What networks compute in; parameters, statistics and losses are float32.
@@ -297,13 +298,13 @@ def create_preprocess(
   if stage.kind == "features":
     trained_on = batches.sources[config.data.train_split].sets
     return functools.partial(
-      steps.standardise,
+      standardise,
       statistics={
         k: (found.mean, found.std) for k, found in trained_on.items()
       },
     )
   rgb_mean, rgb_std = warm_start.rgb_statistics(config, name)
-  return steps.Preprocess(
+  return Preprocess(
     rgb_mean=rgb_mean,
     rgb_std=rgb_std,
     flow_bound=data.flow_spec.bound,
@@ -321,7 +322,7 @@ def describe_preprocess(
   It is stored with the weights, which mean nothing to other numbers. Empty
   where a stage reads features.
   """
-  if not isinstance(preprocess, steps.Preprocess):
+  if not isinstance(preprocess, Preprocess):
     return {}
   modalities = batches.train.spec.modalities
   return {

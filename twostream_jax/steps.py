@@ -4,7 +4,6 @@
 how many there are.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-
-from twostream_jax.flow import spec as flow_spec
 
 Batch = Mapping[str, jax.Array]
 
@@ -48,84 +45,6 @@ class TrainState:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-  """uint8 batches to the network's input, on the device.
-
-  RGB becomes (x / 255 + shift - mean) / std; a training batch may have a shift
-  of each sample's colours, other batches have none. Flow is de-quantised to
-  pixels a frame; then, where asked for, each field loses its own mean vector
-  (Simonyan & Zisserman 2014, §3.1, "mean flow subtraction": camera motion);
-  then it is divided by `flow_scale`.
-
-  Attributes:
-    rgb_mean: of each channel, in 0..1.
-    rgb_std: of each channel, in 0..1.
-    flow_bound: of the dataset's FlowSpec, pixels.
-    flow_scale: pixels that become 1.
-    subtract_mean_flow: whether fields lose their mean vector.
-  """
-
-  rgb_mean: tuple[float, float, float]
-  rgb_std: tuple[float, float, float]
-  flow_bound: float
-  flow_scale: float
-  subtract_mean_flow: bool
-
-  def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-    """Maps uint8 [... h w c] to float32 of the same shape, by modality.
-
-    Args:
-      batch: "rgb" and / or "flow" [b ... h w c], and maybe "rgb_shift" float
-        [b 3] for RGB in 0..1. Other keys are left out.
-    """
-    inputs = {}
-    if "rgb" in batch:
-      # Of the rank of the images: ranks are never promoted silently.
-      shape = (1,) * (batch["rgb"].ndim - 1) + (3,)
-      mean = jnp.asarray(self.rgb_mean, jnp.float32).reshape(shape)
-      std = jnp.asarray(self.rgb_std, jnp.float32).reshape(shape)
-      rgb = batch["rgb"].astype(jnp.float32) / 255.0
-      if "rgb_shift" in batch:
-        rgb = rgb + _for_every_pixel(batch["rgb_shift"], rgb.ndim)
-      inputs["rgb"] = (rgb - mean) / std
-    if "flow" in batch:
-      flow = flow_spec.dequantise(
-        batch["flow"].astype(jnp.float32), self.flow_bound
-      )
-      if self.subtract_mean_flow:
-        flow = flow - flow.mean(axis=(-3, -2), keepdims=True)
-      inputs["flow"] = flow / self.flow_scale
-    return inputs
-
-
-def _for_every_pixel(shift: jax.Array, ndim: int) -> jax.Array:
-  """[b 3] to [b 1 ... 1 3], of the rank of the images."""
-  ones = (1,) * (ndim - shift.ndim)
-  return shift.reshape(shift.shape[:-1] + ones + shift.shape[-1:])
-
-
-def standardise(
-  batch: Batch, *, statistics: Mapping[str, tuple[Any, Any]]
-) -> dict[str, jax.Array]:
-  """Features to the input of a network: mean 0 and standard deviation 1.
-
-  Features after a ReLU share a large mean, which fresh units handle badly.
-
-  Args:
-    batch: float [... d] by name, and "length", which stays.
-    statistics: mean and standard deviation [d] by name. A feature that does
-      not vary becomes 0.
-  """
-  inputs = {"length": batch["length"]}
-  for name, (mean, std) in statistics.items():
-    shape = (1,) * (batch[name].ndim - 1) + (-1,)
-    scale = jnp.where(std > 1e-6, 1.0 / jnp.maximum(std, 1e-6), 0.0)
-    centred = batch[name] - jnp.asarray(mean).reshape(shape)
-    inputs[name] = centred * scale.reshape(shape)
-  return inputs
-
-
 def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Whether the class of the highest score is right, 1.0 or 0.0: [b].
 
@@ -154,7 +73,8 @@ def create_train_state(
     rng: key of the initial parameters.
     model: maps preprocessed inputs to logits and features.
     tx: optimiser.
-    preprocess: batches to the network's inputs, such as `Preprocess`.
+    preprocess: batches to the network's inputs, such as
+      `preprocess.Preprocess`.
     batch: a training batch; only its shapes matter.
     keep_ema: whether to keep an average of the parameters.
   """
@@ -203,7 +123,7 @@ def train_step(
     rng: key of the whole run, the same on every replica and in every step.
     model: maps inputs to logits [b n] and features.
     tx: optimiser.
-    preprocess: see `Preprocess`.
+    preprocess: see `preprocess.Preprocess`.
     loss_fn: logits [b n] and labels to a loss per example [b].
     axis_name: the axis over replicas.
     stop_frozen: parameters to the same, with gradients only of those that are
@@ -321,7 +241,7 @@ def predict_step(
     batch: [b v ...]: views of videos, "rgb" and / or "flow" uint8
       [b v t h w c], or features.
     model: maps inputs to logits and features.
-    preprocess: see `Preprocess`.
+    preprocess: see `preprocess.Preprocess`.
     views_per_pass: views that pass through the network together, which bounds
       the memory whatever the protocol.
     num_classes: n, the classes that are scored: the model's first ones.
@@ -353,7 +273,7 @@ def feature_step(
     variables: params and batch_stats.
     batch: [b v ...], see `predict_step`; v frames of one window each.
     model: maps inputs to logits and features, [b 1 d] each.
-    preprocess: see `Preprocess`.
+    preprocess: see `preprocess.Preprocess`.
     views_per_pass: see `predict_step`.
     feature: its name.
 
