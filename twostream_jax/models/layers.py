@@ -9,6 +9,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from twostream_jax.models import kernels
+
 MIN_SIZE = 64
 
 # The first fine-tuning steps should not be spent on undoing the random
@@ -127,8 +129,10 @@ def max_pool_ceil(x: Array, window: int = 3, stride: int = 2) -> Array:
     raise ValueError(
       f"window and stride must be at least 1, got {window} and {stride}"
     )
-  padding = [(0, _ceil_padding(size, window, stride)) for size in x.shape[1:3]]
-  return nn.max_pool(x, (window, window), (stride, stride), padding)
+  rows, columns = (
+    (0, _ceil_padding(size, window, stride)) for size in x.shape[1:3]
+  )
+  return kernels.max_pool(x, window, stride, (rows, columns))
 
 
 def _ceil_padding(size: int, window: int, stride: int) -> int:
@@ -145,7 +149,7 @@ def batch_norms(
   dtype: DTypeLike,
   axis_name: str | None,
   sync: bool,
-) -> tuple[Callable[..., nn.BatchNorm], Callable[..., nn.BatchNorm]]:
+) -> tuple[Callable[..., kernels.BatchNorm], Callable[..., kernels.BatchNorm]]:
   """Returns constructors of a network's first batch norm and of all others.
 
   Args:
@@ -166,7 +170,7 @@ def batch_norms(
 
 def batch_norm(
   *, train: bool, dtype: DTypeLike, axis_name: str | None, sync: bool
-) -> Callable[..., nn.BatchNorm]:
+) -> Callable[..., kernels.BatchNorm]:
   """Returns a constructor of batch norm layers with this project's constants.
 
   Epsilon 1e-5 and a running average that keeps 0.9 of its old value (what
@@ -190,7 +194,7 @@ def batch_norm(
       "set it, or set sync_batch_norm=False"
     )
   return functools.partial(
-    nn.BatchNorm,
+    kernels.BatchNorm,
     use_running_average=not train,
     momentum=0.9,
     epsilon=1e-5,

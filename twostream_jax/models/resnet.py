@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from twostream_jax.models import kernels
 from twostream_jax.models.layers import (
   Dropout,
   batch_norms,
@@ -147,7 +148,7 @@ class ResNet(nn.Module):
       scale_width(64, self.width), (7, 7), strides=2, padding=3, name="conv1"
     )(x)
     x = nn.relu(first_norm(name="bn1")(x))
-    x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = kernels.max_pool(x, 3, 2, ((1, 1), (1, 1)))
     for stage, size in enumerate(self.stage_sizes):
       for index in range(size):
         x = self.block(
@@ -185,6 +186,7 @@ class ResNet(nn.Module):
   def _layers(self, train: bool) -> tuple[Callable, Callable, Callable]:
     conv = functools.partial(
       nn.Conv,
+      conv_general_dilated=kernels.convolve,
       use_bias=False,
       # flax pads as SAME by default; a stride-2 SAME is not symmetric.
       padding=0,

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from twostream_jax.models import kernels
 from twostream_jax.models.layers import (
   Dropout,
   batch_norms,
@@ -95,7 +96,7 @@ class VGG(nn.Module):
     )
     for stage, size in enumerate(self.stage_sizes, start=1):
       if stage > 1:
-        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = kernels.max_pool(x, 2, 2, ((0, 0), (0, 0)))
       for layer in range(1, size + 1):
         x = nn.Conv(
           scale_width(_CHANNELS[stage - 1], self.width),
@@ -124,7 +125,7 @@ class VGG(nn.Module):
     Returns:
       fc7 [b units] after dropout, and the features 'fc6' and 'fc7' before.
     """
-    x = nn.max_pool(conv, (2, 2), (2, 2))
+    x = kernels.max_pool(conv, 2, 2, ((0, 0), (0, 0)))
     return hidden_layers(
       x.reshape(x.shape[0], -1),
       _HIDDEN,
