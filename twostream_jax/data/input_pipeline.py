@@ -14,7 +14,14 @@ import grain
 import numpy as np
 
 from twostream_jax.data import augment, sampling
-from twostream_jax.data.views import InputSpec, Look, load_looks
+from twostream_jax.data.buffers import Buffers
+from twostream_jax.data.views import (
+  Empty,
+  InputSpec,
+  Look,
+  load_looks,
+  new_array,
+)
 
 # Batches: more than any training takes.
 _ENDLESS = 2**40
@@ -74,11 +81,19 @@ class TrainTransform:
       shift = augment.random_rgb_shift(rng, self.rgb_jitter)
     return Look(element, starts, [view]), shift
 
-  def load(self, samples: Sequence[tuple[Look, np.ndarray | None]]):
-    """Decodes a batch of samples that were drawn."""
+  def load(
+    self,
+    samples: Sequence[tuple[Look, np.ndarray | None]],
+    empty: Empty = new_array,
+  ) -> dict[str, np.ndarray]:
+    """Decodes a batch of samples that were drawn, in arrays from `empty`."""
     looks, shifts = zip(*samples, strict=True)
     arrays = load_looks(
-      looks, self.spec, windows=self.num_segments, size=len(looks)
+      looks,
+      self.spec,
+      windows=self.num_segments,
+      size=len(looks),
+      empty=empty,
     )
     batch = {name: array[:, :, 0] for name, array in arrays.items()}
     if self.shifts_rgb:
@@ -257,6 +272,7 @@ def train_batches(
     raise ValueError("the training split has no video")
   if order is None:
     order = sampling.EpochOrder(len(source), seed)
+  buffers = Buffers()
   index = np.arange(batch_size, dtype=np.int32)
   index = index.reshape(micro_batches, share.count, -1)[:, share.index].ravel()
 
@@ -271,7 +287,7 @@ def train_batches(
         records, sampling.generators(seed, positions), strict=True
       )
     ]
-    return transform.load(samples) | {"index": index}
+    return transform.load(samples, buffers.empty) | {"index": index}
 
   numbers = grain.MapDataset.range(start, _ENDLESS)
   return _threaded(numbers.map(load), threads)

@@ -230,29 +230,30 @@ class VideoSource:
     return len(self._index.videos)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """The fields of a video.
-
-    Raises:
-      IndexError: there are fewer.
-      OSError: its file can't be opened.
-      ValueError: its file is not the one of the index.
-    """
+    """The fields of a video; ValueError: its file is not that of the index."""
     i = range(len(self))[index]
-    values = self._index.videos[i].item()
-    video = dict(zip(_VIDEO.names, values, strict=True))
-    label = self._index.labels[self._first_label[i] :][: video["labels"]]
-    record = {
+    # Written out, because it is done for every sample.
+    file, start, fps, frames, height, width, labels, rgb, flow, back = (
+      self._index.videos[i].item()
+    )
+    at, file = self._first_label[i].item(), self._open(file)
+    label = self._index.labels[at : at + labels]
+    first = self._first_image[i].item()
+    last = first + rgb + flow
+    images = self._index.images
+    return {
       "video_id": self._index.video_ids[i].item(),
       # As TFDS gives it.
       "label": label.astype(np.int64) if self._multi_label else label.item(),
       "group": self._index.groups[i].item(),
-    } | {name: video[name] for name in ("fps", *_SIZES)}
-    file, first = self._open(video["file"]), self._first_image[i]
-    for name in _IMAGES:
-      places = self._index.images[first : first + video[name]]
-      record[name] = Images(file, video["start"], places)
-      first += video[name]
-    return record
+      "fps": fps,
+      "num_frames": frames,
+      "height": height,
+      "width": width,
+      "rgb": Images(file, start, images[first : first + rgb]),
+      "flow": Images(file, start, images[first + rgb : last]),
+      "flow_backward": Images(file, start, images[last : last + back]),
+    }
 
   @property
   def labels(self) -> np.ndarray | tuple[np.ndarray, ...]:
@@ -291,13 +292,17 @@ class _File:
 
   def read(self, start: int, size: int) -> bytes:
     """Returns bytes from a position; ValueError: the file ends before."""
-    first, last = _in_file(start), _in_file(start + size - 1)
-    data = os.pread(self._descriptor, last + 1 - first, first)
-    if len(data) != last + 1 - first:
-      raise ValueError(f"{self.path} ends before byte {last}")
-    edges = range(first - first % _BLOCK + _BLOCK, last + 1, _BLOCK)
-    if not edges:
+    blocks, rest = divmod(start, _BLOCK - _BLOCK_HEADER)
+    first = blocks * _BLOCK + _BLOCK_HEADER + rest
+    inside = (rest + size - 1) // (_BLOCK - _BLOCK_HEADER)
+    length = size + inside * _BLOCK_HEADER
+    data = os.pread(self._descriptor, length, first)
+    if len(data) != length:
+      raise ValueError(f"{self.path} ends before byte {first + length}")
+    if not inside:
       return data
+    edge = (blocks + 1) * _BLOCK
+    edges = range(edge, edge + inside * _BLOCK, _BLOCK)
     begins = [0, *(edge + _BLOCK_HEADER - first for edge in edges)]
     ends = [*(edge - first for edge in edges), len(data)]
     return b"".join(data[b:e] for b, e in zip(begins, ends, strict=True))
@@ -311,11 +316,6 @@ class _File:
         " built by data_prep/build_tfds.py"
       )
     return position + offset
-
-
-def _in_file(position: int) -> int:
-  blocks, rest = divmod(position, _BLOCK - _BLOCK_HEADER)
-  return blocks * _BLOCK + _BLOCK_HEADER + rest
 
 
 def _find_images(record: bytes, fields) -> list[tuple[int, int]]:

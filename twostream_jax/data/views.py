@@ -7,7 +7,7 @@ of it may take a few per cent of the time that decoding takes.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,6 +17,13 @@ from twostream_jax.data import augment, images, sampling
 from twostream_jax.flow import spec as flow_spec
 
 MODALITIES = ("rgb", "flow")
+
+Empty = Callable[[Sequence[int]], np.ndarray]
+
+
+def new_array(shape: Sequence[int]) -> np.ndarray:
+  """An array, uint8, not initialised."""
+  return np.empty(shape, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +80,19 @@ class InputSpec:
     """Channels of a frame, or of a stack."""
     return {"rgb": 3, "flow": 2 * self.stack_length}[modality]
 
-  def empty(self, *leading: int) -> dict[str, np.ndarray]:
+  def empty(self, *leading: int, empty: Empty) -> dict[str, np.ndarray]:
     """Arrays for `load_views` to write in.
 
     Args:
       *leading: axes before those of height, width and channels.
+      empty: gives an array of a shape.
 
     Returns:
       uint8, not initialised, for each modality.
     """
     side = self.image_size
     return {
-      name: np.empty((*leading, side, side, self.channels(name)), np.uint8)
+      name: empty((*leading, side, side, self.channels(name)))
       for name in self.modalities
     }
 
@@ -104,7 +112,12 @@ class Look(NamedTuple):
 
 
 def load_looks(
-  looks: Sequence[Look], spec: InputSpec, *, windows: int, size: int
+  looks: Sequence[Look],
+  spec: InputSpec,
+  *,
+  windows: int,
+  size: int,
+  empty: Empty = new_array,
 ) -> dict[str, np.ndarray]:
   """Decodes looks at several videos, straight into the arrays of a batch.
 
@@ -113,6 +126,7 @@ def load_looks(
     spec: what to load.
     windows: t; a video with fewer of them shows its last one again.
     size: b; the last video is repeated up to it.
+    empty: gives the arrays, uint8, of a shape.
 
   Returns:
     "rgb": uint8 [b t v h w 3] and "flow": uint8 [b t v h w 2l], as far as
@@ -121,7 +135,7 @@ def load_looks(
   Raises:
     ValueError: as `load_views`.
   """
-  batch = spec.empty(size, windows, len(looks[0].views))
+  batch = spec.empty(size, windows, len(looks[0].views), empty=empty)
   for i, look in enumerate(looks):
     length = len(look.starts)
     shown = {n: array[i, :length].swapaxes(0, 1) for n, array in batch.items()}
@@ -157,7 +171,7 @@ def load_views(
   Raises:
     ValueError: the video has no flow field, or an image can't be decoded.
   """
-  out = out or spec.empty(len(views), len(starts))
+  out = out or spec.empty(len(views), len(starts), empty=new_array)
   num_frames = int(record["num_frames"])
   if "rgb" in spec.modalities:
     length = spec.stack_length if "flow" in spec.modalities else 0
