@@ -199,7 +199,7 @@ def _with_compiler_options(
   A pmap takes no options of the compiler, but a jit around it does. Such a jit
   would see the devices of one process only, so several processes go without.
   """
-  options = _compiler_options(jax.default_backend())
+  options = compiler_options(jax.default_backend())
   if not options or jax.process_count() > 1:
     return mapped
   return jax.jit(
@@ -208,7 +208,8 @@ def _with_compiler_options(
 
 
 @functools.cache
-def _compiler_options(backend: str) -> dict[str, str]:
+def compiler_options(backend: str) -> dict[str, str]:
+  """What the steps are compiled with on a platform, such as "cpu"."""
   if backend != "cpu":
     return {}
   try:

@@ -69,9 +69,18 @@ def test_pooling_keeps_bfloat16():
 
 
 @pytest.mark.parametrize(
-  "window, stride, padding", [(1, 1, 0), (1, 2, 0), (1, 2, 1), (3, 2, 1)]
+  "size, window, stride, padding",
+  [
+    ((6, 7), 1, 1, 0),
+    ((6, 7), 1, 2, 0),
+    ((6, 7), 1, 2, 1),
+    ((2, 2), 3, 1, 1),
+    ((4, 5), 3, 2, 1),
+    ((9, 9), 5, 2, 1),
+    ((9, 9), 3, 1, 1),  # Too large a map: the plain convolution.
+  ],
 )
-def test_convolution_equals_plain_convolution(window, stride, padding):
+def test_convolution_equals_plain_convolution(size, window, stride, padding):
   def convolution(function, x, kernel):
     return function(
       x,
@@ -84,7 +93,7 @@ def test_convolution_equals_plain_convolution(window, stride, padding):
   assert_equal(
     functools.partial(convolution, kernels.convolve),
     functools.partial(convolution, lax.conv_general_dilated),
-    normal(2, 6, 7, 4),
+    normal(2, *size, 4),
     normal(window, window, 4, 5, seed=1),
     atol=1e-5,
   )

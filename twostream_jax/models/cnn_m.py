@@ -5,6 +5,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from twostream_jax.models import kernels
 from twostream_jax.models.layers import (
   Dropout,
   batch_norms,
@@ -118,6 +119,7 @@ class CNNM(nn.Module):
         (window, window),
         strides=stride,
         padding=padding,
+        conv_general_dilated=kernels.convolve,
         use_bias=not use_batch_norm,  # Batch norm would subtract it again.
         dtype=self.dtype,
         kernel_init=nn.initializers.he_normal(),

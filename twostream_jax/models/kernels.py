@@ -1,13 +1,14 @@
 """Operations in the form that XLA computes fastest on CPUs.
 
-On a CPU XLA turns three things into slow loops: a sum over all rows of a
-matrix, the gradient of a maximum over windows, and the gradients of a 1 x 1
-convolution. Each is here once more, as products of matrices or as slices.
+On a CPU XLA is slow at three things: the gradient of batch norm, the gradient
+of a maximum over windows, and convolutions of 1 x 1 or into maps of a few
+pixels. Each is here once more, as products of matrices or as slices.
 Elsewhere nothing changes: the platform is known when a program is lowered, and
 other platforms get the plain operation. benchmarks/RESULTS.md has the gains.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,6 +18,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# Pixels of a map below which patches times kernel beat XLA's convolution: 2 to
+# 60 times up to 4 x 4, not at all from 7 x 7.
+_SMALL_MAP = 16
 
 
 def convolve(
@@ -33,7 +38,7 @@ def convolve(
     rhs: [kh kw c d].
     window_strides: of height and width.
     padding: (before, after) of height and width.
-    **options: the others; where dimension_numbers are given, they are NHWC.
+    **options: the others; dimension_numbers are NHWC, nothing is dilated.
 
   Returns:
     [b h' w' d].
@@ -44,13 +49,30 @@ def convolve(
     padding=padding,
     **options,
   )
-  is_padded = any(map(any, padding))
-  if rhs.shape[:3] != (1, 1, lhs.shape[-1]) or is_padded:
+  sizes = tuple(
+    (size + sum(pad) - window) // stride + 1
+    for size, window, stride, pad in zip(
+      lhs.shape[1:3], rhs.shape[:2], window_strides, padding, strict=True
+    )
+  )
+  is_small = math.prod(sizes) <= _SMALL_MAP or rhs.shape[:2] == (1, 1)
+  if not is_small or rhs.shape[2] != lhs.shape[3]:
     return plain(lhs, rhs)
-  rows, columns = window_strides
 
   def product(lhs, rhs):
-    return jnp.einsum("bhwc,cd->bhwd", lhs[:, ::rows, ::columns], rhs[0, 0])
+    padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+    last = [s * (n - 1) + 1 for s, n in zip(window_strides, sizes, strict=True)]
+    rows, columns = window_strides
+    patches = [
+      padded[:, i : i + last[0] : rows, j : j + last[1] : columns]
+      for i in range(rhs.shape[0])
+      for j in range(rhs.shape[1])
+    ]
+    return jnp.einsum(
+      "bhwc,cd->bhwd",
+      jnp.concatenate(patches, axis=-1),
+      rhs.reshape(-1, rhs.shape[-1]),
+    )
 
   return _on_cpu(product, plain)(lhs, rhs)
 

@@ -102,6 +102,7 @@ class VGG(nn.Module):
           scale_width(_CHANNELS[stage - 1], self.width),
           (3, 3),
           padding=1,
+          conv_general_dilated=kernels.convolve,
           dtype=self.dtype,
           kernel_init=nn.initializers.he_normal(),
           name=f"conv{stage}_{layer}",
