@@ -122,7 +122,7 @@ def jpegs_of(samples, transform):
       name: Noted(look.record[name], name != "rgb", notes)
       for name in ("rgb", "flow")
     }
-    transform.load([(look._replace(record=record), shift)])
+    transform.load([(look._replace(record=record), shift)], 1)
   return notes
 
 
@@ -257,7 +257,7 @@ def print_profile(source, values):
       samples = draw(source, transform, values.batch)
       parts["draw"].append(time.perf_counter() - began)
       began = time.perf_counter()
-      transform.load(samples)
+      transform.load(samples, len(samples))
       parts["load"].append(time.perf_counter() - began)
       wanted = jpegs_of(samples, transform)
       parts["decode"].append(seconds_to_decode(wanted, decode_fast, 1))

@@ -437,7 +437,7 @@ def test_frames_and_fields_of_a_sample_share_one_view(crop):
   transform = dataclasses.replace(train_transform(segments=2), crop=crop)
   flips, crops = 0, set()
   for _ in range(20):
-    batch = transform.load([transform.draw(record, rng)])
+    batch = transform.load([transform.draw(record, rng)], 1)
     rgb, flow = batch["rgb"][0].astype(int), batch["flow"][0].astype(int)
     flipped = rgb[0, 0, 0, 0] > rgb[0, 0, -1, 0]
     flips += flipped

@@ -7,7 +7,7 @@ on where training was interrupted.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -83,18 +83,21 @@ class TrainTransform:
 
   def load(
     self,
-    samples: Sequence[tuple[Look, np.ndarray | None]],
+    samples: Iterable[tuple[Look, np.ndarray | None]],
+    size: int,
     empty: Empty = new_array,
   ) -> dict[str, np.ndarray]:
-    """Decodes a batch of samples that were drawn, in arrays from `empty`."""
-    looks, shifts = zip(*samples, strict=True)
-    arrays = load_looks(
-      looks,
-      self.spec,
-      windows=self.num_segments,
-      size=len(looks),
-      empty=empty,
-    )
+    """Decodes what `draw` gave `size` times, in arrays from `empty`."""
+    looks, shifts = [], []
+
+    def next_looks() -> Iterator[Look]:
+      for look, shift in samples:
+        looks.append(look)
+        shifts.append(shift)
+        yield look
+
+    shape = {"windows": self.num_segments, "views": 1, "size": size}
+    arrays = load_looks(next_looks(), self.spec, **shape, empty=empty)
     batch = {name: array[:, :, 0] for name, array in arrays.items()}
     if self.shifts_rgb:
       batch["rgb_shift"] = np.stack(shifts)
@@ -132,7 +135,8 @@ class EvalTransform:
       )
       for record in records
     ]
-    arrays = load_looks(looks, self.spec, windows=self.num_clips, size=size)
+    shape = {"windows": self.num_clips, "views": self.num_crops, "size": size}
+    arrays = load_looks(looks, self.spec, **shape)
     return _one_window(arrays) | _labels(looks, self.num_classes, size)
 
 
@@ -160,7 +164,8 @@ class FrameTransform:
       looks.append(
         _even_look(record, self.spec, windows, self.crop_fraction, 1)
       )
-    arrays = load_looks(looks, self.spec, windows=self.num_frames, size=size)
+    shape = {"windows": self.num_frames, "views": 1, "size": size}
+    arrays = load_looks(looks, self.spec, **shape)
     lengths = np.array([len(look.starts) for look in looks], np.int32)
     return (
       _one_window(arrays)
@@ -278,16 +283,12 @@ def train_batches(
 
   def load(number: int) -> dict[str, np.ndarray]:
     positions = (number * batch_size + index.astype(np.int64)).tolist()
-    records = [source[order(position)] for position in positions]
+    records = (source[order(position)] for position in positions)
     if transform is None:
-      return _stack(records) | {"index": index}
-    samples = [
-      transform.draw(record, rng)
-      for record, rng in zip(
-        records, sampling.generators(seed, positions), strict=True
-      )
-    ]
-    return transform.load(samples, buffers.empty) | {"index": index}
+      return _stack([*records]) | {"index": index}
+    samples = map(transform.draw, records, sampling.generators(seed, positions))
+    batch = transform.load(samples, len(positions), buffers.empty)
+    return batch | {"index": index}
 
   numbers = grain.MapDataset.range(start, _ENDLESS)
   return _threaded(numbers.map(load), threads)

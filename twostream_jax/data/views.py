@@ -7,7 +7,7 @@ of it may take a few per cent of the time that decoding takes.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -112,19 +112,23 @@ class Look(NamedTuple):
 
 
 def load_looks(
-  looks: Sequence[Look],
+  looks: Iterable[Look],
   spec: InputSpec,
   *,
   windows: int,
+  views: int,
   size: int,
   empty: Empty = new_array,
 ) -> dict[str, np.ndarray]:
   """Decodes looks at several videos, straight into the arrays of a batch.
 
   Args:
-    looks: at 1 to `size` videos, all with as many views.
+    looks: at 1 to `size` videos. Each is taken when the one before is decoded:
+      while one thread draws, the others can do nothing but decode, so that
+      draws in a row would make them wait.
     spec: what to load.
     windows: t; a video with fewer of them shows its last one again.
+    views: v, of every look.
     size: b; the last video is repeated up to it.
     empty: gives the arrays, uint8, of a shape.
 
@@ -135,15 +139,17 @@ def load_looks(
   Raises:
     ValueError: as `load_views`.
   """
-  batch = spec.empty(size, windows, len(looks[0].views), empty=empty)
+  batch = spec.empty(size, windows, views, empty=empty)
+  count = 0
   for i, look in enumerate(looks):
+    count = i + 1
     length = len(look.starts)
     shown = {n: array[i, :length].swapaxes(0, 1) for n, array in batch.items()}
     load_views(*look, spec, out=shown)
     for array in batch.values():
       array[i, length:] = array[i, length - 1]
   for array in batch.values():
-    array[len(looks) :] = array[len(looks) - 1]
+    array[count:] = array[count - 1]
   return batch
 
 
