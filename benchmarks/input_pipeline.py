@@ -141,15 +141,14 @@ def decode_opencv(data, gray, buffer):
 def seconds_to_decode(jpegs, decode, threads):
   """Seconds in which threads decode images, and nothing else."""
 
-  def work(part):
+  waiting = iter(jpegs)
+
+  def work():
     buffer = np.empty(2**22, np.uint8)
-    for data, gray in part:
+    for data, gray in waiting:
       decode(data, gray, buffer)
 
-  workers = [
-    threading.Thread(target=work, args=(jpegs[i::threads],))
-    for i in range(threads)
-  ]
+  workers = [threading.Thread(target=work) for _ in range(threads)]
   began = time.perf_counter()
   for worker in workers:
     worker.start()
