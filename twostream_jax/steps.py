@@ -172,7 +172,10 @@ def train_step(
     batch_stats, local = _sum_over_parts(
       of_part, state.batch_stats, batch, state.params
     )
-  grads, loss, correct = jax.lax.psum(local, axis_name)
+  if jax.lax.axis_size(axis_name) > 1:
+    # On one device XLA would copy what it has nothing to add to.
+    local = jax.lax.psum(local, axis_name)
+  grads, loss, correct = local
   batch_stats = jax.lax.pmean(batch_stats, axis_name)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
