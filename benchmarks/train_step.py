@@ -1,0 +1,359 @@
+"""Time of a training step and of a forward pass, against PyTorch, in one run.
+
+  python benchmarks/train_step.py [--network=resnet50 ...] [--batch=8]
+    [--size=112] [--repeats=5] [--[no]compiled]
+
+The step is the project's own (forward, backward, SGD with momentum, guard
+against what is not finite, metrics) under `parallel.pmap_train_step` on one
+device; PyTorch's is the same network of tests/models/torch_networks.py with
+torch.optim.SGD, eager and under torch.compile. Both start from uint8 on the
+device; nothing drops units. On a CPU: float32 and all cores. Where both jax
+and torch see a GPU: bfloat16 compute, float32 parameters, channels last.
+
+Every side is a process of its own, so that peak memory is its own. The sides
+take turns, one step and one forward pass each, so that all of them see what
+else the machine does; the median of all turns counts, after one more. Shares of
+peak are of a large product of matrices in the same dtype in the same run;
+FLOPs are those that XLA counts before it optimises.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from twostream_jax import losses, models, parallel, steps
+from twostream_jax.models.stream import Stream
+from twostream_jax.models.two_stream import TwoStream
+from twostream_jax.preprocess import Preprocess
+
+_CLASSES = 101
+FLOW_CHANNELS = 20
+# Spatial and temporal backbone, and fields of the temporal one.
+_NETWORKS = {
+  "vgg16": ("vgg16", None, {}),
+  "resnet50": ("resnet50", None, {}),
+  "cnn_m": (None, "cnn_m", {"normalisation": "lrn"}),
+  "cnn_m_batch": (None, "cnn_m", {"normalisation": "batch"}),
+  "two_stream": ("resnet50", "cnn_m", {"normalisation": "lrn"}),
+}
+_MEAN, _STD, _BOUND = 0.5, 0.25, 20.0
+_PEAK_SIDE = {"cpu": 3072, "gpu": 8192}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Adds this program's flags to `values`."""
+  flags.DEFINE_multi_enum(
+    "network", list(_NETWORKS), list(_NETWORKS), "Can be repeated.", values
+  )
+  flags.DEFINE_integer("batch", 8, "Clips a step.", flag_values=values)
+  flags.DEFINE_integer("size", 112, "Pixels, both sides.", flag_values=values)
+  flags.DEFINE_integer("repeats", 5, "Counted turns.", flag_values=values)
+  flags.DEFINE_bool("compiled", True, "Also torch.compile.", values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One network and its input.
+
+  Attributes:
+    network: a key of _NETWORKS.
+    batch: clips.
+    size: height and width, pixels.
+    gpu: bfloat16 on a GPU, instead of float32 on the CPU.
+  """
+
+  network: str
+  batch: int
+  size: int
+  gpu: bool
+
+  def inputs(self) -> dict[str, np.ndarray]:
+    """uint8 [b 1 h w c] by modality, and labels int32 [b]."""
+    rng = np.random.default_rng(0)
+    spatial, temporal, _ = _NETWORKS[self.network]
+    channels = {"rgb": 3 if spatial else 0, "flow": temporal and FLOW_CHANNELS}
+    shape = (self.batch, 1, self.size, self.size)
+    images = {
+      name: rng.integers(0, 256, (*shape, c), dtype=np.uint8)
+      for name, c in channels.items()
+      if c
+    }
+    labels = rng.integers(0, _CLASSES, self.batch, dtype=np.int32)
+    return images | {"label": labels}
+
+
+def jax_side(case: Case) -> tuple[Callable, Callable, float]:
+  """A step and a forward pass to call, and the step's GFLOPs."""
+  model = jax_model(case)
+  batch = case.inputs() | {
+    "mask": np.ones(case.batch, bool),
+    "index": np.arange(case.batch, dtype=np.int32),
+  }
+  preprocess = Preprocess(
+    (_MEAN,) * 3, (_STD,) * 3, _BOUND, _BOUND, subtract_mean_flow=False
+  )
+  tx = optax.sgd(1e-4, momentum=0.9)
+  key = jax.random.key(0)
+  state = parallel.replicate(
+    steps.create_train_state(key, model, tx, preprocess, batch)
+  )
+  train = parallel.pmap_train_step(
+    functools.partial(
+      steps.train_step,
+      model=model,
+      tx=tx,
+      preprocess=preprocess,
+      loss_fn=losses.softmax_cross_entropy,
+    )
+  )
+  predict = parallel.pmap_predict_step(
+    lambda variables, batch: model.apply(
+      variables, preprocess(batch), train=False
+    )[0]
+  )
+  batch = jax.device_put(parallel.shard(batch))
+  flops = train.lower(state, batch, key).cost_analysis()["flops"]
+
+  def step():
+    nonlocal state
+    state, metrics = train(state, batch, key)
+    jax.block_until_ready((state, metrics))
+
+  def forward():
+    jax.block_until_ready(predict(state.variables, batch))
+
+  return step, forward, flops / 1e9
+
+
+def jax_model(case: Case):
+  """The network as a recipe makes it, but without dropout."""
+  spatial, temporal, fields = _NETWORKS[case.network]
+  common = {
+    "num_classes": _CLASSES,
+    "dropout_rate": 0.0,
+    "axis_name": parallel.AXIS,
+    "dtype": jnp.bfloat16 if case.gpu else jnp.float32,
+  }
+  nets = {}
+  if spatial:
+    nets["rgb"] = models.create_model(spatial, **common)
+  if temporal:
+    nets["flow"] = models.create_model(temporal, **common, **fields)
+  if len(nets) == 2:
+    return TwoStream(spatial=nets["rgb"], temporal=nets["flow"])
+  [(modality, backbone)] = nets.items()
+  return Stream(modality=modality, backbone=backbone)
+
+
+def torch_side(case: Case, compiled: bool) -> tuple[Callable, Callable, float]:
+  """A step and a forward pass of the same network in PyTorch; no count."""
+  import torch
+
+  torch.set_num_threads(os.cpu_count())
+  device = "cuda" if case.gpu else "cpu"
+  nets = {name: net.to(device) for name, net in torch_nets(case).items()}
+  if case.gpu:
+    nets = {
+      k: net.to(memory_format=torch.channels_last) for k, net in nets.items()
+    }
+  inputs = {k: torch.from_numpy(x).to(device) for k, x in case.inputs().items()}
+  labels = inputs.pop("label").long()
+  parameters = [p for net in nets.values() for p in net.parameters()]
+  optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+  def logits():
+    total = 0
+    for name, net in nets.items():
+      # NHWC in memory, as the decoder gives it; a view for PyTorch.
+      x = (inputs[name][:, 0].float() / 255 - _MEAN) / _STD
+      x = x.permute(0, 3, 1, 2)
+      # In float32 on the CPU its own layout is as fast or faster.
+      x = x if case.gpu else x.contiguous()
+      total = total + net(x)
+    return total / len(nets)
+
+  def loss():
+    with torch.autocast(device, torch.bfloat16, enabled=case.gpu):
+      out = logits()
+    return torch.nn.functional.cross_entropy(out.float(), labels)
+
+  def predictions():
+    with torch.autocast(device, torch.bfloat16, enabled=case.gpu):
+      return logits()
+
+  if compiled:
+    loss, predictions = torch.compile(loss), torch.compile(predictions)
+  wait = torch.cuda.synchronize if case.gpu else lambda: None
+
+  def step():
+    for net in nets.values():
+      net.train()
+    optimiser.zero_grad()
+    loss().backward()
+    optimiser.step()
+    wait()
+
+  def forward():
+    for net in nets.values():
+      net.eval()
+    with torch.no_grad():
+      predictions()
+    wait()
+
+  return step, forward, 0.0
+
+
+def torch_nets(case: Case) -> dict:
+  """The backbones of a case in plain torch.nn, by modality."""
+  # Only the folder of this script is on the path.
+  sys.path.insert(0, str(Path(__file__).parent.parent))
+  from torch import nn
+
+  from tests.models import torch_networks
+
+  spatial, temporal, fields = _NETWORKS[case.network]
+  common = {"width": 1.0, "classes": _CLASSES}
+  size = (case.size, case.size)
+  nets = {}
+  if spatial == "vgg16":
+    nets["rgb"] = torch_networks.VGG(16, batch_norm=False, size=size, **common)
+  elif spatial:
+    nets["rgb"] = torch_networks.ResNet(50, **common)
+  if temporal:
+    net = torch_networks.CNNM(second_lrn=True, size=size, **common, **fields)
+    bias = net.conv1.bias is not None
+    net.conv1 = nn.Conv2d(FLOW_CHANNELS, 96, 7, 2, bias=bias)
+    nets["flow"] = net
+  return nets
+
+
+_SIDES = {
+  "jax": jax_side,
+  "torch, eager": functools.partial(torch_side, compiled=False),
+  "torch, compiled": functools.partial(torch_side, compiled=True),
+}
+
+
+def work(pipe, side: str, case: Case) -> None:
+  """A process: builds one side, then takes a turn whenever it is told to."""
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  start = time.perf_counter()
+  step, forward, gflops = _SIDES[side](case)
+  step(), forward(), step()
+  pipe.send({"first": time.perf_counter() - start, "gflops": gflops})
+  while pipe.recv():
+    times = []
+    for function in (step, forward):
+      start = time.perf_counter()
+      function()
+      times.append(time.perf_counter() - start)
+    pipe.send(times)
+  pipe.send(_peak_memory(side, case, before))
+
+
+def _peak_memory(side: str, case: Case, before: int) -> float:
+  """MiB: of the device, or what the process grew since its imports."""
+  if not case.gpu:
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (after - before) / 1024
+  if side == "jax":
+    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
+  import torch
+
+  return torch.cuda.max_memory_allocated() / 2**20
+
+
+def measure_peak(gpu: bool) -> float:
+  """GFLOP/s of a large product of matrices, the best of 7."""
+  side = _PEAK_SIDE["gpu" if gpu else "cpu"]
+  dtype = jnp.bfloat16 if gpu else jnp.float32
+  x = jnp.ones((side, side), dtype)
+  product = jax.jit(lambda a, b: a @ b)
+  times = []
+  for _ in range(8):
+    start = time.perf_counter()
+    product(x, x).block_until_ready()
+    times.append(time.perf_counter() - start)
+  return 2 * side**3 / min(times[1:]) / 1e9
+
+
+def compare(case: Case, sides: Sequence[str], repeats: int) -> dict[str, dict]:
+  """Median seconds, GFLOPs, first-use seconds and peak MiB of each side."""
+  context = multiprocessing.get_context("spawn")
+  pipes, processes, found = {}, [], {}
+  for side in sides:
+    pipes[side], other = context.Pipe()
+    process = context.Process(target=work, args=(other, side, case))
+    process.start()
+    other.close()  # So that the death of a worker is seen as the end of it.
+    processes.append(process)
+    found[side] = pipes[side].recv() | {"step": [], "forward": []}
+  for _ in range(repeats):
+    for side, pipe in pipes.items():
+      pipe.send(True)
+      step, forward = pipe.recv()
+      found[side]["step"].append(step)
+      found[side]["forward"].append(forward)
+  for side, pipe in pipes.items():
+    pipe.send(False)
+    found[side]["memory"] = pipe.recv()
+    for name in ("step", "forward"):
+      found[side][name] = statistics.median(found[side][name])
+  for process in processes:
+    process.join()
+  return found
+
+
+def main(argv: Sequence[str]) -> None:
+  import torch
+
+  values = flags.FLAGS
+  gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+  if jax.local_device_count() > 1:
+    raise app.UsageError("one device only: set CUDA_VISIBLE_DEVICES=0")
+  sides = [side for side in _SIDES if values.compiled or "compiled" not in side]
+  print(
+    f"jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} cores,"
+    f" {jax.local_devices()[0].device_kind};"
+    f" {'bfloat16' if gpu else 'float32'}, batch {values.batch},"
+    f" {values.size} x {values.size} pixels"
+  )
+  print(
+    f"{'':12} {'':15} {'step s':>8} {'clips/s':>8} {'of peak':>8}"
+    f" {'forward s':>9} {'MiB':>6} {'first s':>7}  jax takes, step and forward"
+  )
+  for network in values.network:
+    case = Case(network, values.batch, values.size, gpu)
+    before = measure_peak(gpu)
+    found = compare(case, sides, values.repeats)
+    peak = max(before, measure_peak(gpu))
+    print(f"{network}: a product of matrices makes {peak:.0f} GFLOP/s")
+    own = found["jax"]
+    for side, row in found.items():
+      print(
+        f"{network:12} {side:15} {row['step']:8.3f}"
+        f" {case.batch / row['step']:8.1f}"
+        f" {own['gflops'] / row['step'] / peak:8.0%} {row['forward']:9.3f}"
+        f" {row['memory']:6.0f} {row['first']:7.1f}"
+        f"  {own['step'] / row['step']:.2f}x"
+        f" {own['forward'] / row['forward']:.2f}x",
+        flush=True,
+      )
+
+
+if __name__ == "__main__":
+  define_flags(flags.FLAGS)
+  app.run(main)
