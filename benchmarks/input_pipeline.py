@@ -352,8 +352,9 @@ def main(argv):
     )
     print_reading(data, source)
     print(
-      "\n| clips/s | limit, simplejpeg | limit, OpenCV | loader | of simplejpeg's"
-      " | of OpenCV's | DataLoader, OpenCV | x | DataLoader, PIL | x | MB | MB, DataLoader |"
+      "\n| clips/s | limit, simplejpeg | limit, OpenCV | loader | of the first"
+      " | of the second | DataLoader, OpenCV | x | DataLoader, PIL | x | MB"
+      " | MB, DataLoader |"
       "\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for case in values.case:
