@@ -205,10 +205,12 @@ def _load_stacks(record, stacks, views, out: np.ndarray) -> None:
   side = out.shape[-2]
   seen = np.empty((len(fields), 2, side, side), np.uint8)
   for v, view in enumerate(views):
-    for planes, halves in zip(seen, decoded, strict=True):
-      _see(halves[0], view, planes[0])
-      _see(halves[1], view, planes[1])
-    if view.flip:  # What went left goes right: see `flow_spec.flip_codes`.
+    for planes, field in zip(seen, decoded, strict=True):
+      _see_field(field, view.box, planes)
+    if view.flip:
+      # All planes in one call, as one image of them all.
+      seen = cv2.flip(seen.reshape(-1, side), 1).reshape(seen.shape)
+      # What went left goes right: see `flow_spec.flip_codes`.
       np.invert(seen[:, 0], out=seen[:, 0])
     for t, row in enumerate(rows):
       stack = seen if row == list(range(len(seen))) else seen[row]
@@ -249,8 +251,18 @@ def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
   ]
 
 
+def _see_field(field: np.ndarray, box: augment.Box, out: np.ndarray) -> None:
+  """Writes a crop of a field, [2 h w], in `out`."""
+  if box.height == box.width == out.shape[-1]:
+    y, x, side, _ = box
+    out[...] = field[:, y : y + side, x : x + side]
+  else:
+    for component, plane in zip(field, out, strict=True):
+      plane[...] = augment.crop_and_resize(component, box, len(plane))
+
+
 def _see(image: np.ndarray, view: augment.View, out: np.ndarray) -> None:
-  """Writes what a view shows of an image, [h w] or [h w 3], in `out`."""
+  """Writes what a view shows of a frame, [h w 3], in `out`."""
   seen = augment.crop_and_resize(image, view.box, len(out))
   if view.flip:
     cv2.flip(seen, 1, dst=out)
