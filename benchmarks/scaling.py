@@ -98,13 +98,14 @@ def pmapped(train_step: Callable, state, batch, key) -> Callable[[], None]:
 
 def jitted(train_step: Callable, state, batch, key) -> Callable[[], None]:
   """The same step without pmap: its axis has one place."""
-  names = functools.partial(train_step, axis_name=parallel.AXIS)
-
-  def alone(state, batch, key):
-    mapped = jax.vmap(names, in_axes=(0, 0, None), axis_name=parallel.AXIS)
-    add = functools.partial(jax.tree.map, lambda x: x[None])
-    return jax.tree.map(lambda x: x[0], mapped(add(state), add(batch), key))
-
+  # Nothing is mapped: only the name of the axis is bound.
+  alone = jax.vmap(
+    functools.partial(train_step, axis_name=parallel.AXIS),
+    in_axes=None,
+    out_axes=None,
+    axis_name=parallel.AXIS,
+    axis_size=1,
+  )
   options = parallel.compiler_options(jax.default_backend())
   compiled = jax.jit(alone, donate_argnums=(0,), compiler_options=options)
   state = jax.tree.map(jax.numpy.array, state)
