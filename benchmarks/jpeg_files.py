@@ -60,6 +60,19 @@ def write_made_up(folder, clips, frames):
   )
 
 
+class First:
+  """The first videos of a source."""
+
+  def __init__(self, source, count):
+    self._source, self._count = source, min(count, len(source))
+
+  def __len__(self):
+    return self._count
+
+  def __getitem__(self, i):
+    return self._source[range(self._count)[i]]
+
+
 def write_files(source, folder):
   """Writes every image in a file of its own; returns facts of the clips."""
   clips = []
