@@ -15,8 +15,8 @@ import safetensors.numpy
 import scipy.signal
 
 from twostream_jax.models import create_model
+from twostream_jax.preprocess import Preprocess
 from twostream_jax.pretrained import IMAGENET, load_pretrained
-from twostream_jax.steps import Preprocess
 
 _CLASSES = 5
 _SIZE = 96  # 3 x 3 positions before fc6 of VGG.

@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from twostream_jax.models import create_model
 from twostream_jax.models.stream import Stream
+from twostream_jax.preprocess import Preprocess
 from twostream_jax.pretrained import (
   CAFFE,
   IMAGENET,
@@ -17,7 +18,6 @@ from twostream_jax.pretrained import (
   cross_modality,
   load_pretrained,
 )
-from twostream_jax.steps import Preprocess
 
 _REAL = (
   Path(__file__).parents[2] / "shared/data/weights/vgg16_imagenet_conv.npz"

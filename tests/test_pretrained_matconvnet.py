@@ -12,8 +12,8 @@ from twostream_jax.models.layers import (
   local_response_normalisation,
   max_pool_ceil,
 )
+from twostream_jax.preprocess import Preprocess
 from twostream_jax.pretrained import WeightsError, load_pretrained
-from twostream_jax.steps import Preprocess
 
 _SIZE = 96  # 2 x 2 positions before fc6 of CNN-M, 3 x 3 of VGG.
 
