@@ -11,7 +11,7 @@ class InputConvention:
 
   A network trained on (pixel - mean) / std, with pixels in 0..max_value and
   channels in channel_order. `rgb_mean` and `rgb_std` say the same of pixels in
-  0..1 in the order R, G, B: what `steps.Preprocess` takes.
+  0..1 in the order R, G, B: what `preprocess.Preprocess` takes.
 
   Attributes:
     channel_order: "RGB" or "BGR"; also the order of mean and std.
