@@ -67,6 +67,7 @@ def define_flags(values: flags.FlagValues) -> None:
     ("rounds", 4, "Turns of each."),
     ("epochs", 5, "Epochs of flow after which memory is looked at."),
     ("threads", cores, "Threads of the loader, processes of the rival."),
+    ("processes", 0, "Processes of the loader, instead of threads."),
   ]:
     flags.DEFINE_integer(name, default, text, flag_values=values)
   values_of = list(CASES)
@@ -202,6 +203,7 @@ def compare(case, source, clips, values):
           batch_size=values.batch,
           seed=0,
           threads=values.threads,
+          processes=values.processes,
         )
       )
     else:
@@ -332,8 +334,8 @@ def main(argv):
       for name in ("rgb", "flow")
     ]
     print(
-      f"{os.cpu_count()} cores, {values.threads} threads, Python"
-      f" {sys.version.split()[0]}, grain {grain.__version__}, simplejpeg"
+      f"{os.cpu_count()} cores, {values.threads} threads, {values.processes}"
+      f" processes, Python {sys.version.split()[0]}, grain {grain.__version__}, simplejpeg"
       f" {simplejpeg.__version__}, OpenCV {cv2.__version__}, torch"
       f" {torch.__version__}, PIL {PIL.__version__}\n{len(source)} clips;"
       f" a frame {sizes[0] / 1024:.1f} KiB, a field {sizes[1] / 1024:.1f} KiB"

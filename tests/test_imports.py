@@ -17,6 +17,7 @@ LEVELS = {
   "data.annotations": 1,
   "data.augment": 0,
   "data.beam": 6,
+  "data.batch_processes": 1,
   "data.builder": 6,
   "data.check": 2,
   "data.clip_task": 5,

@@ -5,7 +5,7 @@ know which it is.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class VideoInputs:
     train: how a training sample is drawn.
     evaluation: the views of the test protocol.
     threads: that decode.
+    processes: that make training batches instead; 0: the threads.
     balanced: whether classes are drawn uniformly for training, see
       `sampling.BalancedOrder`.
   """
@@ -52,6 +53,7 @@ class VideoInputs:
   train: TrainTransform
   evaluation: EvalTransform
   threads: int
+  processes: int = 0
   second: Any = None
   balanced: bool = False
 
@@ -70,7 +72,7 @@ class VideoInputs:
 
   def train_batches(
     self, split: str, *, batch_size: int, seed: int, **part: Any
-  ) -> grain.IterDataset:
+  ) -> Iterable[dict[str, np.ndarray]]:
     """Endless shuffled batches; see `input_pipeline.train_batches`."""
     source = self.sources[split]
     if self.second is not None:
@@ -81,6 +83,7 @@ class VideoInputs:
       batch_size=batch_size,
       seed=seed,
       threads=self.threads,
+      processes=self.processes,
       order=_order(source, seed, self.balanced),
       **part,
     )
@@ -171,7 +174,7 @@ class FeatureInputs:
 
   def train_batches(
     self, split: str, *, batch_size: int, seed: int, **part: Any
-  ) -> grain.IterDataset:
+  ) -> Iterable[dict[str, np.ndarray]]:
     """Endless shuffled batches; see `input_pipeline.train_batches`."""
     source = self.sources[split]
     return input_pipeline.train_batches(
@@ -304,6 +307,7 @@ def create_video_inputs(
       num_classes=len(data.class_names),
     ),
     threads=config.data.threads,
+    processes=config.data.processes,
     balanced=stage.balanced,
   )
 

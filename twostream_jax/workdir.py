@@ -13,6 +13,7 @@ FREE_KEYS = (
   "config.data.dir",
   "config.data.build_command",
   "config.data.threads",
+  "config.data.processes",
   "config.data.validation_split",
   "config.data.test_split",
   "config.train",

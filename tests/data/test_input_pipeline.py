@@ -111,18 +111,21 @@ def test_batches_have_the_contract_s_shapes(tiny):
 
 
 def test_batches_depend_on_seed_and_step_alone(tiny):
-  def batches(seed, threads, start=0):
+  def batches(seed, threads, start=0, processes=0):
     return input_pipeline.train_batches(
       tiny.sources["train"],
       train_transform(),
       batch_size=5,
       seed=seed,
       threads=threads,
+      processes=processes,
       start=start,
     )
 
   first = take(batches(0, 1), 8)
   for one, other in zip(first, take(batches(0, 3), 8), strict=True):
+    assert_same(one, other)
+  for one, other in zip(first, take(batches(0, 1, 0, 2), 8), strict=True):
     assert_same(one, other)
   different = take(batches(1, 1), 1)[0]
   assert different["video_id"].tolist() != first[0]["video_id"].tolist()
@@ -291,16 +294,16 @@ def counted_record(num_frames, step=1, side=16):
   x = 100 + i and y = 140 + i; frame i is gray i.
   """
 
-  def jpegs(count, x, y):
-    half = np.ones((side, side), np.uint8)
-    images = [np.hstack([half * (x + i), half * (y + i)]) for i in range(count)]
+  def jpegs(count, *firsts):
+    part = np.ones((side, side), np.uint8)
+    images = [np.hstack([part * (f + i) for f in firsts]) for i in range(count)]
     return [cv2.imencode(".jpg", image)[1].tobytes() for image in images]
 
   return {
     "num_frames": num_frames,
     "height": side,
     "width": side,
-    "rgb": jpegs(num_frames, 0, 0),
+    "rgb": jpegs(num_frames, 0),
     "flow": jpegs(num_frames - step, 20, 60),
     "flow_backward": jpegs(num_frames - step, 100, 140),
     "video_id": "counted",

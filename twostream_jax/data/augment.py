@@ -6,7 +6,6 @@ field; its values stay pixels a frame *of the stored size*.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import cv2
@@ -70,15 +69,17 @@ class RandomCrop:
 
   def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
     """Draws a crop of a frame of `height` times `width` pixels."""
+    # One call for all numbers: what NumPy takes for each is the time of a
+    # fiftieth of a frame.
+    size, ratio, y, x = rng.random(4).tolist()
     low, high = self.scale
-    side = rng.uniform(low, high) * min(height, width)
-    largest = math.log(self.max_ratio)
-    stretch = math.exp(0.5 * rng.uniform(-largest, largest))
+    side = (low + size * (high - low)) * min(height, width)
+    stretch = self.max_ratio ** (ratio - 0.5)
     box_height = min(max(round(side * stretch), 1), height)
     box_width = min(max(round(side / stretch), 1), width)
     return Box(
-      int(rng.integers(height - box_height + 1)),
-      int(rng.integers(width - box_width + 1)),
+      int(y * (height - box_height + 1)),
+      int(x * (width - box_width + 1)),
       box_height,
       box_width,
     )
@@ -179,7 +180,7 @@ def random_view(
       direction.
   """
   box = crop.draw(rng, height, width)
-  return View(box, flip and bool(rng.integers(2)))
+  return View(box, flip and rng.random() < 0.5)
 
 
 def random_rgb_shift(rng: np.random.Generator, sigma: float) -> np.ndarray:
@@ -239,17 +240,21 @@ def _fixed_places(bottom: int, right: int) -> list[tuple[int, int]]:
   return [(bottom // 2, right // 2), *corners]
 
 
-def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+def crop_and_resize(
+  image: np.ndarray, box: Box, size: int, out: np.ndarray | None = None
+) -> np.ndarray:
   """Cuts `box` out of an image and resizes it to a square.
 
   Args:
-    image: uint8 [h w c], at most 4 channels.
+    image: uint8 [h w] or [h w c], c at most 4.
     box: inside the image.
     size: side of the result, pixels.
+    out: contiguous array for a crop that has to be resized; None: a new one.
 
   Returns:
-    uint8 [size size c]; area-averaged where it shrinks to half or less,
-    bilinear otherwise, as in the papers' code.
+    uint8 [size size] or [size size c]: a view where the crop has that size;
+    area-averaged where it shrinks to half or less, bilinear otherwise, as in
+    the papers' code.
   """
   crop = image[box.y : box.y + box.height, box.x : box.x + box.width]
   if crop.shape[:2] == (size, size):
@@ -258,4 +263,4 @@ def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
   # (more than to decode the field), and hardly any pixel would be skipped.
   halves = min(box.height, box.width) >= 2 * size
   method = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
-  return cv2.resize(crop, (size, size), interpolation=method)
+  return cv2.resize(crop, (size, size), dst=out, interpolation=method)

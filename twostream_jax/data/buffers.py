@@ -9,9 +9,16 @@ import collections
 import ctypes
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+Empty = Callable[[Sequence[int]], np.ndarray]
+
+
+def new_array(shape: Sequence[int]) -> np.ndarray:
+  """An array, uint8, not initialised."""
+  return np.empty(shape, np.uint8)
 
 
 class Buffers:

@@ -14,14 +14,9 @@ import grain
 import numpy as np
 
 from twostream_jax.data import augment, sampling
-from twostream_jax.data.buffers import Buffers
-from twostream_jax.data.views import (
-  Empty,
-  InputSpec,
-  Look,
-  load_looks,
-  new_array,
-)
+from twostream_jax.data.batch_processes import ProcessBatches
+from twostream_jax.data.buffers import Buffers, Empty, new_array
+from twostream_jax.data.views import InputSpec, Look, load_looks
 
 # Batches: more than any training takes.
 _ENDLESS = 2**40
@@ -242,11 +237,12 @@ def train_batches(
   batch_size: int,
   seed: int,
   threads: int,
+  processes: int = 0,
   start: int = 0,
   share: Share = ALL,
   micro_batches: int = 1,
   order: Callable[[int], int] | None = None,
-) -> grain.IterDataset:
+) -> Iterable[dict[str, np.ndarray]]:
   """Endless shuffled batches; every epoch shows every video once.
 
   A batch is a function of the seed and its number: neither of threads, nor of
@@ -259,6 +255,7 @@ def train_batches(
       of the processes times the micro-batches.
     seed: of the order and of the samples.
     threads: decoding threads; each prepares a whole batch.
+    processes: that do it instead, see `batch_processes`; 0: the threads.
     start: number of the first batch, from 0: those before were seen already.
     share: the part that this process reads.
     micro_batches: parts that a batch is taken in. The process gets its share
@@ -275,23 +272,48 @@ def train_batches(
   """
   if not len(source):
     raise ValueError("the training split has no video")
-  if order is None:
-    order = sampling.EpochOrder(len(source), seed)
-  buffers = Buffers()
   index = np.arange(batch_size, dtype=np.int32)
   index = index.reshape(micro_batches, share.count, -1)[:, share.index].ravel()
-
-  def load(number: int) -> dict[str, np.ndarray]:
-    positions = (number * batch_size + index.astype(np.int64)).tolist()
-    records = (source[order(position)] for position in positions)
-    if transform is None:
-      return _stack([*records]) | {"index": index}
-    samples = map(transform.draw, records, sampling.generators(seed, positions))
-    batch = transform.load(samples, len(positions), buffers.empty)
-    return batch | {"index": index}
-
+  load = _TrainLoader(
+    source=source,
+    transform=transform,
+    seed=seed,
+    batch_size=batch_size,
+    index=index,
+    order=order or sampling.EpochOrder(len(source), seed),
+  )
+  if processes:
+    return ProcessBatches(load, start, processes)
+  buffers = Buffers()
   numbers = grain.MapDataset.range(start, _ENDLESS)
-  return _threaded(numbers.map(load), threads)
+  return _threaded(numbers.map(lambda n: load(n, buffers.empty)), threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainLoader:
+  """The number of a training batch to the batch; see `train_batches`.
+
+  Attributes:
+    index: which places of the batch this process has, int32.
+  """
+
+  source: Any
+  transform: TrainTransform | None
+  seed: int
+  batch_size: int
+  index: np.ndarray
+  order: Callable[[int], int]
+
+  def __call__(self, number: int, empty: Empty) -> dict[str, np.ndarray]:
+    places = number * self.batch_size + self.index.astype(np.int64)
+    positions = places.tolist()
+    records = (self.source[self.order(position)] for position in positions)
+    if self.transform is None:
+      return _stack([*records]) | {"index": self.index}
+    rngs = sampling.generators(self.seed, positions)
+    samples = map(self.transform.draw, records, rngs)
+    batch = self.transform.load(samples, len(positions), empty)
+    return batch | {"index": self.index}
 
 
 def _stack(samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

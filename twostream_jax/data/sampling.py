@@ -48,11 +48,12 @@ def random_starts(
     int [num_segments], not decreasing, in 0..available - 1.
   """
   starts = []
-  for segment in range(num_segments):
+  for segment, place in enumerate(rng.random(num_segments).tolist()):
     low = segment * available // num_segments
     high = -((segment + 1) * available // -num_segments)
-    starts.append(rng.integers(low, max(high, low + 1)))
-  return np.minimum(starts, available - 1)
+    start = low + int(place * max(high - low, 1))
+    starts.append(min(start, available - 1))
+  return np.array(starts)
 
 
 def even_starts(available: int, count: int) -> np.ndarray:

@@ -7,23 +7,33 @@ of it may take a few per cent of the time that decoding takes.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from twostream_jax.data import augment, images, sampling
+from twostream_jax.data.buffers import Empty, new_array
 from twostream_jax.flow import spec as flow_spec
 
 MODALITIES = ("rgb", "flow")
 
-Empty = Callable[[Sequence[int]], np.ndarray]
 
+class Scratch:
+  """Memory to work in, which is used again; of one thread."""
 
-def new_array(shape: Sequence[int]) -> np.ndarray:
-  """An array, uint8, not initialised."""
-  return np.empty(shape, np.uint8)
+  def __init__(self):
+    self._blocks = {}
+
+  def array(self, name: str, shape: Sequence[int]) -> np.ndarray:
+    """An array, uint8, not initialised; it ends the one before of the name."""
+    size = math.prod(shape)
+    block = self._blocks.get(name)
+    if block is None or len(block) < size:
+      block = self._blocks[name] = np.empty(size, np.uint8)
+    return block[:size].reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +150,13 @@ def load_looks(
     ValueError: as `load_views`.
   """
   batch = spec.empty(size, windows, views, empty=empty)
+  scratch = Scratch()
   count = 0
   for i, look in enumerate(looks):
     count = i + 1
     length = len(look.starts)
     shown = {n: array[i, :length].swapaxes(0, 1) for n, array in batch.items()}
-    load_views(*look, spec, out=shown)
+    load_views(*look, spec, out=shown, scratch=scratch)
     for array in batch.values():
       array[i, length:] = array[i, length - 1]
   for array in batch.values():
@@ -159,6 +170,7 @@ def load_views(
   views: Sequence[augment.View],
   spec: InputSpec,
   out: Mapping[str, np.ndarray] | None = None,
+  scratch: Scratch | None = None,
 ) -> Mapping[str, np.ndarray]:
   """Decodes the windows at `starts`, each as seen by every view.
 
@@ -169,6 +181,7 @@ def load_views(
     spec: what to load.
     out: arrays to write the result in, contiguous from the height on; None:
       new ones.
+    scratch: memory to work in; None: new memory.
 
   Returns:
     "rgb": uint8 [v t h w 3] and "flow": uint8 [v t h w 2l], interleaved
@@ -178,42 +191,49 @@ def load_views(
     ValueError: the video has no flow field, or an image can't be decoded.
   """
   out = out or spec.empty(len(views), len(starts), empty=new_array)
+  scratch = scratch or Scratch()
   num_frames = int(record["num_frames"])
   if "rgb" in spec.modalities:
     length = spec.stack_length if "flow" in spec.modalities else 0
     frames = sampling.centre_frames(starts, num_frames, length, spec.flow_step)
+    size = 3 * int(record["height"]) * int(record["width"])
+    memory = scratch.array("frame", (size,))
     for t, i in enumerate(frames.tolist()):
-      image = images.decode_rgb(record["rgb"][i])
+      image = images.decode_rgb(record["rgb"][i], memory)
       for v, view in enumerate(views):
         _see(image, view, out["rgb"][v, t])
   if "flow" in spec.modalities:
-    _load_stacks(
-      record, _stored_fields(starts, num_frames, spec), views, out["flow"]
-    )
+    stacks = _stored_fields(starts, num_frames, spec)
+    _load_stacks(record, stacks, views, out["flow"], scratch)
   return out
 
 
-def _load_stacks(record, stacks, views, out: np.ndarray) -> None:
+def _load_stacks(
+  record, stacks, views, out: np.ndarray, scratch: Scratch
+) -> None:
   """Writes stacks, as seen by every view, in `out`, [v t h w 2l]."""
   # Windows overlap: a field is decoded once however many stacks show it.
   fields = list(dict.fromkeys(itertools.chain.from_iterable(stacks)))
-  decoded = map(images.decode_flow, _read(record, fields))
+  jpegs = _read(record, fields)
   if len(views) > 1:
-    decoded = list(decoded)  # Otherwise each is cropped while it is in a cache.
+    decoded = list(map(images.decode_flow, jpegs))
+  else:  # Each is cropped while it is in a cache.
+    size = 2 * int(record["height"]) * int(record["width"])
+    memory = scratch.array("field", (size,))
+    decoded = (images.decode_flow(jpeg, memory) for jpeg in jpegs)
   place = {field: i for i, field in enumerate(fields)}
   rows = [[place[field] for field in stack] for stack in stacks]
+  in_order = list(range(len(fields)))
   side = out.shape[-2]
-  seen = np.empty((len(fields), 2, side, side), np.uint8)
+  seen = scratch.array("seen", (len(fields), 2, side, side))
   for v, view in enumerate(views):
     for planes, field in zip(seen, decoded, strict=True):
-      _see_field(field, view.box, planes)
+      _see_field(field, view, planes)
     if view.flip:
-      # All planes in one call, as one image of them all.
-      seen = cv2.flip(seen.reshape(-1, side), 1).reshape(seen.shape)
       # What went left goes right: see `flow_spec.flip_codes`.
       np.invert(seen[:, 0], out=seen[:, 0])
     for t, row in enumerate(rows):
-      stack = seen if row == list(range(len(seen))) else seen[row]
+      stack = seen if row == in_order else seen[row]
       # To interleave them like this is much faster than to stack them.
       cv2.transpose(
         stack.reshape(-1, side * side), dst=out[v, t].reshape(side * side, -1)
@@ -251,20 +271,24 @@ def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
   ]
 
 
-def _see_field(field: np.ndarray, box: augment.Box, out: np.ndarray) -> None:
-  """Writes a crop of a field, [2 h w], in `out`."""
-  if box.height == box.width == out.shape[-1]:
-    y, x, side, _ = box
-    out[...] = field[:, y : y + side, x : x + side]
-  else:
-    for component, plane in zip(field, out, strict=True):
-      plane[...] = augment.crop_and_resize(component, box, len(plane))
+def _see_field(field: np.ndarray, view: augment.View, out: np.ndarray) -> None:
+  """Writes what a view shows of a field, [2 h w], mirrored, in `out`."""
+  y, x, height, width = view.box
+  if height == width == out.shape[-1] and not view.flip:
+    out[...] = field[:, y : y + height, x : x + width]
+    return
+  for component, plane in zip(field, out, strict=True):
+    _see(component, view, plane)
 
 
 def _see(image: np.ndarray, view: augment.View, out: np.ndarray) -> None:
-  """Writes what a view shows of a frame, [h w 3], in `out`."""
-  seen = augment.crop_and_resize(image, view.box, len(out))
-  if view.flip:
-    cv2.flip(seen, 1, dst=out)
+  """Writes what a view shows of a frame or plane, [h w ...], in `out`."""
+  y, x, height, width = view.box
+  if height != len(out) or width != len(out):
+    augment.crop_and_resize(image, view.box, len(out), out)
+    if view.flip:
+      cv2.flip(out, 1, dst=out)
+  elif view.flip:
+    cv2.flip(image[y : y + height, x : x + width], 1, dst=out)
   else:
-    out[...] = seen
+    out[...] = image[y : y + height, x : x + width]

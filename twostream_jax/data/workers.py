@@ -161,7 +161,7 @@ def _serve(
   """Runs in the process: answers each item with (result, error)."""
   # Ctrl-C ends workers without a word; the main process reports.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  threading.Thread(target=_exit_with_parent, daemon=True).start()
+  threading.Thread(target=exit_with_parent, daemon=True).start()
   start()
   connection.send(None)
   while True:
@@ -174,7 +174,8 @@ def _serve(
     connection.send(answer)
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
+  """Ends this process with the one that started it; for a thread."""
   # Workers of a parent that was killed would wait, or work, for ever.
   multiprocessing.parent_process().join()
   os._exit(1)

@@ -1,0 +1,102 @@
+"""Batches that other processes make."""
+
+import dataclasses
+import gc
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from twostream_jax.data.batch_processes import (
+  LoaderProcessError,
+  ProcessBatches,
+)
+
+pytestmark = pytest.mark.skipif(
+  not hasattr(os, "memfd_create"), reason="only Linux has memfd_create"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+  """Batches that are full of their number, from the process of that id."""
+
+  fails_at: int = -1
+
+  def __call__(self, number, empty):
+    if number == self.fails_at:
+      raise ValueError(f"no batch {number}")
+    images = empty((3, 4, 5, 1))
+    images.fill(number)
+    part = empty((2, 6))[:1]  # Not all of its memory: it has to be sent.
+    part.fill(number)
+    return {
+      "images": images[:, :, :, 0],
+      "part": part,
+      "label": np.full(3, number, np.int32),
+      "video_id": np.array([f"v{number}"] * 3),
+      "pid": np.array([os.getpid()]),
+    }
+
+
+def test_batches_come_in_order_whatever_the_number_of_processes():
+  for processes in (1, 3):
+    batches = iter(ProcessBatches(Numbered(), 7, processes))
+    found = [next(batches) for _ in range(7)]  # All are held at once.
+    for number, batch in enumerate(found, start=7):
+      assert batch["images"].shape == (3, 4, 5)
+      assert (batch["images"] == number).all()
+      assert (batch["part"] == number).all()
+      assert batch["label"].tolist() == [number] * 3
+      assert batch["video_id"].tolist() == [f"v{number}"] * 3
+    assert len({int(batch["pid"][0]) for batch in found}) == processes
+    batches.close()
+    assert (found[0]["images"] == 7).all()  # It outlives who made it.
+
+
+def test_memory_is_used_again_when_nobody_holds_it():
+  batches = iter(ProcessBatches(Numbered(), 0, 1))
+  held = next(batches)["images"][1:]
+  addresses = set()
+  for number in range(1, 20):
+    batch = next(batches)
+    assert (batch["images"] == number).all()
+    addresses.add(batch["images"].ctypes.data)
+    del batch
+  # In the making, asked for, and looked at; the one that is held is none.
+  assert len(addresses) <= 4
+  assert (held == 0).all()
+  batches.close()
+
+
+def test_an_error_comes_in_its_turn():
+  batches = iter(ProcessBatches(Numbered(fails_at=2), 0, 2))
+  assert [int(next(batches)["label"][0]) for _ in range(2)] == [0, 1]
+  with pytest.raises(ValueError, match="no batch 2") as caught:
+    next(batches)
+  assert "in a process of the loader" in caught.value.__notes__[0]
+
+
+def test_signals_of_a_run_do_not_end_it_but_a_crash_is_told():
+  batches = iter(ProcessBatches(Numbered(), 0, 1))
+  pid = int(next(batches)["pid"][0])
+  for number in (signal.SIGTERM, signal.SIGINT):
+    os.kill(pid, number)
+  assert int(next(batches)["label"][0]) == 1
+  os.kill(pid, signal.SIGKILL)
+  with pytest.raises(LoaderProcessError, match="exit code -9 .*data.processes"):
+    for _ in range(5):  # What was made before may still come.
+      next(batches)
+
+
+def test_processes_end_with_who_reads_from_them():
+  batches = iter(ProcessBatches(Numbered(), 0, 2))
+  pids = [int(next(batches)["pid"][0]) for _ in range(2)]
+  del batches
+  gc.collect()
+  deadline = time.monotonic() + 10
+  while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
