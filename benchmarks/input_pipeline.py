@@ -335,8 +335,8 @@ def main(argv):
     ]
     print(
       f"{os.cpu_count()} cores, {values.threads} threads, {values.processes}"
-      f" processes, Python {sys.version.split()[0]}, grain {grain.__version__}, simplejpeg"
-      f" {simplejpeg.__version__}, OpenCV {cv2.__version__}, torch"
+      f" processes, Python {sys.version.split()[0]}, grain {grain.__version__},"
+      f" simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}, torch"
       f" {torch.__version__}, PIL {PIL.__version__}\n{len(source)} clips;"
       f" a frame {sizes[0] / 1024:.1f} KiB, a field {sizes[1] / 1024:.1f} KiB"
     )
