@@ -54,6 +54,16 @@ def tiny(tiny_dir):
   return dataset.open_dataset(tiny_dir)
 
 
+@pytest.fixture(scope="session")
+def finished_dir(tiny_dir, tiny, tmp_path_factory):
+  """Workdir of a finished run of every kind of stage; not to be changed."""
+  from tests import finished_run
+
+  folder = tmp_path_factory.mktemp("finished")
+  finished_run.make(finished_run.get_config(tiny_dir), folder, tiny)
+  return folder
+
+
 @pytest.fixture(scope="module")
 def compile_fast():
   """Most of the time of a few small steps goes into compiling them."""

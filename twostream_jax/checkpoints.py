@@ -62,12 +62,28 @@ def open_manager(
   return ocp.CheckpointManager(
     Path(directory).absolute(),
     options=options,
-    item_handlers={
-      "state": ocp.StandardCheckpointHandler(),
-      "progress": ocp.JsonCheckpointHandler(filename=_PROGRESS_FILE),
-      "metadata": ocp.JsonCheckpointHandler(),
-    },
+    item_handlers=_handlers(),
   )
+
+
+def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
+  """Opens a checkpoint folder; nothing is made or removed.
+
+  Another process may be saving there, or the disk may be read-only.
+  """
+  return ocp.CheckpointManager(
+    Path(directory).absolute(),
+    options=ocp.CheckpointManagerOptions(read_only=True),
+    item_handlers=_handlers(),
+  )
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+  return {
+    "state": ocp.StandardCheckpointHandler(),
+    "progress": ocp.JsonCheckpointHandler(filename=_PROGRESS_FILE),
+    "metadata": ocp.JsonCheckpointHandler(),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,20 +336,12 @@ def read_metadata(
 ) -> tuple[Path, dict[str, Any]] | None:
   """The newest checkpoint's folder and metadata; None where there is none.
 
-  It only reads: nothing is made or removed, so that another process may be
-  saving in the folder. A checkpoint whose metadata can't be read is passed
-  over, as it will be when training goes on.
-
-  Args:
-    directory: `workdir/<stage>/checkpoints`, which may be missing.
+  It only reads. A checkpoint whose metadata can't be read is passed over, as it
+  will be when training goes on. The directory may be missing.
   """
   if not Path(directory).exists():
     return None
-  with ocp.CheckpointManager(
-    Path(directory).absolute(),
-    options=ocp.CheckpointManagerOptions(read_only=True),
-    item_handlers={"metadata": ocp.JsonCheckpointHandler()},
-  ) as manager:
+  with open_reader(directory) as manager:
     for step in sorted(manager.all_steps(), reverse=True):
       args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
       with contextlib.suppress(OSError, ValueError, KeyError):

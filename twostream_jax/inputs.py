@@ -28,6 +28,7 @@ from twostream_jax.data.input_pipeline import (
   Share,
   TrainTransform,
 )
+from twostream_jax.flow.spec import FlowSpec
 from twostream_jax.stage_data import modalities, second_dataset, splits
 from twostream_jax.workdir import features_path
 
@@ -136,12 +137,7 @@ class VideoInputs:
 
   def protocol(self, *, quick: bool = False) -> str:
     """The test protocol in words, as it stands beside every number."""
-    views = self._views(quick)
-    return (
-      f"{views.num_clips}x{views.num_crops}: {views.num_clips} equally spaced"
-      f" clips, {_CROPS[views.num_crops]} of {views.crop_fraction:g} of the"
-      f" short side at {views.spec.image_size} px, mean of logits"
-    )
+    return describe_views(self._views(quick))
 
   def _views(self, quick: bool) -> EvalTransform:
     if quick:
@@ -270,14 +266,8 @@ def create_video_inputs(
 ) -> VideoInputs:
   """How a stage samples the videos."""
   stage = config[name]
-  spec = input_pipeline.InputSpec(
-    modalities=modalities(stage),
-    image_size=stage.input.image_size,
-    stack_length=stage.input.stack_length,
-    flow_step=data.flow_spec.step,
-    short_clip=stage.input.short_clip,
-    direction=data.flow_spec.direction,
-  )
+  num_classes = len(data.class_names)
+  evaluation = create_views(config, name, data.flow_spec, num_classes)
   second = second_dataset(config, name, data)
   split = config.data.train_split
   if second is not None and split not in second.sources:
@@ -286,7 +276,7 @@ def create_video_inputs(
     sources=data.sources,
     second=second.sources[split] if second else None,
     train=input_pipeline.TrainTransform(
-      spec=spec,
+      spec=evaluation.spec,
       num_segments=stage.input.num_segments,
       crop=augment.create_crop(
         stage.input.crop,
@@ -297,18 +287,45 @@ def create_video_inputs(
       ),
       flip=stage.input.flip,
       rgb_jitter=stage.input.rgb_jitter,
-      num_classes=len(data.class_names),
+      num_classes=num_classes,
     ),
-    evaluation=input_pipeline.EvalTransform(
-      spec=spec,
-      num_clips=config.eval.num_clips,
-      num_crops=config.eval.num_crops,
-      crop_fraction=config.eval.crop_fraction,
-      num_classes=len(data.class_names),
-    ),
+    evaluation=evaluation,
     threads=config.data.threads,
     processes=config.data.processes,
     balanced=stage.balanced,
+  )
+
+
+def create_views(
+  config: ml_collections.ConfigDict,
+  name: str,
+  spec: FlowSpec,
+  num_classes: int,
+) -> EvalTransform:
+  """The views of a stage's test protocol; no dataset is needed."""
+  stage = config[name]
+  return EvalTransform(
+    spec=input_pipeline.InputSpec(
+      modalities=modalities(stage),
+      image_size=stage.input.image_size,
+      stack_length=stage.input.stack_length,
+      flow_step=spec.step,
+      short_clip=stage.input.short_clip,
+      direction=spec.direction,
+    ),
+    num_clips=config.eval.num_clips,
+    num_crops=config.eval.num_crops,
+    crop_fraction=config.eval.crop_fraction,
+    num_classes=num_classes,
+  )
+
+
+def describe_views(views: EvalTransform) -> str:
+  """The test protocol in words, as it stands beside every number."""
+  return (
+    f"{views.num_clips}x{views.num_crops}: {views.num_clips} equally spaced"
+    f" clips, {_CROPS[views.num_crops]} of {views.crop_fraction:g} of the"
+    f" short side at {views.spec.image_size} px, mean of logits"
   )
 
 
@@ -316,9 +333,15 @@ def protocol(
   config: ml_collections.ConfigDict, name: str, data: VideoDataset
 ) -> str:
   """The test protocol of a stage in words."""
+  if config[name].kind == "features":
+    return describe_sequence(config, name)
+  classes = len(data.class_names)
+  return describe_views(create_views(config, name, data.flow_spec, classes))
+
+
+def describe_sequence(config: ml_collections.ConfigDict, name: str) -> str:
+  """What a stage of kind "features" scores, in words."""
   stage = config[name]
-  if stage.kind != "features":
-    return create_video_inputs(config, name, data).protocol()
   of = ", ".join(
     f"{source} {config[source].feature}" for source in stage.sources
   )

@@ -17,11 +17,11 @@ from twostream_jax.data import dataset as dataset_lib
 from twostream_jax.data import input_pipeline
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.flow import spec as flow_spec
+from twostream_jax.rules import UNFITTED, create_rules, load_streams
 from twostream_jax.scores import Scores
 from twostream_jax.workdir import scores_path, write_text
 
 RESULTS_FILE = "results.json"
-UNFITTED = ("average", "average_logits", "weighted")
 
 
 def check_fusion(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
@@ -94,16 +94,6 @@ def read_results(workdir: Path) -> dict[str, Any]:
   return json.loads((workdir / RESULTS_FILE).read_text())
 
 
-def load_streams(
-  config: ml_collections.ConfigDict, workdir: Path, split: str
-) -> dict[str, Scores]:
-  """The scores of every stage on a split."""
-  return {
-    name: scores.load_scores(scores_path(workdir, name, split))
-    for name in config.stages
-  }
-
-
 def fuse_streams(
   config: ml_collections.ConfigDict,
   workdir: Path,
@@ -112,22 +102,10 @@ def fuse_streams(
   """Fused scores by rule, and the fitted weights, if any."""
   if len(streams) < 2:
     return {}, ()
-  fused, weights = {}, ()
-  split = config.fusion.fit_split
-  for rule in config.fusion.rules:
-    if rule == "average":
-      fused[rule] = fuse.average(streams)
-    elif rule == "average_logits":
-      fused[rule] = fuse.average_logits(streams)
-    elif rule == "weighted":
-      fused[rule] = fuse.weighted(streams, tuple(config.fusion.weights))
-    else:
-      fitting = load_streams(config, workdir, split)
-      fitted = fuse.FITS[rule](fitting, split=split)
-      fused[rule] = fuse.apply(fitted, streams)
-      if rule == "fitted_weights":
-        weights = tuple(fitted.weights)
-  return fused, weights
+  rules = create_rules(config, workdir)
+  fused = {name: rule(streams) for name, rule in rules.items()}
+  fitted = rules.get("fitted_weights")
+  return fused, tuple(fitted.fitted.weights) if fitted else ()
 
 
 def subsets(streams: dict[str, Scores]) -> list[dict[str, Any]]:

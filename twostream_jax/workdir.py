@@ -20,6 +20,8 @@ FREE_KEYS = (
   "config.eval",
   "config.fusion",
   "config.report",
+  # Runs of earlier versions do not state it.
+  "dataset.rgb_quality",
 )
 
 

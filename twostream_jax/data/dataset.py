@@ -193,6 +193,7 @@ def identity(data: VideoDataset) -> dict[str, Any]:
     "class_names": list(data.class_names),
     "multi_label": data.multi_label,
     "flow_spec": to_dict(data.flow_spec),
+    "rgb_quality": data.rgb_quality,
     "clips": {split: len(source) for split, source in data.sources.items()},
   }
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,13 @@ class FeatureSet:
   mean: np.ndarray
   std: np.ndarray
   description: str
+
+
+class FeatureStatistics(NamedTuple):
+  """Mean and standard deviation of features, see `FeatureSet`."""
+
+  mean: np.ndarray
+  std: np.ndarray
 
 
 def write_features(
@@ -124,6 +131,24 @@ def read_features(folder: str | os.PathLike) -> FeatureSet | None:
       std=index["std"],
       description=str(index["description"]),
     )
+
+
+def read_statistics(folder: str | os.PathLike) -> FeatureStatistics | None:
+  """What the features of a split are standardised by; None where none are.
+
+  Only the index is read: the features themselves may be gone.
+
+  Raises:
+    FeatureError: the index can't be read.
+  """
+  path = Path(folder) / "index.npz"
+  if not path.exists():
+    return None
+  try:
+    with np.load(path) as index:
+      return FeatureStatistics(index["mean"], index["std"])
+  except Exception as error:
+    raise FeatureError(f"{path} can't be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
