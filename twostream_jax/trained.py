@@ -224,7 +224,7 @@ def _read_checkpoint(
   found = checkpoints.read_metadata(directory)
   if found is None:
     raise TrainedRunError(
-      f"stage {name!r} of {workdir} is not trained: no checkpoint in {directory}"
+      f"stage {name!r} of {workdir} is not trained: nothing in {directory}"
     )
   with checkpoints.open_reader(directory) as manager:
     newest, step = manager.latest_step(), checkpoints.chosen_step(manager)
