@@ -17,18 +17,23 @@ def get_config(directory):
   config = tiny_config.get_config()
   config.data.dir = str(directory)
   with config.unlocked():
-    config.network = default.get_features("joint_hybrid", BOTH)
+    config.network = default.get_features("regularised", BOTH)
     config.joint = default.get_joint(BOTH)
   config.stages = (*BOTH, "network", "joint")
   config.spatial.feature = "fc6"
   config.features.num_frames = 3
-  config.network.model.fields = {"hidden": 7, "lstm_sizes": (6, 5)}
+  config.network.model.fields = {"hidden": 7}
   config.joint.input = config.temporal.input
   for name in ("network", "joint"):
     config[name].batch_size = 8
     config[name].total_steps = 3
-  config.eval.num_crops = 5
-  config.fusion.rules = ("average", "average_logits", "weighted", "svm")
+  config.eval.num_crops = 1
+  config.fusion.rules = (
+    "average",
+    "average_logits",
+    "weighted",
+    "fitted_weights",
+  )
   config.fusion.weights = (1.0, 2.0, 1.0, 0.5)
   return config
 

@@ -48,7 +48,12 @@ def change_settings(folder, keys, value):
 
 def test_it_says_what_the_run_was(opened, tiny):
   assert list(opened.stages) == ["spatial", "temporal", "network", "joint"]
-  assert list(opened.rules) == ["average", "average_logits", "weighted", "svm"]
+  assert list(opened.rules) == [
+    "average",
+    "average_logits",
+    "weighted",
+    "fitted_weights",
+  ]
   assert opened.class_names == tiny.class_names
   assert not opened.multi_label and opened.name == tiny.name
   assert opened.flow_spec == tiny.flow_spec

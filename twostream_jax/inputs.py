@@ -297,10 +297,7 @@ def create_video_inputs(
 
 
 def create_views(
-  config: ml_collections.ConfigDict,
-  name: str,
-  spec: FlowSpec,
-  num_classes: int,
+  config: ml_collections.ConfigDict, name: str, spec: FlowSpec, num_classes: int
 ) -> EvalTransform:
   """The views of a stage's test protocol; no dataset is needed."""
   stage = config[name]
