@@ -42,6 +42,7 @@ LEVELS = {
   "data.views": 1,
   "data.workers": 0,
   "evaluate": 3,
+  "flops": 0,
   "flow": 1,
   "flow.colorwheel": 0,
   "flow.opencv": 0,
@@ -69,6 +70,7 @@ LEVELS = {
   "parallel": 2,
   "preprocess": 1,
   "pretrained": 2,
+  "recipes": 0,
   "report": 3,
   "results": 4,
   "rules": 2,
@@ -79,11 +81,13 @@ LEVELS = {
   "stage_data": 2,
   "stages": 5,
   "steps": 1,
+  "summary": 7,
   "train": 7,
   "trained": 6,
   "warm_start": 4,
   "window": 6,
   "workdir": 0,
+  "zoo": 6,
 }
 
 FORBIDDEN = {

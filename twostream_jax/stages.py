@@ -24,6 +24,7 @@ from twostream_jax import (
   warm_start,
 )
 from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.flops import count_flops
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
 from twostream_jax.preprocess import Preprocess, standardise
@@ -84,18 +85,13 @@ class Stage:
       f" {self.flops(state.variables) / 1e9:.3g} GFLOPs a clip"
     )
 
-  def flops(self, variables: Mapping[str, Any]) -> float:
-    """Operations of a forward pass of one sample; a multiply-add is two.
+  def flops(self, variables: Mapping[str, Any]) -> int:
+    """Operations of a forward pass of one sample, see `count_flops`."""
 
-    XLA's count before optimisation, in which a loop counts as one turn.
-    """
-
-    @jax.jit
     def forward(variables, sample):
       return self.model.apply(variables, self.preprocess(sample), train=False)
 
-    costs = forward.lower(variables, self.inputs.example()).cost_analysis()
-    return costs["flops"]
+    return count_flops(forward, variables, self.inputs.example())
 
   def describe_inputs(self) -> dict[str, Any]:
     """See `describe_preprocess`."""
