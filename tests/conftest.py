@@ -24,9 +24,12 @@ from twostream_jax.flow.spec import FlowSpec  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests that build the same program again, also in other processes, share it.
-CACHE = tempfile.TemporaryDirectory(prefix="twostream_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  CACHE = tempfile.TemporaryDirectory(prefix="twostream_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+jax.config.update(
+  "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # grain reads absl flags, which only a program's main would parse.
 flags.FLAGS.mark_as_parsed()

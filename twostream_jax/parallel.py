@@ -220,6 +220,14 @@ def compiler_options(backend: str) -> dict[str, str]:
   return _CPU_OPTIONS
 
 
+def options_of_one_call(backend: str) -> dict[str, int]:
+  """What a program is compiled with that is called once, on a platform.
+
+  LLVM takes longer to optimise the initialisers of a network than those run.
+  """
+  return {"xla_backend_optimization_level": 0} if backend == "cpu" else {}
+
+
 def gather(sharded: jax.Array) -> np.ndarray:
   """[devices, b, ...] of this process to [devices * b, ...] on the host."""
   host = np.asarray(sharded)

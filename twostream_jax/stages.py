@@ -67,6 +67,7 @@ class Stage:
       self.preprocess,
       self.inputs.example(),
       keep_ema=self.ema_decay > 0.0,
+      compiler_options=parallel.options_of_one_call(jax.default_backend()),
     )
 
   def describe(self, state: steps.TrainState) -> str:

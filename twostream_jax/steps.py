@@ -4,6 +4,7 @@
 how many there are.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,6 +67,7 @@ def create_train_state(
   preprocess: Callable[[Batch], dict[str, jax.Array]],
   batch: Batch,
   keep_ema: bool = False,
+  compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainState:
   """Initialises parameters for the shapes of one batch.
 
@@ -77,10 +79,11 @@ def create_train_state(
       `preprocess.Preprocess`.
     batch: a training batch; only its shapes matter.
     keep_ema: whether to keep an average of the parameters.
+    compiler_options: of the program, which runs once.
   """
   inputs = {name: array[:1] for name, array in batch.items()}
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=compiler_options)
   def init():
     variables = model.init({"params": rng}, preprocess(inputs), train=False)
     params = variables["params"]
