@@ -3,9 +3,11 @@
 import os
 import tempfile
 
+from tests.xla_flags import with_devices
+
 # Before the first import of jax, anywhere.
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), with_devices(8)]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -65,11 +67,3 @@ def finished_dir(tiny_dir, tiny, tmp_path_factory):
   folder = tmp_path_factory.mktemp("finished")
   finished_run.make(finished_run.get_config(tiny_dir), folder, tiny)
   return folder
-
-
-@pytest.fixture(scope="module")
-def compile_fast():
-  """Most of the time of a few small steps goes into compiling them."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)

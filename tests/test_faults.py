@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_config
+from tests.xla_flags import COMPILE_FAST
 from twostream_jax import checkpoints, interrupts, stages
 from twostream_jax.data import dataset
 
@@ -33,7 +34,7 @@ class Command:
   def __init__(self, data, log):
     self._data = data
     self.log = log
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": COMPILE_FAST}
     self._zygote = subprocess.Popen(
       [sys.executable, "-m", "tests.zygote"],
       cwd=ROOT,
@@ -133,9 +134,7 @@ def final_files(workdir, data):
     with checkpoints.open_manager(
       workdir / name / "checkpoints", keep=2
     ) as manager:
-      last = checkpoints.restore_newest(
-        manager, jax.eval_shape(stage.init_state)
-      )
+      last = checkpoints.restore_newest(manager, stage.state_shapes())
     assert last.step == SETTINGS[f"{name}.total_steps"]
     leaves = jax.tree_util.tree_leaves_with_path(last.state)
     for path, leaf in leaves:

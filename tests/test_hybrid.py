@@ -12,8 +12,6 @@ from twostream_jax import checkpoints, run, scores, stages, train
 from twostream_jax.data import features
 from twostream_jax.workdir import features_path
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def get_config(directory):
   """The tiny recipe and four stages that read its streams."""

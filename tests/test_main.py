@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_config
+from tests.xla_flags import COMPILE_FAST
 from twostream_jax import checkpoints, stages
 from twostream_jax.data import dataset
 
@@ -33,7 +34,7 @@ def command(directory, *flags, config="tests/tiny_config.py"):
 
 def environment():
   # One device, unlike the tests' own process.
-  return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return os.environ | {"XLA_FLAGS": COMPILE_FAST}
 
 
 def run_to_end(directory, *flags, **kwargs):
@@ -75,7 +76,7 @@ def final_parameters(directory, name):
   folder = directory / "run" / name / "checkpoints"
   with checkpoints.open_manager(folder, keep=2) as manager:
     assert manager.latest_step() == config[name].total_steps
-    template = jax.eval_shape(stage.init_state)
+    template = stage.state_shapes()
     return checkpoints.restore_newest(manager, template).state
 
 

@@ -18,8 +18,6 @@ UNSEEN = "spin"  # A class that no test clip shows.
 STAGES = ("spatial", "temporal", "lstm")
 RULES = ("average", "fitted_weights", "logistic")
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def relabel(clip):
   """Appearance and motion as two classes, but for the cases above."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_config
+from tests.xla_flags import with_devices
 from twostream_jax import checkpoints, logging, run, scores, stages
 
 ROOT = Path(__file__).parent.parent
@@ -19,9 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 def start(workdir, data, devices, *flags):
   """Starts the temporal stage of the tiny run in a process of its own."""
-  environment = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-  }
+  environment = os.environ | {"XLA_FLAGS": with_devices(devices)}
   return subprocess.Popen(
     [
       sys.executable,
@@ -49,7 +48,7 @@ def free_port():
 
 def final_state(workdir, config, data):
   stage = stages.create_stage(config, "temporal", data, workdir)
-  template = jax.eval_shape(stage.init_state)
+  template = stage.state_shapes()
   with checkpoints.open_manager(
     workdir / "temporal" / "checkpoints", keep=2
   ) as manager:

@@ -136,7 +136,7 @@ def test_every_stage_steps_and_predicts_at_full_size(name, tiny, tmp_path):
     if config[stage_name].kind == "features":
       write_blank_features(config, stage_name, data, tmp_path)
     stage = stages.create_stage(config, stage_name, data, tmp_path)
-    state = jax.eval_shape(stage.init_state)
+    state = stage.state_shapes()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     if name in RECIPES:
       assert count == expected_size(config, stage_name, num_outputs)
@@ -208,7 +208,7 @@ def write_blank_features(config, name, data, folder):
   """Features of one video a split, of the size that the streams give."""
   for source in config[name].sources:
     stage = stages.create_stage(config, source, data, folder)
-    variables = jax.eval_shape(stage.init_state).variables
+    variables = stage.state_shapes().variables
     seen = jax.eval_shape(stage.preprocess, stage.inputs.example())
     apply = functools.partial(stage.model.apply, train=False)
     _, found = jax.eval_shape(apply, variables, seen)
@@ -256,9 +256,7 @@ def expected_size(config, name, n):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*RECIPES, "folder_two_stream"])
-def test_a_recipe_trains_evaluates_and_reports(
-  name, tiny, tmp_path, compile_fast, capsys
-):
+def test_a_recipe_trains_evaluates_and_reports(name, tiny, tmp_path, capsys):
   config = for_tests(get_config(name), tmp_path)
   if config.data.second_dir:
     config.data.second_dir = str(tiny.path)

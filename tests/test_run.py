@@ -49,7 +49,7 @@ def forbid_training(monkeypatch):
 
 def final_state(config, name, folder, data):
   stage = stages.create_stage(config, name, data, folder)
-  template = jax.eval_shape(stage.init_state)
+  template = stage.state_shapes()
   with checkpoints.open_manager(
     folder / name / "checkpoints", keep=2
   ) as manager:

@@ -13,8 +13,6 @@ from twostream_jax import checkpoints, scores, steps, trained
 from twostream_jax.flow.spec import FlowSpecError
 from twostream_jax.trained import TrainedRunError
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module")
 def opened(finished_dir, tmp_path_factory):

@@ -20,8 +20,6 @@ from twostream_jax import (
 )
 from twostream_jax.flow import spec as flow_spec
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):
@@ -33,7 +31,7 @@ def config(tiny_dir):
 
 
 @pytest.fixture(scope="module")
-def finished(config, tiny, tmp_path_factory, compile_fast):
+def finished(config, tiny, tmp_path_factory):
   """Workdir of a run of the temporal stage."""
   folder = tmp_path_factory.mktemp("training")
   run.train_and_evaluate(config, folder, tiny)
@@ -98,9 +96,7 @@ def test_the_best_counts_and_patience_ends_a_stage(
     assert sorted(manager.all_steps()) == [2, 6]
     assert checkpoints.chosen_step(manager) == 2
     stage = stages.create_stage(settled, "temporal", tiny, tmp_path)
-    state = checkpoints.restore_newest(
-      manager, jax.eval_shape(stage.init_state)
-    ).state
+    state = checkpoints.restore_newest(manager, stage.state_shapes()).state
   for kept, averaged in zip(
     jax.tree.leaves(state.params),
     jax.tree.leaves(state.ema_params),
@@ -128,7 +124,7 @@ def test_the_best_counts_and_patience_ends_a_stage(
 def test_bfloat16_computes_in_it_and_keeps_float32(config, tiny, tmp_path):
   half = changed(config, precision="bfloat16")
   stage = stages.create_stage(half, "temporal", tiny, tmp_path)
-  state = jax.eval_shape(stage.init_state)
+  state = stage.state_shapes()
   assert {x.dtype for x in jax.tree.leaves(state.params)} == {
     jnp.dtype("float32")
   }

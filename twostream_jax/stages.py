@@ -60,6 +60,14 @@ class Stage:
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
+    options = parallel.options_of_one_call(jax.default_backend())
+    return jax.jit(self._create_state, compiler_options=options)()
+
+  def state_shapes(self) -> steps.TrainState:
+    """Shapes and types of what `init_state` gives; nothing is computed."""
+    return jax.eval_shape(self._create_state)
+
+  def _create_state(self) -> steps.TrainState:
     return steps.create_train_state(
       jax.random.key(self.seed),
       self.model,
@@ -67,7 +75,6 @@ class Stage:
       self.preprocess,
       self.inputs.example(),
       keep_ema=self.ema_decay > 0.0,
-      compiler_options=parallel.options_of_one_call(jax.default_backend()),
     )
 
   def describe(self, state: steps.TrainState) -> str:

@@ -4,7 +4,6 @@
 how many there are.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,7 +66,6 @@ def create_train_state(
   preprocess: Callable[[Batch], dict[str, jax.Array]],
   batch: Batch,
   keep_ema: bool = False,
-  compiler_options: Mapping[str, Any] | None = None,
 ) -> TrainState:
   """Initialises parameters for the shapes of one batch.
 
@@ -79,11 +77,10 @@ def create_train_state(
       `preprocess.Preprocess`.
     batch: a training batch; only its shapes matter.
     keep_ema: whether to keep an average of the parameters.
-    compiler_options: of the program, which runs once.
   """
   inputs = {name: array[:1] for name, array in batch.items()}
 
-  @functools.partial(jax.jit, compiler_options=compiler_options)
+  @jax.jit
   def init():
     variables = model.init({"params": rng}, preprocess(inputs), train=False)
     params = variables["params"]

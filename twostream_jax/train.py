@@ -109,9 +109,7 @@ def train_stage(
   with checkpoints.open_manager(
     directory / "checkpoints", keep=config.train.keep_checkpoints
   ) as manager:
-    found = checkpoints.restore_newest(
-      manager, jax.eval_shape(stage.init_state)
-    )
+    found = checkpoints.restore_newest(manager, stage.state_shapes())
     start = found.step if found else 0
     selection = Selection(
       config.selection.metric,

@@ -15,9 +15,7 @@ from twostream_jax import models
     ("cnn_m", {"normalisation": "batch", "dropout_rate": 0.0}, "bn1"),
   ],
 )
-def test_all_but_the_first_keep_their_statistics(
-  name, fields, first, compile_fast
-):
+def test_all_but_the_first_keep_their_statistics(name, fields, first):
   x = jax.random.normal(jax.random.key(0), [4, 64, 64, 3]) + 1.0
   partial, full = (
     models.create_model(

@@ -1,0 +1,11 @@
+"""What XLA is told in tests, also in the processes that they start."""
+
+# Most of the time of a few small steps goes into compiling them.
+COMPILE_FAST = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+
+def with_devices(count):
+  """For the environment of a process: so many CPU devices."""
+  return f"--xla_force_host_platform_device_count={count} {COMPILE_FAST}"
