@@ -42,6 +42,7 @@ LEVELS = {
   "data.views": 1,
   "data.workers": 0,
   "evaluate": 3,
+  "explain": 0,
   "flops": 0,
   "flow": 1,
   "flow.colorwheel": 0,
