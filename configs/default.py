@@ -279,6 +279,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.report = ml_collections.ConfigDict()
   # Clips shown in the report.
   config.report.num_examples = 24
+  # Whether to draw on them what each network's answer rests on (Grad-CAM).
+  config.report.class_maps = True
   # What a reader should know of the numbers; printed below the table too.
   config.report.note = ""
   return config.lock()

@@ -1,5 +1,6 @@
 """Stages that read other stages: features, joint networks, imported weights."""
 
+import functools
 import shutil
 
 import jax
@@ -8,9 +9,18 @@ import pytest
 
 from configs import default
 from tests import tiny_config
-from twostream_jax import checkpoints, run, scores, stages, train
-from twostream_jax.data import features
-from twostream_jax.workdir import features_path
+from twostream_jax import (
+  checkpoints,
+  examples,
+  explain,
+  results,
+  run,
+  scores,
+  stages,
+  train,
+)
+from twostream_jax.data import dataset, features, sampling
+from twostream_jax.workdir import features_path, scores_path
 
 
 def get_config(directory):
@@ -203,3 +213,96 @@ def test_settings_that_can_not_work_are_named(
     only = "lstm"
   with pytest.raises(ValueError, match=match):
     run.train_and_evaluate(changed, folder, tiny, only)
+
+
+@pytest.fixture(scope="module")
+def with_maps(config):
+  """The recipe with class activation maps in its report."""
+  config = config.copy_and_resolve_references()
+  config.report.class_maps = True
+  return config
+
+
+def load_streams(config, folder):
+  return {
+    name: scores.load_scores(scores_path(folder, name, "test"))
+    for name in config.stages
+  }
+
+
+def test_maps_are_of_the_answer_in_the_middle_of_the_clip(
+  finished, with_maps, tiny
+):
+  folder, _ = finished
+  streams = load_streams(with_maps, folder)
+  ids = streams["spatial"].ids
+  # More than a batch, and in another order than the split.
+  chosen = ids[9::-1]
+  shown, unmapped = examples.gather(with_maps, folder, tiny, chosen, streams)
+  assert list(unmapped) == ["lstm", "network", "hybrid"]
+  assert set(unmapped.values()) == {
+    "reads features of other stages, not pixels"
+  }
+  assert [e.video_id for e in shown] == list(chosen)
+  stage = stages.create_stage(with_maps, "temporal", tiny, folder)
+  with checkpoints.open_manager(
+    folder / "temporal" / "checkpoints", keep=2
+  ) as manager:
+    variables = checkpoints.restore_variables(manager)
+  (quick,) = stage.inputs.eval_batches("test", batch_size=12, quick=True)
+  inputs = stage.preprocess({"flow": quick["flow"][:, 0]})
+  answers = streams["temporal"].logits.argmax(axis=1)
+  maps = jax.jit(functools.partial(explain.class_maps, model=stage.model))
+  expected = maps(variables, inputs, answers)["backbone"]
+  for i, example in enumerate(shown):
+    found = {(m.model, m.modality): m for m in example.maps}
+    assert list(found) == [
+      ("spatial", "rgb"),
+      ("temporal", "flow"),
+      ("joint", "rgb"),
+      ("joint", "flow"),
+    ]
+    for (name, _), one in found.items():
+      row = streams[name].ids.index(example.video_id)
+      assert one.label == streams[name].logits[row].argmax()
+      assert one.view.shape == (64, 64, 3)
+    np.testing.assert_allclose(
+      found["temporal", "flow"].heat,
+      expected[9 - i, 0],
+      rtol=1e-3,
+      atol=1e-3 * float(np.max(expected)),
+    )
+    # What is shown under the map is the frame in the middle.
+    record = tiny.sources["test"][9 - i]
+    middle = sampling.even_starts(int(record["num_frames"]), 1)[0]
+    frame = dataset.decode_rgb(record["rgb"][int(middle)])
+    seen = found["spatial", "rgb"].view.astype(float)
+    assert abs(seen.mean() - frame.astype(float).mean()) < 12
+
+
+def test_without_a_checkpoint_the_report_has_the_rest(
+  finished, with_maps, tiny, tmp_path
+):
+  copy = tmp_path / "copy"
+  shutil.copytree(finished[0], copy)
+  shutil.rmtree(copy / "spatial" / "checkpoints")
+  for path in (copy / "joint" / "checkpoints").rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"")
+  results.conclude(with_maps, copy, tiny)
+  page = (copy / "report.html").read_text()
+  assert "No maps of spatial: has no checkpoint;" in page
+  assert "joint: its checkpoint can&#x27;t be read." in page
+  assert "lstm, network, hybrid: reads features of other stages" in page
+  assert page.count("Where temporal finds") == 3
+  assert "Where joint finds" not in page
+
+
+def test_maps_can_be_left_out(finished, config, tiny, monkeypatch):
+  monkeypatch.setattr(jax, "jit", None)
+  streams = load_streams(config, finished[0])
+  shown, unmapped = examples.gather(
+    config, finished[0], tiny, streams["spatial"].ids[:1], streams
+  )
+  assert shown[0].maps == ()
+  assert set(unmapped.values()) == {"config.report.class_maps is off"}

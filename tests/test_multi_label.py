@@ -10,7 +10,7 @@ import sklearn.metrics
 from configs import default
 from tests import tiny_config
 from tests.test_report import Page
-from twostream_jax import logging, results, run, scores, train
+from twostream_jax import examples, logging, results, run, scores, train
 from twostream_jax.data import annotations, builder, dataset
 
 BARE = "test/amber-bob/000.avi"  # A test clip without any class.
@@ -170,7 +170,7 @@ def test_example_of_a_clip_has_all_its_labels(data):
   shown = {
     example.video_id: [data.class_names[i] for i in example.label]
     for example in (
-      results.example(record, data) for record in data.sources["test"]
+      examples.example(record, data) for record in data.sources["test"]
     )
   }
   assert shown[BARE] == []

@@ -11,6 +11,7 @@ import pytest
 from tests import tiny_config
 from twostream_jax import (
   checkpoints,
+  examples,
   logging,
   parallel,
   report,
@@ -370,9 +371,10 @@ def test_one_stage_alone_is_not_fused(finished, config, tiny, tmp_path):
 
 def test_the_gallery_shows_the_clip_it_names(tiny):
   source = tiny.sources["test"]
-  shown = results.example(source[5], tiny)
+  shown = examples.example(source[5], tiny)
   assert isinstance(shown, report.Example)
   assert shown.video_id == source[5]["video_id"].decode()
-  assert shown.frame.shape[:2] == shown.flow.shape[:2]
-  assert np.abs(shown.flow).max() <= tiny.flow_spec.bound
+  assert len(shown.frames) == len(shown.flows) == 3
+  assert shown.frames[0].shape[:2] == shown.flows[0].shape[:2]
+  assert np.abs(shown.flows).max() <= tiny.flow_spec.bound
   assert parallel.num_replicas() == 8

@@ -12,10 +12,17 @@ import ml_collections
 import numpy as np
 
 import twostream_jax
-from twostream_jax import fuse, logging, metrics, report, scores
-from twostream_jax.data import dataset as dataset_lib
-from twostream_jax.data import input_pipeline
+from twostream_jax import (
+  examples,
+  fuse,
+  logging,
+  metrics,
+  report,
+  scores,
+  stage_data,
+)
 from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.data.records import VideoSource
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.rules import UNFITTED, create_rules, load_streams
 from twostream_jax.scores import Scores
@@ -151,8 +158,9 @@ def write_report(
     streams=list(streams),
     count=config.report.num_examples,
   )
-  position = {v: i for i, v in enumerate(next(iter(streams.values())).ids)}
-  source = data.sources[config.data.test_split]
+  shown_clips, unmapped = examples.gather(
+    config, workdir, data, chosen, streams
+  )
   notes = {"Flow": json.dumps(flow_spec.to_dict(data.flow_spec))}
   shown = {"weighted": (tuple(config.fusion.weights), "from the config")}
   if weights:
@@ -172,7 +180,12 @@ def write_report(
       class_names=data.class_names,
       scores=everything,
       curves={name: logging.read_metrics(workdir / name) for name in streams},
-      examples=[example(source[position[v]], data) for v in chosen],
+      examples=shown_clips,
+      unmapped=unmapped,
+      splits={
+        name: split_facts(data.sources[name], len(data.class_names))
+        for name in stage_data.splits(config)
+      },
       rejected=list(data.rejected),
       note=config.report.note,
       notes=notes,
@@ -182,17 +195,14 @@ def write_report(
   )
 
 
-def example(record: Mapping[str, Any], data: VideoDataset) -> report.Example:
-  """The middle frame of a video and the flow from there."""
-  middle = (int(record["num_frames"]) - data.flow_spec.step) // 2
-  codes = dataset_lib.decode_flow_codes(record["flow"][middle])
-  label, several = record["label"], data.multi_label
-  return report.Example(
-    video_id=input_pipeline.text(record["video_id"]),
-    label=tuple(sorted(set(map(int, label)))) if several else int(label),
-    frame=dataset_lib.decode_rgb(record["rgb"][middle]),
-    flow=flow_spec.dequantise(codes, data.flow_spec.bound),
-  )
+def split_facts(source: VideoSource, num_classes: int) -> report.SplitFacts:
+  """What a split holds, by its index: no record is read."""
+  labels = source.labels
+  if isinstance(labels, tuple):  # Any number of them a clip.
+    none = np.zeros(0, np.int32)
+    labels = np.concatenate([none, *(np.unique(clip) for clip in labels)])
+  facts = {name: source.facts[name] for name in source.facts.dtype.names}
+  return report.SplitFacts(np.bincount(labels, minlength=num_classes), **facts)
 
 
 def environment() -> dict[str, str]:

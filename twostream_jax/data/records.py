@@ -266,6 +266,14 @@ class VideoSource:
     return self._index.labels
 
   @property
+  def facts(self) -> np.ndarray:
+    """Of all videos, without reading them: structured array [n].
+
+    fps float32, of the files' headers; num_frames, height and width int32.
+    """
+    return self._index.videos[["fps", *_SIZES]]
+
+  @property
   def video_ids(self) -> tuple[str, ...]:
     """Names of all videos."""
     return tuple(name.decode() for name in self._index.video_ids.tolist())

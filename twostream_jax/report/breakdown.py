@@ -1,4 +1,4 @@
-"""The report's break-down by class: figures, confusions, worst pairs."""
+"""The report's break-down by class: figures, and what each stream adds."""
 
 import dataclasses
 import html
@@ -13,7 +13,8 @@ from twostream_jax.scores import Scores
 
 # More classes than this are cut to those at both ends of the order.
 _MAX_CLASSES, _CLASSES_PER_END = 40, 15
-_MAX_PAIRS = 10
+# Classes that a list of what a stream adds names.
+_MAX_HELPED = 5
 
 
 # With more models than this a row is too wide for a phone.
@@ -44,10 +45,11 @@ def figures_by_class(scores: Scores) -> np.ndarray:
     return metrics.mean_average_precision(
       scores.logits, scores.labels
     ).per_class
-  return metrics.per_class_accuracy(_confusion(scores))
+  return metrics.per_class_accuracy(confusion_of(scores))
 
 
-def _confusion(scores: Scores) -> np.ndarray:
+def confusion_of(scores: Scores) -> np.ndarray:
+  """Confusion matrix int [n n] of scores of one label a clip."""
   return metrics.confusion_matrix(
     scores.logits, scores.labels, scores.logits.shape[1]
   )
@@ -80,7 +82,10 @@ def classes(
   ranked = np.argsort(-gain, kind="stable")  # NaN sorts last.
   empty = int((_clips_by_class(models[0].scores) == 0).sum())
   note = _class_note(models, num_streams, empty, len(names))
-  head = f'<p class="note">{html.escape(note)}</p>{_legend(models)}'
+  head = (
+    f"{helps(models, num_streams, names)}<h3>Every class</h3>"
+    f'<p class="note">{html.escape(note)}</p>{_legend(models)}'
+  )
   if len(names) <= _MAX_CLASSES:
     return head + _class_table(models, names, ranked)
   known = ranked[: len(names) - empty]
@@ -95,6 +100,73 @@ def classes(
     f"{head}{parts}<details><summary>All {len(names)} classes</summary>"
     '<p class="find" hidden><label>Find a class <input type="search"></label>'
     f"</p>{_class_table(models, names, ranked)}</details>"
+  )
+
+
+def helps(
+  models: Sequence[Model], num_streams: int, names: Sequence[str]
+) -> str:
+  """Where motion helps, where appearance helps, and where only both, as HTML.
+
+  Args:
+    models: the streams, of which the first two are appearance and motion, then
+      the fusion if there is one.
+    num_streams: how many of them are streams.
+    names: class names [n].
+
+  Returns:
+    "" where there is one stream.
+  """
+  if num_streams < 2:
+    return ""
+  first, second = models[:2]
+  gain = second.by_class - first.by_class
+  lists = [
+    ("Where motion helps", second, first, gain),
+    ("Where appearance helps", first, second, -gain),
+  ]
+  if len(models) > num_streams:
+    alone = np.array([m.by_class for m in models[:num_streams]])
+    known = ~np.isnan(alone).all(axis=0)
+    best = np.full(len(names), np.nan)
+    best[known] = np.nanmax(alone[:, known], axis=0)
+    more = models[-1].by_class - best
+    lists.append(("Where fusion beats every stream", models[-1], None, more))
+  return (
+    f'<div class="helps">{"".join(_helped(*x, names) for x in lists)}</div>'
+  )
+
+
+def _helped(
+  title: str,
+  better: Model,
+  worse: Model | None,
+  gain: np.ndarray,
+  names: Sequence[str],
+) -> str:
+  """The classes that gain most by a model, with how much in points."""
+  ranked = [
+    i for i in np.argsort(-gain, kind="stable").tolist() if gain[i] > 0.0005
+  ]
+  over = f"over {worse.name}" if worse else "over the best stream of each class"
+  note = f"Points of {better.name} {over}"
+  if not ranked:
+    body = '<p class="note">In no class.</p>'
+  else:
+    rest = len(ranked) - _MAX_HELPED
+    more = f'<p class="note">and in {rest} more</p>' if rest > 0 else ""
+    body = (
+      "<ol>"
+      + "".join(
+        f'<li><span class="name">{html.escape(names[i])}</span>'
+        f"{plots.bar(float(gain[i]), better.style)}"
+        f'<span class="num">+{100 * gain[i]:.0f}</span></li>'
+        for i in ranked[:_MAX_HELPED]
+      )
+      + f"</ol>{more}"
+    )
+  return (
+    f'<div><h3>{title}</h3><p class="note">{html.escape(note)}</p>{body}</div>'
   )
 
 
@@ -155,89 +227,3 @@ def _class_table(
 
 def _share(figure: float) -> str:
   return "<td>–</td>" if np.isnan(figure) else f"<td>{figure:.0%}</td>"
-
-
-def confusions(models: Sequence[Model], names: Sequence[str]) -> str:
-  """A heat map for each model and the worst pairs of the last, as HTML.
-
-  Args:
-    models: of a set with one label a clip.
-    names: class names [n].
-  """
-  counts = [_confusion(model.scores) for model in models]
-  figures = "".join(
-    f"<figure><figcaption>{plots.marker(m.style)} <strong>"
-    f"{html.escape(m.name)}</strong></figcaption>"
-    f"{plots.heat_map(confusion, names, _describe(m.name, confusion, names))}"
-    "</figure>"
-    for m, confusion in zip(models, counts, strict=True)
-  )
-  return (
-    f'<div class="heats">{figures}{_key(len(names))}</div>'
-    f"<h3>Most confused pairs of {html.escape(models[-1].name)}</h3>"
-    f"{_pairs(counts[-1], names)}"
-  )
-
-
-def _key(num_classes: int) -> str:
-  """How to read a heat map."""
-  cell = "cell fixed" if num_classes > plots.MAX_NAMED else "cell"
-  swatches = "".join(
-    f'<span><svg class="heat" width="20" height="14" aria-hidden="true"><rect'
-    f' class="frame" width="20" height="14"/><rect class="{cell}" width="20"'
-    f' height="14" fill-opacity="{float(plots.opacity(share)):.3f}"/></svg>'
-    f" {share:.0%}</span>"
-    for share in (0, 0.01, 0.1, 0.3, 1)
-  )
-  numbers = ""
-  if num_classes <= plots.MAX_COUNTED:
-    numbers = " Numbers are clips."
-  elif num_classes > plots.MAX_NAMED:
-    numbers = " Classes are numbered in the order of the data set, from 0."
-  return (
-    '<div class="reading"><strong>Reading the maps</strong> A row is a true'
-    " class, a column what the model said; the diagonal is right. The shade is"
-    f" the share of the true class's clips.{numbers}"
-    f'<p class="legend">{swatches}</p></div>'
-  )
-
-
-def worst_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
-  """The (true, predicted) pairs with the most mistakes, at most 10."""
-  mistakes = confusion - np.diag(np.diag(confusion))
-  order = np.argsort(-mistakes, axis=None, kind="stable")[:_MAX_PAIRS]
-  pairs = zip(*np.unravel_index(order, mistakes.shape), strict=True)
-  return [(int(t), int(p)) for t, p in pairs if mistakes[t, p]]
-
-
-def _describe(model: str, confusion: np.ndarray, names: Sequence[str]) -> str:
-  total, hits = confusion.sum(), np.trace(confusion)
-  text = f"Confusion matrix of {model}: {hits} of {total} clips on the diagonal"
-  pairs = worst_pairs(confusion)
-  if pairs:
-    true, guess = pairs[0]
-    text += (
-      f"; most often {names[true]} was taken for {names[guess]},"
-      f" {confusion[true, guess]} times"
-    )
-  return text
-
-
-def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
-  pairs = worst_pairs(confusion)
-  if not pairs:
-    return "<p>There are none: every test clip is right.</p>"
-  totals = confusion.sum(axis=1)
-  rows = "".join(
-    f'<tr><th scope="row">{html.escape(names[t])}</th><td class="text">'
-    f'{html.escape(names[p])}</td><td class="count">{confusion[t, p]} of'
-    f" {totals[t]}</td>"
-    f"<td>{confusion[t, p] / totals[t]:.0%}</td></tr>"
-    for t, p in pairs
-  )
-  return (
-    '<div class="scroll"><table><thead><tr><th scope="col">True class</th>'
-    '<th scope="col" class="text">Taken for</th><th scope="col">Clips</th>'
-    f'<th scope="col">Share</th></tr></thead><tbody>{rows}</tbody></table>'
-    "</div>"
-  )

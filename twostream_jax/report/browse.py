@@ -8,7 +8,7 @@ import numpy as np
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.flow import colorwheel
 from twostream_jax.flow.spec import FlowSpec, to_dict
-from twostream_jax.report import gallery, plots, shell
+from twostream_jax.report import pictures, plots, shell
 from twostream_jax.report.survey import (
   Moment,
   Sample,
@@ -218,7 +218,7 @@ def _clips(
   vectors = [m.flow.reshape(-1, 1, 2) for s in samples for m in s.moments]
   # Nor so small that the stored fields' rounding shows as motion.
   least = spec.bound * _LEAST_SCALE
-  scale = max(gallery.flow_scale([np.concatenate(vectors)]), least)
+  scale = max(pictures.flow_scale([np.concatenate(vectors)]), least)
   total = sum(len(split.labels) for split in splits.values())
   unit = "px/frame" if spec.step == 1 else f"px in {spec.step}&nbsp;frames"
   shown = [name for name in splits if any(s.split == name for s in samples)]
@@ -231,7 +231,7 @@ def _clips(
   return (
     f'<p class="note">{len(samples):,} of {_number(total, "clip")}, drawn at'
     " random but spread over classes and splits.</p>"
-    f"{gallery.wheel(scale, unit)}"
+    f"{pictures.wheel(scale, unit)}"
     '<div class="filter" hidden><button type="button" data-show=""'
     f' aria-pressed="true">All {len(samples)}</button>{buttons}</div>'
     f'<div class="cards">{cards}</div>'
@@ -261,18 +261,18 @@ def _card(sample: Sample, scale: float, step: int) -> str:
 
 def _pictures(moment: Moment, video_id: str, scale: float, step: int) -> str:
   first, later = moment.frame, moment.frame + step
-  pictures = [(moment.rgb, "frame", f"{first}")]
+  shown = [(moment.rgb, "frame", f"{first}")]
   for field, start, end in (
     (moment.flow, first, later),
     (moment.backward, later, first),
   ):
     if field is not None:
       image = colorwheel.flow_to_rgb(field, scale)
-      pictures.append((image, "flow", f"{start}→{end}"))
+      shown.append((image, "flow", f"{start}→{end}"))
   return "".join(
-    f"<figure>{gallery.picture(image, f'{kind} {when} of {video_id}')}"
+    f"<figure>{pictures.picture(image, f'{kind} {when} of {video_id}')}"
     f"<figcaption>{kind} {when}</figcaption></figure>"
-    for image, kind, when in pictures
+    for image, kind, when in shown
   )
 
 

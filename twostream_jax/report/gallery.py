@@ -1,20 +1,53 @@
-"""The report's gallery: which clips to show, and how one is drawn."""
+"""The report's gallery: how an example clip is drawn."""
 
 import dataclasses
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from twostream_jax.flow import colorwheel
-from twostream_jax.report import plots
-from twostream_jax.scores import Scores, join, sigmoid, softmax
+from twostream_jax.report import pictures, plots
+from twostream_jax.report.choice import (
+  KINDS,
+  classes_of,
+  label_of,
+  outcome,
+  right,
+)
+from twostream_jax.scores import Scores, sigmoid, softmax
 
-# What a clip tells about fusion, in the order in which examples are taken: two
-# of the clips that make the case for fusion for each of the others.
-_TURNS = ("rescued", "wrong", "rescued", "agreed")
-_THUMBNAIL = 320
+# With more models than this a card sets their opinions in two columns.
+_MAX_BELOW = 4
+# In the order of `KINDS`.
+_BADGES = (
+  "Fusion right, a stream wrong",
+  "Fusion wrong, a stream right",
+  "All right",
+  "All wrong",
+)
+_esc = html.escape
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMap:
+  """What a network's answer rests on, in one view of a clip.
+
+  Attributes:
+    model: name of the stage.
+    modality: "rgb" or "flow", what the network reads.
+    label: 0-based class that the map is of.
+    view: RGB uint8 [s s 3], the frame (at the middle of the flow) as cropped
+      for the network.
+    heat: float [h w] >= 0, see `explain.class_maps`.
+  """
+
+  model: str
+  modality: str
+  label: int
+  view: np.ndarray
+  heat: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,175 +58,221 @@ class Example:
     video_id: one of the ids of the scores.
     label: 0-based true class; in a multi-label set those of the clip, in
       ascending order.
-    frame: RGB uint8 [h w 3].
-    flow: float32 [h w 2], pixels per frame, x then y.
+    frames: RGB uint8 [h w 3], some moments of the clip.
+    flows: float32 [h w 2] at these moments, pixels per frame, x then y.
+    maps: of the networks that read pixels; may be empty.
   """
 
   video_id: str
   label: int | tuple[int, ...]
-  frame: np.ndarray
-  flow: np.ndarray
+  frames: tuple[np.ndarray, ...]
+  flows: tuple[np.ndarray, ...]
+  maps: tuple[ClassMap, ...] = ()
 
   def __post_init__(self):
-    if self.frame.dtype != np.uint8 or self.frame.shape[2:] != (3,):
+    if not self.frames or len(self.frames) != len(self.flows):
       raise ValueError(
-        f"the frame of {self.video_id!r} must be RGB uint8 [h w 3], not"
-        f" {self.frame.dtype} {list(self.frame.shape)}"
+        f"{self.video_id!r} must have as many frames as flows, and at least"
+        f" one: {len(self.frames)} and {len(self.flows)}"
       )
-    if self.flow.ndim != 3 or self.flow.shape[2] != 2:
-      raise ValueError(
-        f"the flow of {self.video_id!r} must be [h w 2], not"
-        f" {list(self.flow.shape)}"
-      )
-    if not np.isfinite(self.flow).all():
-      raise ValueError(f"the flow of {self.video_id!r} is not finite")
+    for frame in (*self.frames, *(found.view for found in self.maps)):
+      if frame.dtype != np.uint8 or frame.shape[2:] != (3,):
+        raise ValueError(
+          f"the frames of {self.video_id!r} must be RGB uint8 [h w 3], not"
+          f" {frame.dtype} {list(frame.shape)}"
+        )
+    for flow in self.flows:
+      if flow.ndim != 3 or flow.shape[2] != 2:
+        raise ValueError(
+          f"the flow of {self.video_id!r} must be [h w 2], not"
+          f" {list(flow.shape)}"
+        )
+      if not np.isfinite(flow).all():
+        raise ValueError(f"the flow of {self.video_id!r} is not finite")
+    for found in self.maps:
+      if found.heat.ndim != 2 or not np.isfinite(found.heat).all():
+        raise ValueError(
+          f"the map by {found.model} of {self.video_id!r} must be finite [h w]"
+        )
 
 
-def right(scores: Scores) -> np.ndarray:
-  """Whether the class with the largest logit is true of the clip, bool [b]."""
-  top = scores.logits.argmax(axis=1)
-  if scores.multi_label:
-    return scores.labels[np.arange(len(top)), top].astype(bool)
-  return top == scores.labels
-
-
-def _label(scores: Scores, row: int) -> int | tuple[int, ...]:
-  """What `Example.label` is of a clip."""
-  if scores.multi_label:
-    return tuple(np.flatnonzero(scores.labels[row]).tolist())
-  return int(scores.labels[row])
-
-
-def _classes(label: int | tuple[int, ...]) -> tuple[int, ...]:
-  return label if isinstance(label, tuple) else (label,)
-
-
-def outcome(streams_right: Sequence[bool], fused_right: bool) -> str:
-  """What a clip shows.
-
-  Returns:
-    "wrong" (fusion is), "agreed" (all are right) or "rescued" (fusion is right
-    though a stream alone is wrong).
-  """
-  if not fused_right:
-    return "wrong"
-  return "agreed" if all(streams_right) else "rescued"
-
-
-def choose_examples(
-  scores: dict[str, Scores], *, fused: str, streams: Sequence[str], count: int
-) -> list[str]:
-  """Picks clips that show what fusion does, good and bad.
-
-  About half are clips that fusion gets right though a stream alone is wrong, a
-  quarter fusion gets wrong, a quarter all get right; a kind that runs out
-  leaves its places to the others. Within a kind the clips are spread over who
-  was wrong, then over classes, then taken in the order of the split: nobody
-  picks the pretty ones. A clip of several classes stands for the first of them
-  here; one without any is left out, for nothing said of it can be right.
+def gallery(
+  examples: Sequence[Example],
+  scores: dict[str, Scores],
+  styles: Mapping[str, str],
+  names: Sequence[str],
+  unmapped: Mapping[str, str],
+) -> str:
+  """The cards of `examples` with how to read and how to filter them, as HTML.
 
   Args:
-    scores: by name, of the same videos.
-    fused: the name of the fused scores; of the only stream, if there is one.
-    streams: names of the streams.
-    count: how many ids to return, fewer if there are fewer videos.
-
-  Returns:
-    Distinct video ids, the same for the same arguments.
+    examples: may be empty.
+    scores: of the streams, then of the fusion, in one order of videos.
+    styles: classes of the style sheet by name of the model.
+    names: class names.
+    unmapped: why there are no class activation maps, by name of the stage.
 
   Raises:
-    ScoresError: the scores are not of the same videos.
-    KeyError: a name is not in `scores`.
+    ValueError: an example is not among the scored videos, or has another
+      label than the scores, or a map by a model that has no scores.
   """
-  joined = join({name: scores[name] for name in (fused, *streams)})
-  first = joined[fused]
-  fused_right = right(first)
-  patterns = list(
-    zip(*(right(joined[name]).tolist() for name in streams), strict=True)
+  if not examples:
+    return "<p>No example clips were kept for this run.</p>"
+  first = next(iter(scores.values()))
+  labels = {v: label_of(first, i) for i, v in enumerate(first.ids)}
+  for example in examples:
+    if labels.get(example.video_id) != example.label:
+      raise ValueError(
+        f"example {example.video_id!r} has label {example.label}; in the scores"
+        f" it is {labels.get(example.video_id, 'missing')}"
+      )
+    for found in example.maps:
+      if found.model not in scores:
+        raise ValueError(
+          f"example {example.video_id!r} has a map by {found.model!r}, of which"
+          " there are no scores"
+        )
+  scale = pictures.flow_scale([flow for e in examples for flow in e.flows])
+  longest = pictures.longest_side(
+    sum(2 * len(e.frames) + len(e.maps) for e in examples)
   )
-  classes = [_classes(_label(first, i))[:1] for i in range(len(first.ids))]
-  waiting = {kind: [] for kind in _TURNS}
-  for i, pattern in enumerate(patterns):
-    if classes[i]:
-      waiting[outcome(pattern, fused_right[i])].append(i)
-  chosen, seen, shown = [], Counter(), Counter()
-  turn = 0
-  while len(chosen) < count and any(waiting.values()):
-    kind = _TURNS[turn % len(_TURNS)]
-    turn += 1
-    if not waiting[kind]:
-      continue
-    best = min(
-      waiting[kind],
-      key=lambda i: (seen[kind, patterns[i]], shown[classes[i]], i),
+  rows = {video_id: i for i, video_id in enumerate(first.ids)}
+  verdicts = {name: right(s) for name, s in scores.items()}
+  cards, kinds = [], []
+  for example in examples:
+    row = rows[example.video_id]
+    judged = [bool(found[row]) for found in verdicts.values()]
+    kinds.append(outcome(judged[:-1] or judged, judged[-1]))
+    cards.append(
+      _card(
+        example, scores, styles, names, row, judged, kinds[-1], scale, longest
+      )
     )
-    waiting[kind].remove(best)
-    seen[outcome(patterns[best], fused_right[best]), patterns[best]] += 1
-    shown[classes[best]] += 1
-    chosen.append(first.ids[best])
-  return chosen
-
-
-def shrink(image: np.ndarray) -> np.ndarray:
-  """Means over square blocks, so that the longer side is at most 320.
-
-  Args:
-    image: [h w c].
-
-  Returns:
-    float64 [h w c].
-  """
-  step = -(-max(image.shape[:2]) // _THUMBNAIL)
-  h, w = (max(1, side // step) for side in image.shape[:2])
-  cut = image[: h * step, : w * step].astype(np.float64)
-  blocks = cut.reshape(h, min(step, cut.shape[0]), w, -1, image.shape[2])
-  return blocks.mean(axis=(1, 3))
-
-
-def flow_scale(fields: Sequence[np.ndarray]) -> float:
-  """A round speed that few vectors of the fields [h w 2] exceed."""
-  speeds = [np.hypot(*np.moveaxis(flow, -1, 0)).ravel() for flow in fields]
-  fast = max((np.percentile(speed, 99) for speed in speeds), default=0.0)
-  if fast < 0.01:
-    return 1.0
-  power = 10.0 ** np.floor(np.log10(fast))
-  steps = (1, 1.5, 2, 3, 5, 10)
-  return float(next(m for m in steps if m * power >= fast * 0.999) * power)
-
-
-def wheel(scale: float, unit: str = "px/frame") -> str:
-  """The colour wheel with the speed at its rim, as a figure."""
-  axis = np.linspace(-1, 1, 121)
-  x, y = np.meshgrid(axis, axis)
-  rgb = colorwheel.flow_to_rgb(np.stack([x, y], axis=-1), 1.0)
-  inside = np.where(np.hypot(x, y) <= 1, 255, 0).astype(np.uint8)
-  uri = plots.data_uri(np.dstack([rgb, inside]), ".png")
+  kind = "cards wordy" if plots.are_long(names) else "cards"
   return (
-    f'<figure class="wheel"><img src="{uri}" width="104" height="104" alt="'
-    "Colour wheel of motion: right is red, down yellow, left cyan, up blue-"
-    'violet; still is white."><figcaption><strong>Reading the flow</strong>'
-    " The hue is the direction of motion as on the wheel, the strength of"
-    " colour its speed: white stands still, the rim moves at"
-    f" {scale:g}&nbsp;{unit}, darker is faster still.</figcaption></figure>"
+    f"{_reading(examples, scale, unmapped)}"
+    f"{_filters(examples, kinds, scores, styles, names)}"
+    f'<div class="{kind}">{"".join(cards)}</div>'
+    '<p class="none" hidden>No clip here fits this choice.</p>'
   )
 
 
-def _images(example: Example, name: str, scale: float) -> str:
-  frame = np.round(shrink(example.frame)).astype(np.uint8)
-  flow = colorwheel.flow_to_rgb(shrink(example.flow), scale)
-  alts = (
-    (frame, f"A frame of {example.video_id}, class {name}"),
-    (flow, f"Optical flow of {example.video_id} as colours"),
+def _reading(examples, scale: float, unmapped: Mapping[str, str]) -> str:
+  """How to read the flow and the maps."""
+  text = ""
+  if any(example.maps for example in examples):
+    text = (
+      "<strong>Reading the maps</strong> Where a network found its answer: the"
+      " brighter, the more the last convolution there spoke for the class below"
+      " the picture (Grad-CAM), each picture by its own scale. It shows the"
+      " centre crop that the network reads."
+    )
+  if unmapped:
+    reasons = {}
+    for name, reason in unmapped.items():
+      reasons.setdefault(reason, []).append(name)
+    text += " No maps of " + "; ".join(
+      f"{_esc(', '.join(stages))}: {_esc(reason)}"
+      for reason, stages in reasons.items()
+    )
+    text += "."
+  below = f'<p class="reading">{text.strip()}</p>' if text else ""
+  return f'<div class="readings">{pictures.wheel(scale)}{below}</div>'
+
+
+def _badges(num_models: int) -> dict[str, str]:
+  if num_models == 1:
+    return {"agreed": "Right", "wrong": "Wrong"}
+  return dict(zip(KINDS, _BADGES, strict=True))
+
+
+def _filters(examples, kinds, scores, styles, names) -> str:
+  """Buttons of outcomes; choices of the class and of who is right."""
+  counts, badges = Counter(kinds), _badges(len(scores))
+  buttons = "".join(
+    f'<button type="button" data-show="{kind}" aria-pressed="false">'
+    f"{badges[kind]} <b>{counts[kind]}</b></button>"
+    for kind in badges
+    if counts[kind]
   )
-  return "".join(picture(image, alt) for image, alt in alts)
-
-
-def picture(image: np.ndarray, alt: str) -> str:
-  """An RGB uint8 image [h w 3] as an element of the page, with its words."""
+  shown = sorted({c for e in examples for c in classes_of(e.label)})
+  classes = "".join(
+    f'<option value="{i}">{_esc(names[i])}</option>' for i in shown
+  )
+  choices = "".join(
+    f"<label><span>{plots.marker(styles[name])} {_esc(name)}</span><select"
+    f' data-by="right" data-model="{i}"><option value="">right or wrong'
+    '</option><option value="1">right</option><option value="0">wrong</option>'
+    "</select></label>"
+    for i, name in enumerate(scores)
+  )
   return (
-    f'<img src="{plots.data_uri(image, ".jpg")}" width="{image.shape[1]}"'
-    f' height="{image.shape[0]}" alt="{html.escape(alt)}">'
+    '<div class="filter" hidden><div class="pills" role="group"'
+    ' aria-label="What fusion did"><button type="button" data-show=""'
+    f' aria-pressed="true">All <b>{len(examples)}</b></button>{buttons}</div>'
+    '<div class="selects"><label><span>Class</span><select data-by="class">'
+    f'<option value="">all</option>{classes}</select></label>{choices}</div>'
+    '<p class="note" aria-live="polite"><span class="tally">'
+    f"{len(examples)} of {len(examples)}</span> clips shown</p></div>"
   )
+
+
+def _card(
+  example, scores, styles, names, row, judged, kind, scale, longest
+) -> str:
+  """One clip. The last of `scores` is the final word, the rest the streams."""
+  classes = classes_of(example.label)
+  opinions = "".join(
+    _opinion(name, styles[name], s, row, classes, names)
+    for name, s in scores.items()
+  )
+  true = ", ".join(names[i] for i in classes) or "no class"
+  badge = _badges(len(scores))[kind]
+  verdicts = "".join(str(int(verdict)) for verdict in judged)
+  many = " many" if len(scores) > _MAX_BELOW else ""
+  return (
+    f'<article class="card" data-kind="{kind}" data-right="{verdicts}"'
+    f' data-classes="{" ".join(map(str, classes))}"><header><h3>{_esc(true)}'
+    f'</h3><p><span class="badge {kind}">{badge}</span>'
+    f" {_esc(example.video_id)}</p></header>"
+    f"{_strip(example, true, scale, longest)}"
+    f"{_maps(example, classes, styles, names, longest)}"
+    f'<div class="opinions{many}">{opinions}</div></article>'
+  )
+
+
+def _strip(example: Example, true: str, scale: float, longest: int) -> str:
+  """Frames in their order, the flow of each below it."""
+  count, drawn = len(example.frames), ""
+  for i, frame in enumerate(example.frames):
+    image = np.round(pictures.shrink(frame, longest)).astype(np.uint8)
+    alt = f"Frame {i + 1} of {count} of {example.video_id}, class {true}"
+    drawn += pictures.picture(image, alt)
+  for i, flow in enumerate(example.flows):
+    image = colorwheel.flow_to_rgb(pictures.shrink(flow, longest), scale)
+    alt = f"Optical flow {i + 1} of {count} of {example.video_id} as colours"
+    drawn += pictures.picture(image, alt)
+  return f'<div class="strip" style="--n: {count}">{drawn}</div>'
+
+
+def _maps(example, classes, styles, names, longest) -> str:
+  """What each network's answer rests on."""
+  several = Counter(found.model for found in example.maps)
+  drawn = ""
+  for found in example.maps:
+    image = pictures.heat_over(found.view, found.heat, longest)
+    what = _esc(found.model)
+    if several[found.model] > 1:
+      what += {"rgb": " (frame)", "flow": " (flow)"}[found.modality]
+    answer = names[found.label]
+    alt = f"Where {found.model} finds {answer} in {example.video_id}"
+    verdict = "right" if found.label in classes else "wrong"
+    drawn += (
+      f"<figure>{pictures.picture(image, alt)}<figcaption>"
+      f"{plots.marker(styles[found.model])} {what}: “<span"
+      f' class="{verdict}">{_esc(answer)}</span>”</figcaption></figure>'
+    )
+  return f'<div class="maps">{drawn}</div>' if drawn else ""
 
 
 def _opinion(
@@ -212,7 +291,7 @@ def _opinion(
   top = np.argsort(-logits, kind="stable")[:3]
   rows = "".join(
     f"<li{' class=true' if guess in true else ''}>"
-    f'<span class="name">{html.escape(names[guess])}</span>'
+    f'<span class="name">{_esc(names[guess])}</span>'
     f"{plots.bar(float(chances[guess]), style)}"
     f'<span class="num">{chances[guess]:.0%}</span></li>'
     for guess in top
@@ -222,87 +301,5 @@ def _opinion(
   return (
     f'<div class="opinion"><h4><span class="{verdict}">'
     f'<span aria-hidden="true">{sign}</span> {verdict}</span>'
-    f" {html.escape(model)}</h4><ol>{rows}</ol></div>"
-  )
-
-
-def _card(
-  example: Example,
-  scores: dict[str, Scores],
-  styles: dict[str, str],
-  names: Sequence[str],
-  scale: float,
-  badges: dict[str, str],
-) -> str:
-  """One clip. The last of `scores` is the final word, the rest the streams."""
-  row = next(iter(scores.values())).ids.index(example.video_id)
-  verdicts = [bool(right(s)[row]) for s in scores.values()]
-  kind = outcome(verdicts[:-1], verdicts[-1])
-  classes = _classes(example.label)
-  opinions = "".join(
-    _opinion(name, styles[name], s, row, classes, names)
-    for name, s in scores.items()
-  )
-  true = ", ".join(names[i] for i in classes) or "no class"
-  return (
-    f'<article class="card" data-kind="{kind}"><header><h3>'
-    f'{html.escape(true)}</h3><p><span class="badge {kind}">{badges[kind]}'
-    f"</span> {html.escape(example.video_id)}</p></header>"
-    f'<div class="pair">{_images(example, true, scale)}</div>{opinions}'
-    "</article>"
-  )
-
-
-def _badges(num_models: int) -> dict[str, str]:
-  if num_models == 1:
-    return {"agreed": "Right", "wrong": "Wrong"}
-  return {
-    "rescued": "Fusion right, a stream wrong",
-    "agreed": "All right",
-    "wrong": "Fusion wrong",
-  }
-
-
-def gallery(
-  examples: Sequence[Example],
-  scores: dict[str, Scores],
-  styles: dict[str, str],
-  names: Sequence[str],
-) -> str:
-  """The cards of `examples` with the colour wheel's legend, as HTML.
-
-  Args:
-    examples: may be empty.
-    scores: of the streams, then of the fusion, in one order of videos.
-    styles: classes of the style sheet by name of the model.
-    names: class names.
-
-  Raises:
-    ValueError: an example is not among the scored videos, or has another
-      label than the scores.
-  """
-  if not examples:
-    return "<p>No example clips were kept for this run.</p>"
-  first = next(iter(scores.values()))
-  labels = {v: _label(first, i) for i, v in enumerate(first.ids)}
-  for example in examples:
-    if labels.get(example.video_id) != example.label:
-      raise ValueError(
-        f"example {example.video_id!r} has label {example.label}; in the scores"
-        f" it is {labels.get(example.video_id, 'missing')}"
-      )
-  scale, badges = flow_scale([e.flow for e in examples]), _badges(len(scores))
-  cards = "".join(
-    _card(e, scores, styles, names, scale, badges) for e in examples
-  )
-  kind = "cards wordy" if plots.are_long(names) else "cards"
-  buttons = "".join(
-    f'<button type="button" data-show="{shown}" aria-pressed="false">{text}'
-    "</button>"
-    for shown, text in badges.items()
-  )
-  return (
-    f'{wheel(scale)}<div class="filter" hidden><button type="button"'
-    f' data-show="" aria-pressed="true">All {len(examples)}</button>{buttons}'
-    f'</div><div class="{kind}">{cards}</div>'
+    f" {_esc(model)}</h4><ol>{rows}</ol></div>"
   )

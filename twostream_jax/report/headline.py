@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twostream_jax.report import gallery, plots
+from twostream_jax.report import choice, plots
 from twostream_jax.report.breakdown import Model
 from twostream_jax.report.curves import is_number
 from twostream_jax.report.wording import Wording
@@ -37,12 +37,13 @@ def section(
     note: what a reader should know of the results; may be empty.
   """
   paragraph = f'<p class="note">{_esc(note)}</p>' if note else ""
-  remarks = f"★ the best of its column. {_uncertainty(models[0].scores)}"
+  remarks = f"★ the best of its column. {_sampling(results, models[0].scores)}"
   return (
     f'<p class="lead">{_esc(_gain_in_words(results, words))}</p>'
     f'<p class="note">{_esc(_caution(results, models, words))}</p>{paragraph}'
     f"{_table(results, models, words)}"
     f'<p class="note">{_esc(remarks + _left_out(results))}</p>'
+    f"{_protocols(results['protocols'])}"
     f"{_subsets(results['subsets'], words)}"
   )
 
@@ -65,12 +66,20 @@ def _table(
   chance, origin = _chance(models[0].scores)
   styles = {model.name: model.style for model in models}
   guide = chance[words.first]
+  intervals = results.get("intervals", {})
   rows = [
-    _row(name, "stream", styles[name], values, top, guide)
-    for name, values in streams.items()
-  ] + [
-    _row(name, "fusion", "fused", values, top, guide)
-    for name, values in fusion.items()
+    _row(
+      name,
+      kind,
+      styles[name] if kind == "stream" else "fused",
+      values,
+      top,
+      guide,
+      intervals.get(group, {}).get(name, {}),
+      results["protocols"].get(name, ""),
+    )
+    for kind, group in (("stream", "streams"), ("fusion", "fusion"))
+    for name, values in results[group].items()
   ]
   cells = "".join(f"<td>{_percent(chance[key])}</td>" for key in words.metrics)
   return (
@@ -94,25 +103,67 @@ def _row(
   values: _Metrics,
   top: Mapping[str, float | None],
   chance: float,
+  intervals: Mapping[str, Sequence[float]],
+  protocol: str,
 ) -> str:
   """One model; `top` has the best value and the key of every column."""
   cells = ""
   for key in top:
-    value = values.get(key)
+    value, ends = values.get(key), _interval(intervals.get(key))
     if is_number(value) and value == top[key]:
       cells += (
         '<td class="best"><span class="hidden">best: </span><b>'
-        f'{_percent(value)}</b><span aria-hidden="true">★</span></td>'
+        f'{_percent(value)}</b><span aria-hidden="true">★</span>{ends}</td>'
       )
     else:
-      cells += f"<td>{_percent(value)}</td>"
-  first = values.get(next(iter(top)))
+      cells += f"<td>{_percent(value)}{ends}</td>"
+  key = next(iter(top))
+  first, ends = values.get(key), intervals.get(key)
   share = first if is_number(first) else math.nan
+  bar = plots.bar(share, style, chance, ends if _is_pair(ends) else None)
+  # Its name, which comes before what it means.
+  short = protocol.split(":")[0] if ":" in protocol else ""
+  kind += f" · {short}" if short else ""
   return (
     f'<tr><th scope="row">{plots.marker(style)} {_esc(name)}'
-    f" <small>{kind}</small></th>"
-    f"<td>{plots.bar(share, style, chance)}</td>{cells}</tr>"
+    f" <small>{_esc(kind)}</small></th><td>{bar}</td>{cells}</tr>"
   )
+
+
+def _is_pair(ends: Any) -> bool:
+  """Whether these are the two ends of an interval."""
+  return (
+    isinstance(ends, list | tuple)
+    and len(ends) == 2
+    and all(map(is_number, ends))
+  )
+
+
+def _interval(ends: Any) -> str:
+  """The ends of a confidence interval, in per cent, below its value."""
+  if not _is_pair(ends):
+    return ""
+  low, high = (100 * end for end in ends)
+  return f' <small class="ends">{low:.0f}–{high:.0f}</small>'
+
+
+def _protocols(protocols: Mapping[str, str]) -> str:
+  """How the clips were tested, in words."""
+  shared = stages_by_protocol(protocols)
+  text = " ".join(
+    f"Test protocol{' of ' + ', '.join(names) if len(shared) > 1 else ''}:"
+    f" {protocol}."
+    for protocol, names in shared.items()
+  )
+  return f'<p class="note">{_esc(text)}</p>'
+
+
+def stages_by_protocol(protocols: Mapping[str, str]) -> dict[str, list[str]]:
+  """Names of stages by test protocol, from protocols by name."""
+  stages = {}
+  for name, protocol in protocols.items():
+    stages.setdefault(protocol, []).append(name)
+  return stages
 
 
 def _chance(scores: Scores) -> tuple[dict[str, float], str]:
@@ -134,7 +185,14 @@ def _chance(scores: Scores) -> tuple[dict[str, float], str]:
   }, "share of labels"
 
 
-def _uncertainty(scores: Scores) -> str:
+def _sampling(results: Mapping[str, Any], scores: Scores) -> str:
+  """How much the numbers depend on which clips were tested."""
+  if results.get("intervals"):
+    return (
+      "Below each number, and as a line on the bar: its 95% confidence interval"
+      f" in per cent, by bootstrap over the {len(scores.ids)} test clips. It"
+      " says nothing about another training."
+    )
   clips, what = len(scores.ids), "test clips, an accuracy"
   if scores.multi_label:
     clips = int(scores.labels.any(axis=1).sum())
@@ -237,7 +295,7 @@ def _caution(
 
 def _changes(alone: Model, fused: Model, words: Wording) -> str:
   """Which clips fusion changed, and whether chance alone could do that."""
-  before, after = gallery.right(alone.scores), gallery.right(fused.scores)
+  before, after = choice.right(alone.scores), choice.right(fused.scores)
   won, lost = int((after & ~before).sum()), int((before & ~after).sum())
   # McNemar's test with continuity correction, two-sided at 5%.
   clear = abs(won - lost) - 1 > 1.96 * math.sqrt(won + lost)

@@ -3,17 +3,19 @@
 import dataclasses
 import html
 import os
-from collections.abc import Mapping
 
 from twostream_jax.report import (
   breakdown,
+  confusion,
   curves,
+  facts,
   gallery,
   headline,
   plots,
   shell,
 )
 from twostream_jax.report.breakdown import Model
+from twostream_jax.report.facts import SplitFacts
 from twostream_jax.report.gallery import Example
 from twostream_jax.report.wording import wording
 from twostream_jax.scores import Scores, join
@@ -31,8 +33,9 @@ class ReportData:
       "skipped", "streams" (metrics by stage), "fusion" (metrics by rule, may
       be empty), "protocols" (by stage) and "subsets" ("stages" and their
       average's metrics, best first, may be empty). Metrics are those of
-      `metrics.classification_metrics`. Of a multi-label set also "left_out":
-      {"classes" (names), "videos" (how many)}.
+      `metrics.classification_metrics`. Maybe "intervals": "streams" and
+      "fusion" again, with [low, high] of each metric. Of a multi-label set also
+      "left_out": {"classes" (names), "videos" (how many)}.
     class_names: n names; their order is that of the logits.
     scores: by stream and by fusion rule, with the same video ids. The first
       two streams are taken for appearance and motion, in this order.
@@ -40,6 +43,8 @@ class ReportData:
       "validation", "loss", "accuracy", "map" (of a multi-label set),
       "learning_rate"}.
     examples: clips of the gallery; see `choose_examples`.
+    unmapped: why examples have no class activation map, by name of the stage.
+    splits: what each split of the data set holds, by name; may be empty.
     rejected: {"video_id", "split", "label", "reason"} of unusable files.
     note: what a reader should know of the results; may be empty.
     notes: short remarks by what they are about.
@@ -53,6 +58,8 @@ class ReportData:
   scores: dict[str, Scores]
   curves: dict[str, list[dict]]
   examples: list[Example]
+  unmapped: dict[str, str]
+  splits: dict[str, SplitFacts]
   rejected: list[dict]
   note: str
   notes: dict[str, str]
@@ -88,15 +95,18 @@ def render_report(data: ReportData) -> str:
     ),
   }
   if not models[0].scores.multi_label:
-    sections["Confusions"] = breakdown.confusions(models, data.class_names)
+    sections["Confusions"] = confusion.confusions(
+      models, len(data.results["streams"]), data.class_names
+    )
   sections |= {
     "Examples": gallery.gallery(
       data.examples,
       {m.name: m.scores for m in models},
       styles,
       data.class_names,
+      data.unmapped,
     ),
-    "Rejected files": shell.rejected_files(data.rejected),
+    "Data": facts.section(data.splits, data.rejected),
     "About this run": _about(data),
   }
   return shell.render_page(data.title, _facts(data.results), sections)
@@ -129,24 +139,11 @@ def _models(data: ReportData, best: str | None) -> list[Model]:
   ]
 
 
-def stages_by_protocol(protocols: Mapping[str, str]) -> dict[str, list[str]]:
-  """Names of stages by test protocol, from protocols by name."""
-  stages = {}
-  for name, protocol in protocols.items():
-    stages.setdefault(protocol, []).append(name)
-  return stages
-
-
 def _facts(results: dict) -> str:
-  facts = [
+  return shell.definitions(
     (name.capitalize(), results[name])
     for name in ("dataset", "split", "videos", "skipped")
-  ]
-  shared = stages_by_protocol(results["protocols"])
-  for protocol, stages in shared.items():
-    what = f"Protocol of {', '.join(stages)}" if len(shared) > 1 else "Protocol"
-    facts.append((what, protocol))
-  return shell.definitions(facts)
+  )
 
 
 def _about(data: ReportData) -> str:

@@ -24,9 +24,6 @@ MARKERS = {
   "s5": "M-1.5 -5h3v10h-3z",
   "fused": "M0 -6l6 6l-6 6l-6 -6z",
 }
-# Above these numbers of classes a confusion matrix drops its counts, then its
-# class names.
-MAX_COUNTED, MAX_NAMED = 15, 30
 _LONG_NAME = 20  # In characters: what fits beside a plot on a phone.
 
 
@@ -84,17 +81,40 @@ def marker(style: str) -> str:
   )
 
 
-def bar(share: float, style: str, guide: float | None = None) -> str:
-  """A bar as wide as its box times `share` (0..1), a guide line at `guide`."""
+def bar(
+  share: float,
+  style: str,
+  guide: float | None = None,
+  ends: Sequence[float] | None = None,
+) -> str:
+  """A bar as wide as its box times `share`, all in 0..1.
+
+  Args:
+    share: NaN draws an empty bar.
+    style: class of the style sheet.
+    guide: where to draw a line across; None draws none.
+    ends: of a confidence interval, drawn as a line along the bar.
+  """
   width = 0 if math.isnan(share) else 100 * share
-  line = ""
+  more = ""
   if guide is not None:
     x = f"{100 * guide:.2f}%"
-    line = f'<line class="guide" x1="{x}" x2="{x}" y1="0" y2="100%"/>'
+    more = f'<line class="guide" x1="{x}" x2="{x}" y1="0" y2="100%"/>'
+  if ends is not None:
+    low, high = (f"{100 * end:.2f}%" for end in ends)
+    more += "".join(
+      f'<line class="ends" x1="{a}" x2="{b}" y1="{top}" y2="{bottom}"/>'
+      for a, b, top, bottom in (
+        (low, high, "50%", "50%"),
+        (low, low, "10%", "90%"),
+        (high, high, "10%", "90%"),
+      )
+    )
+  kind = "bar long" if ends is not None else "bar"
   return (
-    f'<svg class="bar {style}" aria-hidden="true"><rect class="track"'
+    f'<svg class="{kind} {style}" aria-hidden="true"><rect class="track"'
     f' width="100%" height="100%"/><rect width="{width:.2f}%" height="100%"/>'
-    f"{line}</svg>"
+    f"{more}</svg>"
   )
 
 
@@ -184,110 +204,6 @@ def _short(value: float) -> str:
     if abs(value) >= size:
       return f"{value / size:g}{suffix}"
   return f"{value:g}"
-
-
-def opacity(share: np.ndarray | float) -> np.ndarray:
-  """How strongly a share (0..1) is drawn in a heat map.
-
-  The square root, so that a mistake made in 1 of 100 clips can be seen at all.
-  """
-  return np.sqrt(share)
-
-
-def heat_map(counts: np.ndarray, names: Sequence[str], description: str) -> str:
-  """A confusion matrix, each row shaded by its share of the true class.
-
-  Up to 15 classes show their counts and names, up to 30 their names; above
-  that the matrix is one small image with class numbers at its edge.
-
-  Args:
-    counts: int [n, n]; row is the true class, column the predicted one.
-    names: n class names.
-    description: for readers who can't see the chart.
-  """
-  totals = counts.sum(axis=1, keepdims=True)
-  shares = counts / np.maximum(totals, 1)
-  if len(names) > MAX_NAMED:
-    width, height, body = _image_map(shares)
-  else:
-    width, height, body = _cell_map(counts, shares, names)
-  return (
-    f'<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-label='
-    f'"{html.escape(description)}">{body}</svg>'
-  )
-
-
-def _image_map(shares: np.ndarray) -> tuple[int, int, str]:
-  n, left, size = len(shares), 34, 320
-  # One colour (`fixed` in the sheet) for both themes: the page shows through
-  # where the image is transparent.
-  pixels = np.zeros((n, n, 4), np.uint8)
-  pixels[..., :3] = (43, 123, 196)
-  pixels[..., 3] = np.round(255 * opacity(shares))
-  parts = [
-    f'<rect class="frame" x="{left}" y="4" width="{size}" height="{size}"/>'
-    f'<image x="{left}" y="4" width="{size}" height="{size}"'
-    f' preserveAspectRatio="none" href="{data_uri(pixels, ".png")}"/>'
-  ]
-  for tick in ticks(0, n):
-    if tick < n:
-      at = (tick + 0.5) / n * size + 4
-      parts.append(
-        f'<text x="{left - 5}" y="{at + 4:.1f}" text-anchor="end">{tick:g}'
-        f'</text><text x="{left - 4 + at:.1f}" y="{size + 18}"'
-        f' text-anchor="middle">{tick:g}</text>'
-      )
-  return size + left + 6, size + 24, "".join(parts)
-
-
-def _cell_map(
-  counts: np.ndarray, shares: np.ndarray, names: Sequence[str]
-) -> tuple[int, int, str]:
-  n = len(names)
-  cell = 22 if n <= MAX_COUNTED else 14
-  labels = [shorten(name, 16) for name in names]
-  left = 10 + round(5.6 * max(len(label) for label in labels))
-  size = n * cell
-  parts = [f'<rect class="frame" x="{left}" y="0" width="{size}"']
-  parts.append(f' height="{size}"/>')
-  for i, label in enumerate(labels):
-    middle = (i + 0.5) * cell
-    parts.append(
-      f'<text x="{left - 5}" y="{middle + 3.5}" text-anchor="end">'
-      f"{html.escape(label)}</text>"
-      f'<text transform="translate({left + middle + 3.5} {size + 5})'
-      f' rotate(-90)" text-anchor="end">{html.escape(label)}</text>'
-    )
-  for true, guess in zip(*np.nonzero(counts), strict=True):
-    parts.append(
-      _cell(
-        x=left + guess * cell,
-        y=true * cell,
-        size=cell,
-        count=int(counts[true, guess]),
-        share=float(shares[true, guess]),
-        hint=f"{names[true]} \N{RIGHTWARDS ARROW} {names[guess]}",
-        counted=n <= MAX_COUNTED,
-      )
-    )
-  return left + size + 2, left + size, "".join(parts)
-
-
-def _cell(*, x, y, size, count, share, hint, counted) -> str:
-  strength = float(opacity(share))
-  text = ""
-  if counted:
-    # Where both themes need dark text on a middling shade.
-    ink = "off" if strength < 0.6 else "mid" if strength < 0.75 else "on"
-    text = (
-      f'<text class="{ink}" x="{x + size / 2}" y="{y + size / 2 + 3.5}"'
-      f' text-anchor="middle">{count}</text>'
-    )
-  return (
-    f"<g><title>{html.escape(hint)}: {count} ({share:.0%})</title><rect"
-    f' class="cell" x="{x}" y="{y}" width="{size}" height="{size}"'
-    f' fill-opacity="{strength:.3f}"/>{text}</g>'
-  )
 
 
 def are_long(names: Sequence[str], length: int = _LONG_NAME) -> bool:

@@ -19,8 +19,9 @@ def render_page(title: str, facts: str, sections: Mapping[str, str]) -> str:
     facts: what stands below it, as HTML.
     sections: the rest, as HTML by heading; a heading is plain words.
   """
-  page = Path(__file__).with_name("template.html")
-  return string.Template(page.read_text(encoding="utf-8")).substitute(
+  return string.Template(_read("template.html")).substitute(
+    style=_read("page.css"),
+    script=_read("page.js"),
     title=_esc(title),
     facts=facts,
     links="".join(
@@ -31,6 +32,10 @@ def render_page(title: str, facts: str, sections: Mapping[str, str]) -> str:
       for name, body in sections.items()
     ),
   )
+
+
+def _read(name: str) -> str:
+  return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def write_page(path: str | os.PathLike, page: str) -> None:

@@ -16,7 +16,7 @@ from twostream_jax.data.dataset import (
   decode_rgb,
 )
 from twostream_jax.flow.spec import dequantise
-from twostream_jax.report.gallery import shrink
+from twostream_jax.report.pictures import shrink
 
 
 class DamagedDatasetError(ValueError):

@@ -1,0 +1,175 @@
+"""The report's confusions: sortable heat maps, and the worst pairs."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.cluster import hierarchy
+from scipy.spatial import distance
+
+from twostream_jax.report import heatmap, plots
+from twostream_jax.report.breakdown import Model, confusion_of
+
+_MAX_PAIRS = 10
+
+
+def confusions(
+  models: Sequence[Model], num_streams: int, names: Sequence[str]
+) -> str:
+  """A heat map for each model and the worst pairs of the last, as HTML.
+
+  Args:
+    models: of a set with one label a clip; the streams, then the fusion.
+    num_streams: how many of them are streams.
+    names: class names [n].
+  """
+  counts = [confusion_of(model.scores) for model in models]
+  figures = "".join(
+    f"<figure><figcaption>{plots.marker(m.style)} <strong>"
+    f"{html.escape(m.name)}</strong></figcaption>"
+    f"{heatmap.heat_map(confusion, names, _describe(m.name, confusion, names))}"
+    "</figure>"
+    for m, confusion in zip(models, counts, strict=True)
+  )
+  orders = class_orders(models, num_streams, names, counts[-1])
+  return (
+    f"{_sorter(orders, names)}"
+    f'<div class="heats">{figures}{_key(len(names))}</div>'
+    f"<h3>Most confused pairs of {html.escape(models[-1].name)}</h3>"
+    f"{_pairs(counts[-1], names)}"
+  )
+
+
+def class_orders(
+  models: Sequence[Model],
+  num_streams: int,
+  names: Sequence[str],
+  confusion: np.ndarray,
+) -> dict[str, list[int]]:
+  """Orders of the classes to look at a confusion matrix in.
+
+  Args:
+    models: the streams, then the fusion.
+    num_streams: how many of them are streams.
+    names: class names [n].
+    confusion: int [n n], of the last model.
+
+  Returns:
+    Class indices [n] by what orders them, in words. The first is the one that
+    the page begins with, that of the data set.
+  """
+  by_name = sorted(range(len(names)), key=lambda i: names[i])
+  orders = {"name": list(range(len(names)))}
+  if by_name != orders["name"]:
+    orders = {"order of the data set": orders["name"], "name": by_name}
+  last = models[-1]
+  orders[f"accuracy of {last.name}"] = _descending(last.by_class)
+  if num_streams > 1:
+    gain = models[1].by_class - models[0].by_class
+    orders[f"gain of {models[1].name} over {models[0].name}"] = _descending(
+      gain
+    )
+  orders["confused classes together"] = cluster(confusion)
+  return orders
+
+
+def _descending(figures: np.ndarray) -> list[int]:
+  return np.argsort(-figures, kind="stable").tolist()  # NaN sorts last.
+
+
+def cluster(confusion: np.ndarray) -> list[int]:
+  """An order in which classes that are taken for each other are neighbours.
+
+  Average linkage of how often two classes are confused, either way, as shares
+  of their clips; the leaves in the order that keeps neighbours closest
+  (Bar-Joseph et al. 2001).
+
+  Args:
+    confusion: int [n n], true class by predicted class, n >= 2.
+
+  Returns:
+    Class indices [n].
+  """
+  shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+  far = 1 - (shares + shares.T) / 2
+  np.fill_diagonal(far, 0)
+  tree = hierarchy.linkage(
+    distance.squareform(far, checks=False), "average", optimal_ordering=True
+  )
+  return hierarchy.leaves_list(tree).tolist()
+
+
+def _sorter(orders: Mapping[str, list[int]], names: Sequence[str]) -> str:
+  """The choice of an order, with what the page's script needs to know."""
+  options = "".join(f"<option>{html.escape(name)}</option>" for name in orders)
+  facts = json.dumps({"orders": list(orders.values()), "names": list(names)})
+  return (
+    f'<div class="sorter" hidden data-facts="{html.escape(facts)}"><label>'
+    f"<span>Classes by</span><select>{options}</select></label>"
+    '<p class="note" aria-live="polite">Point at a cell to read it.</p></div>'
+  )
+
+
+def _key(num_classes: int) -> str:
+  """How to read a heat map."""
+  cell = "cell fixed" if num_classes > heatmap.MAX_NAMED else "cell"
+  swatches = "".join(
+    f'<span><svg class="heat" width="20" height="14" aria-hidden="true"><rect'
+    f' class="frame" width="20" height="14"/><rect class="{cell}" width="20"'
+    f' height="14" fill-opacity="{float(heatmap.opacity(share)):.3f}"/></svg>'
+    f" {share:.0%}</span>"
+    for share in (0, 0.01, 0.1, 0.3, 1)
+  )
+  numbers = ""
+  if num_classes <= heatmap.MAX_COUNTED:
+    numbers = " Numbers are clips."
+  elif num_classes > heatmap.MAX_NAMED:
+    numbers = " Classes are numbered in the order of the data set, from 0."
+  return (
+    '<div class="reading"><strong>Reading the maps</strong> A row is a true'
+    " class, a column what the model said; the diagonal is right. The shade is"
+    f" the share of the true class's clips.{numbers}"
+    f'<p class="legend">{swatches}</p></div>'
+  )
+
+
+def worst_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
+  """The (true, predicted) pairs with the most mistakes, at most 10."""
+  mistakes = confusion - np.diag(np.diag(confusion))
+  order = np.argsort(-mistakes, axis=None, kind="stable")[:_MAX_PAIRS]
+  pairs = zip(*np.unravel_index(order, mistakes.shape), strict=True)
+  return [(int(t), int(p)) for t, p in pairs if mistakes[t, p]]
+
+
+def _describe(model: str, confusion: np.ndarray, names: Sequence[str]) -> str:
+  total, hits = confusion.sum(), np.trace(confusion)
+  text = f"Confusion matrix of {model}: {hits} of {total} clips on the diagonal"
+  pairs = worst_pairs(confusion)
+  if pairs:
+    true, guess = pairs[0]
+    text += (
+      f"; most often {names[true]} was taken for {names[guess]},"
+      f" {confusion[true, guess]} times"
+    )
+  return text
+
+
+def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
+  pairs = worst_pairs(confusion)
+  if not pairs:
+    return "<p>There are none: every test clip is right.</p>"
+  totals = confusion.sum(axis=1)
+  rows = "".join(
+    f'<tr><th scope="row">{html.escape(names[t])}</th><td class="text">'
+    f'{html.escape(names[p])}</td><td class="count">{confusion[t, p]} of'
+    f" {totals[t]}</td>"
+    f"<td>{confusion[t, p] / totals[t]:.0%}</td></tr>"
+    for t, p in pairs
+  )
+  return (
+    '<div class="scroll"><table><thead><tr><th scope="col">True class</th>'
+    '<th scope="col" class="text">Taken for</th><th scope="col">Clips</th>'
+    f'<th scope="col">Share</th></tr></thead><tbody>{rows}</tbody></table>'
+    "</div>"
+  )

@@ -1,0 +1,100 @@
+"""The report's data: what each split holds, and what could not be used."""
+
+import dataclasses
+import html
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twostream_jax.report import shell
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFacts:
+  """The clips of a split.
+
+  Attributes:
+    by_class: clips of each class, int [n].
+    num_frames: frames of each clip, int [b].
+    fps: frame rate that each file states, float [b].
+    height: of the stored frames, pixels, int [b].
+    width: likewise.
+  """
+
+  by_class: np.ndarray
+  num_frames: np.ndarray
+  fps: np.ndarray
+  height: np.ndarray
+  width: np.ndarray
+
+
+def section(
+  splits: Mapping[str, SplitFacts], rejected: Sequence[Mapping[str, Any]]
+) -> str:
+  """The section of the data, as HTML.
+
+  Args:
+    splits: by name; may be empty.
+    rejected: see `shell.rejected_files`.
+  """
+  return (
+    f"{_table(splits) if splits else ''}<h3>Rejected files</h3>"
+    f"{shell.rejected_files(rejected)}"
+  )
+
+
+def _table(splits: Mapping[str, SplitFacts]) -> str:
+  heads = "".join(
+    f'<th scope="col">{html.escape(name)}</th>' for name in splits
+  )
+  found = [_facts(split) for split in splits.values()]
+  rows = "".join(
+    f'<tr><th scope="row">{name}</th>'
+    + "".join(f"<td>{html.escape(facts[name])}</td>" for facts in found)
+    + "</tr>"
+    for name in found[0]
+  )
+  return (
+    '<div class="scroll"><table class="facts"><thead><tr><th scope="col">'
+    f'<span class="hidden">Fact</span></th>{heads}</tr></thead>'
+    f"<tbody>{rows}</tbody></table></div>"
+  )
+
+
+def _facts(split: SplitFacts) -> dict[str, str]:
+  """What is said of a split, by what it is about."""
+  seconds = split.num_frames / np.maximum(split.fps, 1e-6)
+  shown = split.by_class[split.by_class > 0]
+  sizes = Counter(zip(split.width.tolist(), split.height.tolist(), strict=True))
+  (width, height), most = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
+  size = f"{width} × {height}"
+  if most < len(split.width):
+    size += f" ({most / len(split.width):.0%}; {len(sizes)} sizes)"
+  return {
+    "Clips": f"{len(split.num_frames):,}",
+    "Classes with a clip": f"{len(shown):,} of {len(split.by_class):,}",
+    "Clips a class": _range(shown, "{:,.0f}"),
+    "Frames a clip": _range(split.num_frames, "{:,.0f}"),
+    "Seconds a clip": _range(seconds, "{:.1f}"),
+    "Frames a second": _range(split.fps, "{:.4g}"),
+    "Frame size, pixels": size,
+    "Video in all": _duration(float(seconds.sum())),
+  }
+
+
+def _range(values: np.ndarray, form: str) -> str:
+  """The median, and both ends where they differ."""
+  if not len(values):
+    return "–"
+  low, middle, high = (
+    form.format(x) for x in (values.min(), np.median(values), values.max())
+  )
+  return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 3600:
+    return f"{seconds / 60:.1f} min"
+  return f"{seconds / 3600:,.1f} h"
