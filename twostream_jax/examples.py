@@ -139,7 +139,7 @@ def class_maps(
   with checkpoints.open_manager(
     workdir / name / "checkpoints", keep=config.train.keep_checkpoints
   ) as manager:
-    variables = checkpoints.restore_variables(manager)
+    variables = jax.device_put(checkpoints.restore_variables(manager))
   views = stage.inputs.evaluation
   read = views.spec.modalities
   # The frame is shown whatever the network reads.

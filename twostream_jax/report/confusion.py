@@ -113,24 +113,30 @@ def _sorter(orders: Mapping[str, list[int]], names: Sequence[str]) -> str:
 
 def _key(num_classes: int) -> str:
   """How to read a heat map."""
-  cell = "cell fixed" if num_classes > heatmap.MAX_NAMED else "cell"
+  fixed = " fixed" if num_classes > heatmap.MAX_NAMED else ""
   swatches = "".join(
-    f'<span><svg class="heat" width="20" height="14" aria-hidden="true"><rect'
-    f' class="frame" width="20" height="14"/><rect class="{cell}" width="20"'
-    f' height="14" fill-opacity="{float(heatmap.opacity(share)):.3f}"/></svg>'
-    f" {share:.0%}</span>"
-    for share in (0, 0.01, 0.1, 0.3, 1)
+    f"<span>{_swatch(f'cell{fixed}', share)}"
+    f"{_swatch(f'cell miss{fixed}', share)} {share:.0%}</span>"
+    for share in (0.01, 0.1, 0.3, 1)
   )
   numbers = ""
   if num_classes <= heatmap.MAX_COUNTED:
     numbers = " Numbers are clips."
   elif num_classes > heatmap.MAX_NAMED:
-    numbers = " Classes are numbered in the order of the data set, from 0."
+    numbers = " Classes are numbered from 0, in the order chosen above."
   return (
     '<div class="reading"><strong>Reading the maps</strong> A row is a true'
-    " class, a column what the model said; the diagonal is right. The shade is"
-    f" the share of the true class's clips.{numbers}"
+    " class, a column what the model said: blue is right, orange a mistake. The"
+    f" shade is the share of the true class's clips.{numbers}"
     f'<p class="legend">{swatches}</p></div>'
+  )
+
+
+def _swatch(kind: str, share: float) -> str:
+  return (
+    '<svg class="heat" width="20" height="14" aria-hidden="true"><rect'
+    f' class="frame" width="20" height="14"/><rect class="{kind}" width="20"'
+    f' height="14" fill-opacity="{float(heatmap.opacity(share)):.3f}"/></svg>'
   )
 
 

@@ -54,10 +54,11 @@ def heat_map(counts: np.ndarray, names: Sequence[str], description: str) -> str:
 
 def _image_map(shares: np.ndarray) -> tuple[int, int, str]:
   n, left, size = len(shares), 34, 320
-  # One colour (`fixed` in the sheet) for both themes: the page shows through
-  # where the image is transparent.
+  # The same colours (`fixed` in the sheet) in both themes: the page shows
+  # through where the image is transparent.
   pixels = np.zeros((n, n, 4), np.uint8)
-  pixels[..., :3] = (43, 123, 196)
+  pixels[..., :3] = (213, 102, 28)
+  pixels[np.arange(n), np.arange(n), :3] = (43, 123, 196)
   pixels[..., 3] = np.round(255 * opacity(shares))
   parts = [
     f'<rect class="frame" x="{left}" y="4" width="{size}" height="{size}"/>'
@@ -104,12 +105,13 @@ def _cell_map(
         share=float(shares[true, guess]),
         hint=f"{names[true]} \N{RIGHTWARDS ARROW} {names[guess]}",
         counted=n <= MAX_COUNTED,
+        kind="cell" if true == guess else "cell miss",
       )
     )
   return left + size + 2, left + size, "".join(parts)
 
 
-def _cell(*, x, y, size, count, share, hint, counted) -> str:
+def _cell(*, x, y, size, count, share, hint, counted, kind) -> str:
   strength = float(opacity(share))
   text = ""
   if counted:
@@ -122,6 +124,6 @@ def _cell(*, x, y, size, count, share, hint, counted) -> str:
   return (
     f'<g class="filled" transform="translate({x} {y})">'
     f"<title>{html.escape(hint)}: {count} ({share:.0%})</title><rect"
-    f' class="cell" width="{size}" height="{size}"'
+    f' class="{kind}" width="{size}" height="{size}"'
     f' fill-opacity="{strength:.3f}"/>{text}</g>'
   )

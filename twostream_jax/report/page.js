@@ -128,7 +128,9 @@ for (const sorter of document.querySelectorAll(".sorter")) {
     const pixels = context.createImageData(n, n);
     for (const [t, p, count] of cells) {
       const opacity = Math.round(255 * Math.sqrt(count / totals[t]));
-      pixels.data.set([43, 123, 196, opacity], 4 * (place[t] * n + place[p]));
+      const colour = t === p ? [43, 123, 196] : [213, 102, 28];
+      pixels.data.set(
+        [...colour, opacity], 4 * (place[t] * n + place[p]));
     }
     context.putImageData(pixels, 0, 0);
     map.querySelector("image").setAttribute("href", canvas.toDataURL());
