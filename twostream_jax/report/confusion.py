@@ -12,6 +12,7 @@ from twostream_jax.report import heatmap, plots
 from twostream_jax.report.breakdown import Model, confusion_of
 
 _MAX_PAIRS = 10
+_MAX_NARROW = 8
 
 
 def confusions(
@@ -32,10 +33,13 @@ def confusions(
     "</figure>"
     for m, confusion in zip(models, counts, strict=True)
   )
+  # Three of few classes go beside each other, two of more.
+  least = "17rem" if len(names) <= _MAX_NARROW else "25rem"
   orders = class_orders(models, num_streams, names, counts[-1])
   return (
     f"{_sorter(orders, names)}"
-    f'<div class="heats">{figures}{_key(len(names))}</div>'
+    f'<div class="heats" style="--least: {least}">{figures}{_key(len(names))}'
+    "</div>"
     f"<h3>Most confused pairs of {html.escape(models[-1].name)}</h3>"
     f"{_pairs(counts[-1], names)}"
   )

@@ -65,7 +65,7 @@ def heat_over(image: np.ndarray, heat: np.ndarray, longest: int) -> np.ndarray:
   )[..., ::-1]
   gray = image.astype(np.float64).mean(axis=2, keepdims=True)
   # Dark frames are lightened: the map hides what is left of them.
-  gray = gray * (235 / np.clip(np.percentile(gray, 99), 60, 235))
+  gray = (gray * (220 / np.clip(np.percentile(gray, 99), 60, 220))).clip(0, 255)
   mixed = gray * (1 - 0.7 * part) + colour * 0.7 * part
   return np.round(mixed).astype(np.uint8)
 
