@@ -44,6 +44,7 @@ LEVELS = {
   "evaluate": 3,
   "examples": 6,
   "explain": 0,
+  "export": 7,
   "flops": 0,
   "flow": 1,
   "flow.colorwheel": 0,
@@ -103,7 +104,7 @@ FORBIDDEN = {
 }
 
 # Packages whose modules form one unit of a level; none imports in a circle.
-UNITS = ("report", "models", "flow", "fuse", "pretrained")
+UNITS = ("export", "report", "models", "flow", "fuse", "pretrained")
 
 
 def modules():

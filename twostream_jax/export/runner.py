@@ -1,0 +1,362 @@
+"""Runs an exported model with `pip install jax safetensors flatbuffers` alone.
+
+  import runner  # This file, which lies beside the model.
+  model = runner.load("DIR")
+  found = model.predict(rgb=rgb, flow=flow)
+  model.top(found.fusion["average"], 5)
+
+`python runner.py` computes a stored example again and tells the difference.
+See model_card.md for what the codes in `rgb` and `flow` mean.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+import safetensors.numpy
+
+FORMAT = "twostream_jax export"
+FORMAT_VERSION = 1
+# JAX names platforms in its own way.
+_PLATFORMS = {"gpu": "cuda"}
+# Keeps a logarithm finite where all streams give zero.
+_FLOOR = 1e-30
+# Largest difference from the stored logits, relative to their size. Other
+# platforms multiply with fewer bits (TF32, bfloat16).
+_TOLERANCES = {"cpu": 1e-4}
+_TOLERANCE_ELSEWHERE = 3e-2
+
+Inputs = np.ndarray | Mapping[str, np.ndarray] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """Scores of b videos.
+
+  Attributes:
+    streams: logits float32 [b n] by stage.
+    fusion: fused logits float32 [b n] by rule; none unless all stages ran.
+  """
+
+  streams: dict[str, np.ndarray]
+  fusion: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """An exported model.
+
+  Attributes:
+    manifest: what manifest.json holds.
+    rules: of fusion, what fusion.json holds.
+    weights: arrays by path, on the device.
+    programs: of each stage: (weights, inputs) to logits.
+  """
+
+  manifest: dict[str, Any]
+  rules: dict[str, Any]
+  weights: dict[str, jax.Array]
+  programs: dict[str, Any]
+
+  @property
+  def class_names(self) -> list[str]:
+    """Logit i is of class i."""
+    return self.manifest["class_names"]
+
+  def predict(
+    self,
+    rgb: Inputs = None,
+    flow: Inputs = None,
+    length: np.ndarray | None = None,
+    stages: Sequence[str] = (),
+    windows_per_pass: int = 64,
+  ) -> Prediction:
+    """Scores videos by every stage and fuses the scores.
+
+    Args:
+      rgb: codes uint8 [b t h w 3] of b videos with t windows (views) each, for
+        all stages that read frames; or by stage (or "stage/input", see the
+        manifest), where they read different windows or sizes.
+      flow: codes uint8 [b t h w 2l], likewise.
+      length: windows of each video that count, int [b], for stages that read
+        sequences; None: all.
+      stages: those to run; (): all.
+      windows_per_pass: that pass through a network together: bounds the memory.
+
+    Raises:
+      ValueError: an input is missing or of a wrong shape or type.
+    """
+    logits = {}
+    for name in stages or self.programs:
+      if name not in self.programs:
+        raise ValueError(f"no stage {name!r}; there are {list(self.programs)}")
+      logits[name] = self._score(name, rgb, flow, length, windows_per_pass)
+    fused = {}
+    if set(logits) == set(self.programs):
+      multi_label = self.manifest["multi_label"]
+      fused = {
+        rule: fuse(settings, logits, multi_label)
+        for rule, settings in self.rules.items()
+      }
+    return Prediction(logits, fused)
+
+  def top(
+    self, logits: np.ndarray, k: int = 5
+  ) -> list[list[tuple[str, float]]]:
+    """The k best classes of each row, with probabilities in 0..1.
+
+    Margins of the rule "svm" rank, but are no calibrated probabilities.
+    """
+    shares = probabilities(logits, self.manifest["multi_label"])
+    return [
+      [
+        (self.class_names[i], float(row[i]))
+        for i in np.argsort(-row, kind="stable")[:k]
+      ]
+      for row in shares
+    ]
+
+  def quantise(self, flow: np.ndarray) -> np.ndarray:
+    """Codes uint8 of flow in pixels a step, by the bound of the model.
+
+    Raises:
+      ValueError: a component is not a number.
+    """
+    if np.isnan(flow).any():
+      raise ValueError("flow holds values that are not a number")
+    bound = self.manifest["flow_spec"]["bound"]
+    shifted = np.clip(flow, -bound, bound) + bound
+    return np.round(shifted * (255.0 / (2.0 * bound))).astype(np.uint8)
+
+  def _score(self, name, rgb, flow, length, windows_per_pass) -> np.ndarray:
+    """Logits [b n] of a stage."""
+    stage = self.manifest["stages"][name]
+    given = {"rgb": rgb, "flow": flow}
+    inputs = {
+      key: _pick(name, key, spec, given[spec["modality"]])
+      for key, spec in stage["inputs"].items()
+    }
+    b, t = _same_windows(name, inputs)
+    weights = {
+      path: array
+      for path, array in self.weights.items()
+      if path.split("/")[0] in stage["weights"]
+    }
+    run = _in_passes(self.programs[name], weights)
+    if stage["kind"] == "features":
+      count = np.full(b, t) if length is None else np.asarray(length)
+      if count.shape != (b,) or count.min() < 1 or count.max() > t:
+        raise ValueError(
+          f"length must be {b} numbers in 1..{t}, one for each video"
+        )
+      inputs["length"] = count.astype(np.int32)
+      return run(inputs, max(1, windows_per_pass // t))
+    windows = {
+      key: x.reshape((b * t, 1) + x.shape[2:]) for key, x in inputs.items()
+    }
+    return run(windows, windows_per_pass).reshape((b, t, -1)).mean(axis=1)
+
+
+def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
+  """Opens an exported model.
+
+  Args:
+    directory: of the export.
+    platform: "cpu", "cuda" or "tpu"; None: the one that JAX computes on.
+
+  Raises:
+    ValueError: it is no export that this file can read, or not for the
+      platform.
+  """
+  directory = Path(directory)
+  path = directory / "manifest.json"
+  try:
+    manifest = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"no exported model in {directory}: {error}") from error
+  found = manifest.get("format"), manifest.get("format_version")
+  if found != (FORMAT, FORMAT_VERSION):
+    raise ValueError(
+      f"{path} is of {found}, this file reads {(FORMAT, FORMAT_VERSION)}"
+    )
+  platform = platform or platform_here()
+  if platform not in manifest["platforms"]:
+    raise ValueError(
+      f"the model is exported for {manifest['platforms']}, not {platform!r}"
+    )
+  programs = {}
+  for name, stage in manifest["stages"].items():
+    data = (directory / stage["programs"][platform]).read_bytes()
+    programs[name] = jax.jit(jax.export.deserialize(bytearray(data)).call)
+  weights = safetensors.numpy.load_file(directory / manifest["weights"])
+  return Model(
+    manifest=manifest,
+    rules=json.loads((directory / manifest["fusion"]).read_text()),
+    weights=jax.device_put(weights),
+    programs=programs,
+  )
+
+
+def platform_here() -> str:
+  """The platform that JAX computes on, as exports name it."""
+  backend = jax.default_backend()
+  return _PLATFORMS.get(backend, backend)
+
+
+def _pick(name: str, key: str, spec: dict[str, Any], given: Inputs):
+  """A stage's input from what was given, with its shape checked."""
+  modality, array = spec["modality"], given
+  if isinstance(given, Mapping):
+    array = given.get(f"{name}/{key}", given.get(name))
+  if array is None:
+    raise ValueError(f"stage {name!r} reads {modality}, which is not given")
+  array = np.asarray(array)
+  wanted = spec["shape"]
+  fits = array.ndim == len(wanted) and all(
+    isinstance(size, str) or size == found
+    for size, found in zip(wanted, array.shape, strict=True)
+  )
+  if array.dtype != np.uint8 or not fits or 0 in array.shape:
+    raise ValueError(
+      f"stage {name!r} reads {modality} uint8 [{' '.join(map(str, wanted))}],"
+      f" got {array.dtype} {list(array.shape)}; where stages differ, give"
+      f" {modality} by stage: {{{name!r}: ...}}"
+    )
+  return array
+
+
+def _same_windows(name: str, inputs: Mapping[str, np.ndarray]):
+  """Videos and windows of a stage's inputs."""
+  sizes = {array.shape[:2] for array in inputs.values()}
+  if len(sizes) > 1:
+    shapes = {key: list(array.shape[:2]) for key, array in inputs.items()}
+    raise ValueError(
+      f"stage {name!r} reads as many videos and windows of each: {shapes}"
+    )
+  return sizes.pop()
+
+
+def _in_passes(program, weights):
+  """A program over any number of rows, at most so many of them at once."""
+
+  def run(inputs: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    count = len(next(iter(inputs.values())))
+    rows = []
+    for start in range(0, count, size):
+      part = {key: x[start : start + size] for key, x in inputs.items()}
+      real = min(size, count - start)
+      if real < size < count:
+        # Filled up: another shape would have to be compiled.
+        part = {
+          key: np.concatenate([x, np.repeat(x[-1:], size - real, axis=0)])
+          for key, x in part.items()
+        }
+      rows.append(np.asarray(program(weights, part))[:real])
+    return np.concatenate(rows)
+
+  return run
+
+
+def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+  """Float64 [b n] of logits [b n]: softmax, or a sigmoid a class."""
+  logits = np.asarray(logits, np.float64)
+  if multi_label:
+    return np.exp(-np.logaddexp(0.0, -logits))
+  shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+  return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def fuse(
+  rule: Mapping[str, Any], logits: Mapping[str, np.ndarray], multi_label: bool
+) -> np.ndarray:
+  """Fused logits float32 [b n] by a rule of fusion.json.
+
+  Args:
+    rule: "kind" and what it needs.
+    logits: [b n] by stage.
+    multi_label: whether a clip has any number of classes.
+  """
+  chosen = [logits[name] for name in rule["streams"]]
+  if rule["kind"] == "mean_of_logits":
+    return np.mean(chosen, axis=0, dtype=np.float64).astype(np.float32)
+  present = [probabilities(x, multi_label) for x in chosen]
+  if rule["kind"] == "mean_of_probabilities":
+    fused = np.log(np.maximum(_weighted(present, rule["weights"]), _FLOOR))
+    if multi_label:
+      # Not 1 - fused, which rounds to 0 where all streams are sure.
+      absent = [probabilities(-x, multi_label) for x in chosen]
+      fused -= np.log(np.maximum(_weighted(absent, rule["weights"]), _FLOOR))
+    return fused.astype(np.float32)
+  if rule["kind"] != "linear":
+    raise ValueError(f"no rule of kind {rule['kind']!r}")
+  if rule["l2_normalised"]:
+    present = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in present]
+  features = np.concatenate(present, axis=1)
+  weights, bias = np.array(rule["weights"]), np.array(rule["bias"])
+  return (features @ weights + bias).astype(np.float32)
+
+
+def _weighted(values, weights):
+  """The mean of arrays by weights that sum to 1."""
+  return sum(w * x for w, x in zip(weights, values, strict=True))
+
+
+def example(manifest: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
+  """Codes that look like noise, for two videos: the stored example."""
+  inputs = {}
+  for key, spec in manifest["stages"][name]["inputs"].items():
+    shape = [{"b": 2, "t": 1}.get(size, size) for size in spec["shape"]]
+    index = np.arange(int(np.prod(shape)), dtype=np.uint64)
+    mixed = (index * np.uint64(2654435761)) % np.uint64(2**32)
+    codes = (mixed // np.uint64(2**24)).astype(np.uint8)
+    inputs[key] = codes.reshape(shape)
+  return inputs
+
+
+def check(
+  directory: str | os.PathLike, platform: str | None = None
+) -> dict[str, tuple[float, bool]]:
+  """Computes the stored example again.
+
+  Args:
+    directory: of the export.
+    platform: as in `load`.
+
+  Returns:
+    By stage the largest difference of a logit, relative to the largest logit
+    or 1, and whether it is as small as it should be.
+  """
+  model = load(directory, platform)
+  tolerance = _TOLERANCES.get(platform or platform_here(), _TOLERANCE_ELSEWHERE)
+  found = {}
+  for name, stage in model.manifest["stages"].items():
+    inputs = example(model.manifest, name)
+    given = {"rgb": {}, "flow": {}}
+    for key, spec in stage["inputs"].items():
+      given[spec["modality"]][f"{name}/{key}"] = inputs[key]
+    logits = model.predict(**given, stages=[name]).streams[name]
+    stored = np.array(stage["example_logits"], np.float32)
+    size = max(1.0, float(np.abs(stored).max()))
+    difference = float(np.abs(logits - stored).max()) / size
+    found[name] = difference, bool(difference <= tolerance)
+  return found
+
+
+def main() -> int:
+  """Checks the model beside this file; 0 if it is as it was exported."""
+  found = check(Path(__file__).parent)
+  for name, (difference, fits) in found.items():
+    words = "ok" if fits else "DIFFERS"
+    print(f"{name}: {words}, largest relative difference {difference:.1e}")
+  return 0 if all(fits for _, fits in found.values()) else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())
