@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 from absl import flags
 
-from twostream_jax import export, fuse, trained
+from twostream_jax import export, fuse, models, trained
 from twostream_jax.export import __main__ as command
 from twostream_jax.export import programs, runner
 from twostream_jax.flow import spec as flow_spec
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 # What the runner is given: videos and windows of each call.
 SIZES = (1, 2, 5)
 FRAMES = 3
+SOURCES = {"spatial": "rgb", "temporal": "flow"}
 
 SCRIPT = """
 import sys
@@ -114,8 +115,8 @@ def expected(opened, given, name, length=None):
     inputs = {m: given[m] for m in stage.views.spec.modalities}
     return np.asarray(apply(stage, inputs)[0])
   batch = {"length": length}
-  for source, modality in (("spatial", "rgb"), ("temporal", "flow")):
-    stream = opened.stages[source]
+  for source in stage.sources:
+    stream, modality = opened.stages[source], SOURCES[source]
     _, features = apply(stream, {modality: given[modality]})
     # As the run stores them.
     stored = np.asarray(features[stream.feature]).astype(np.float16)
@@ -246,6 +247,45 @@ def test_programs_take_any_number_of_videos_and_windows(exported):
   np.testing.assert_allclose(whole, np.mean(parts, axis=0), atol=1e-5)
 
 
+def test_sequences_are_read_end_to_end(opened, given):
+  """LSTMs too; and of two heads only the first is scored."""
+  network = opened.stages["network"]
+  model = models.create_feature_model(
+    "joint_hybrid",
+    num_classes=12,
+    sources=network.sources,
+    dropout_rate=0.5,
+    hidden=7,
+    lstm_sizes=(6, 5),
+  )
+  shapes = jax.eval_shape(
+    functools.partial(model.init, train=False),
+    jax.random.key(0),
+    network.preprocess(network.example),
+  )
+  rng = np.random.default_rng(2)
+  variables = jax.tree.map(
+    lambda x: rng.normal(scale=0.5, size=x.shape).astype(x.dtype), shapes
+  )
+  stage = dataclasses.replace(
+    network, model=model, variables=variables, num_classes=5
+  )
+  run = dataclasses.replace(opened, stages=opened.stages | {"network": stage})
+  program = programs.create_program(run, "network")
+  weights = programs.flat_weights(run)
+  programs.export_program(program, weights, "cuda")
+  data = programs.export_program(program, weights, "cpu").serialize()
+  length = given["length"]
+  inputs = {source: given[m] for source, m in SOURCES.items()}
+  found = jax.jit(jax.export.deserialize(data).call)(
+    programs.weights_of(weights, program.parts), inputs | {"length": length}
+  )
+  wanted = expected(run, given, "network", length)[:, :5]
+  assert found.shape == (max(SIZES), 5)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  assert np.ptp(wanted, axis=0).max() > 1e-3
+
+
 def test_the_weights_are_those_of_the_run(opened, exported):
   weights = safetensors.numpy.load_file(exported / "weights.safetensors")
   kernel = opened.stages["spatial"].variables["params"]["backbone"]["conv1"]
@@ -321,6 +361,26 @@ def test_the_best_classes_are_named(exported):
   share = np.exp(5) / (np.exp(5) + 11)
   assert best[0][0][1] == pytest.approx(share)
   assert len(best[0]) == 2
+
+
+def test_stages_may_be_given_videos_of_their_own(exported, given, read_back):
+  model = runner.load(exported)
+  rgb, flow = given["rgb"][:2], given["flow"][:2]
+  found = model.predict(
+    rgb={"spatial": rgb[:, :1], "network/spatial": rgb, "joint": rgb},
+    flow=flow,
+  )
+  for name in ("temporal", "network", "joint"):
+    np.testing.assert_allclose(
+      found.streams[name], read_back[f"2/{name}"], rtol=1e-5, atol=1e-5
+    )
+  assert np.abs(found.streams["spatial"] - read_back["2/spatial"]).max() > 1e-4
+  with pytest.raises(ValueError, match="different numbers of videos"):
+    model.predict(
+      rgb={"spatial": rgb[:1], "temporal": rgb},
+      flow=flow,
+      stages=["spatial", "temporal"],
+    )
 
 
 @pytest.mark.parametrize(

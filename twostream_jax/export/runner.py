@@ -10,6 +10,7 @@ See model_card.md for what the codes in `rgb` and `flow` mean.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -98,6 +99,9 @@ class Model:
       if name not in self.programs:
         raise ValueError(f"no stage {name!r}; there are {list(self.programs)}")
       logits[name] = self._score(name, rgb, flow, length, windows_per_pass)
+    sizes = {name: len(rows) for name, rows in logits.items()}
+    if len(set(sizes.values())) > 1:
+      raise ValueError(f"stages are given different numbers of videos: {sizes}")
     fused = {}
     if set(logits) == set(self.programs):
       multi_label = self.manifest["multi_label"]
@@ -115,12 +119,10 @@ class Model:
     Margins of the rule "svm" rank, but are no calibrated probabilities.
     """
     shares = probabilities(logits, self.manifest["multi_label"])
+    best = np.argsort(-shares, axis=1, kind="stable")[:, :k]
     return [
-      [
-        (self.class_names[i], float(row[i]))
-        for i in np.argsort(-row, kind="stable")[:k]
-      ]
-      for row in shares
+      [(self.class_names[i], float(row[i])) for i in chosen]
+      for row, chosen in zip(shares, best, strict=True)
     ]
 
   def quantise(self, flow: np.ndarray) -> np.ndarray:
@@ -149,13 +151,11 @@ class Model:
       for path, array in self.weights.items()
       if path.split("/")[0] in stage["weights"]
     }
-    run = _in_passes(self.programs[name], weights)
+    run = functools.partial(_in_passes, self.programs[name], weights)
     if stage["kind"] == "features":
       count = np.full(b, t) if length is None else np.asarray(length)
       if count.shape != (b,) or count.min() < 1 or count.max() > t:
-        raise ValueError(
-          f"length must be {b} numbers in 1..{t}, one for each video"
-        )
+        raise ValueError(f"length must be {b} numbers in 1..{t}")
       inputs["length"] = count.astype(np.int32)
       return run(inputs, max(1, windows_per_pass // t))
     windows = {
@@ -182,10 +182,9 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
   except (OSError, ValueError) as error:
     raise ValueError(f"no exported model in {directory}: {error}") from error
   found = manifest.get("format"), manifest.get("format_version")
-  if found != (FORMAT, FORMAT_VERSION):
-    raise ValueError(
-      f"{path} is of {found}, this file reads {(FORMAT, FORMAT_VERSION)}"
-    )
+  known = FORMAT, FORMAT_VERSION
+  if found != known:
+    raise ValueError(f"{path} is of {found}, this file reads {known}")
   platform = platform or platform_here()
   if platform not in manifest["platforms"]:
     raise ValueError(
@@ -234,34 +233,27 @@ def _pick(name: str, key: str, spec: dict[str, Any], given: Inputs):
 
 def _same_windows(name: str, inputs: Mapping[str, np.ndarray]):
   """Videos and windows of a stage's inputs."""
-  sizes = {array.shape[:2] for array in inputs.values()}
-  if len(sizes) > 1:
-    shapes = {key: list(array.shape[:2]) for key, array in inputs.items()}
-    raise ValueError(
-      f"stage {name!r} reads as many videos and windows of each: {shapes}"
-    )
-  return sizes.pop()
+  sizes = {key: array.shape[:2] for key, array in inputs.items()}
+  if len(set(sizes.values())) > 1:
+    raise ValueError(f"stage {name!r} reads equally many of each, got {sizes}")
+  return next(iter(sizes.values()))
 
 
-def _in_passes(program, weights):
-  """A program over any number of rows, at most so many of them at once."""
-
-  def run(inputs: Mapping[str, np.ndarray], size: int) -> np.ndarray:
-    count = len(next(iter(inputs.values())))
-    rows = []
-    for start in range(0, count, size):
-      part = {key: x[start : start + size] for key, x in inputs.items()}
-      real = min(size, count - start)
-      if real < size < count:
-        # Filled up: another shape would have to be compiled.
-        part = {
-          key: np.concatenate([x, np.repeat(x[-1:], size - real, axis=0)])
-          for key, x in part.items()
-        }
-      rows.append(np.asarray(program(weights, part))[:real])
-    return np.concatenate(rows)
-
-  return run
+def _in_passes(program, weights, inputs, size: int) -> np.ndarray:
+  """A program over any number of rows, at most `size` of them at once."""
+  count = len(next(iter(inputs.values())))
+  rows = []
+  for start in range(0, count, size):
+    part = {key: x[start : start + size] for key, x in inputs.items()}
+    missing = size - (count - start) if count > size else 0
+    if missing > 0:
+      # Filled up: another shape would have to be compiled.
+      part = {
+        key: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+        for key, x in part.items()
+      }
+    rows.append(np.asarray(program(weights, part)))
+  return np.concatenate(rows)[:count]
 
 
 def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
@@ -288,11 +280,12 @@ def fuse(
     return np.mean(chosen, axis=0, dtype=np.float64).astype(np.float32)
   present = [probabilities(x, multi_label) for x in chosen]
   if rule["kind"] == "mean_of_probabilities":
-    fused = np.log(np.maximum(_weighted(present, rule["weights"]), _FLOOR))
+    mean = functools.partial(np.tensordot, rule["weights"], axes=1)
+    fused = np.log(np.maximum(mean(present), _FLOOR))
     if multi_label:
       # Not 1 - fused, which rounds to 0 where all streams are sure.
       absent = [probabilities(-x, multi_label) for x in chosen]
-      fused -= np.log(np.maximum(_weighted(absent, rule["weights"]), _FLOOR))
+      fused -= np.log(np.maximum(mean(absent), _FLOOR))
     return fused.astype(np.float32)
   if rule["kind"] != "linear":
     raise ValueError(f"no rule of kind {rule['kind']!r}")
@@ -301,11 +294,6 @@ def fuse(
   features = np.concatenate(present, axis=1)
   weights, bias = np.array(rule["weights"]), np.array(rule["bias"])
   return (features @ weights + bias).astype(np.float32)
-
-
-def _weighted(values, weights):
-  """The mean of arrays by weights that sum to 1."""
-  return sum(w * x for w, x in zip(weights, values, strict=True))
 
 
 def example(manifest: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
