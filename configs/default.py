@@ -251,20 +251,21 @@ def get_config() -> ml_collections.ConfigDict:
   config.selection.patience = 0
 
   config.eval = ml_collections.ConfigDict()
-  # Equally spaced clips of a video.
-  config.eval.num_clips = 25
-  # Crops a clip: 1 (centre), 5 (and corners) or 10 (and their mirror images).
-  config.eval.num_crops = 10
+  # Which views of a video are scored: "single" (the middle one), "KxM" (K
+  # equally spaced clips, M crops of each: 1, 5 or 10) or "dense" (every clip);
+  # see twostream_jax.data.protocols.
+  config.eval.protocol = "25x10"
   # Side of a crop, as a share of the short side, 0..1.
   config.eval.crop_fraction = 0.875
-  # Videos a batch, over all devices.
-  config.eval.batch_size = 8
-  # Views that pass through the network together on a device.
+  # Views that pass through the network together on a device. Memory is bounded
+  # by it, whatever the protocol and the length of a video.
   config.eval.views_per_pass = 64
 
   config.features = ml_collections.ConfigDict()
   # Equally spaced clips of a video whose features are stored.
   config.features.num_frames = 25
+  # Side of their crop, as a share of the short side, 0..1.
+  config.features.crop_fraction = 0.875
 
   config.fusion = ml_collections.ConfigDict()
   # "average" (of probabilities), "average_logits", "weighted" by `weights`, and

@@ -68,7 +68,6 @@ def get_config():
   network.optim.l1 = 1e-4
   network.optim.l21 = 1e-4
 
-  config.eval.num_crops = 10
   config.features.num_frames = 16
   config.fusion.rules = ("average", "average_logits", "weighted")
   # Motion counts twice (Wang et al. 2015), in every pair.

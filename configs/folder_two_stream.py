@@ -8,7 +8,7 @@
 Both networks start from random weights, so a small set is learned from motion
 more than from appearance. Where labels name a direction, turn mirroring off:
 --config.spatial.input.flip=False --config.temporal.input.flip=False
---config.eval.num_crops=5.
+--config.eval.protocol=10x5.
 """
 
 from configs import default
@@ -46,9 +46,7 @@ def get_config():
   config.train.validate_every = 100
   config.train.checkpoint_every = 100
 
-  config.eval.num_clips = 10
-  config.eval.num_crops = 10
-  config.eval.batch_size = 8
+  config.eval.protocol = "10x10"
 
   # Wang et al. 2015: motion counts twice.
   config.fusion.weights = (1.0, 2.0)

@@ -45,10 +45,9 @@ def get_config():
   config.train.validate_every = 40
   config.train.checkpoint_every = 40
 
-  config.eval.num_clips = 8
-  config.eval.num_crops = 1
+  config.eval.protocol = "8x1"
   config.eval.crop_fraction = 1.0
-  config.eval.batch_size = 24
+  config.features.crop_fraction = 1.0
 
   config.fusion.rules = ("average", "fitted_weights")
   config.fusion.fit_split = "validation"

@@ -56,7 +56,7 @@ def get_config():
   temporal.optim.max_grad_norm = 1.0
 
   config.train.checkpoint_every = 1000
-  config.eval.num_crops = 5
+  config.eval.protocol = "25x5"
   config.fusion.rules = ("average", "weighted")
   config.fusion.weights = (1.0, 1.5)
   return config

@@ -47,7 +47,7 @@ def get_config():
   config.temporal.optim.schedule = "step"
   config.temporal.optim.boundaries = (50_000, 70_000)
 
-  config.eval.num_crops = 5
+  config.eval.protocol = "25x5"
   # Equal weights: the score average.
   config.fusion.weights = (1.0, 1.0)
   return config

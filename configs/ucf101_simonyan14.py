@@ -67,8 +67,7 @@ def get_config():
   config.temporal.optim.boundaries = (50_000, 70_000)
 
   config.train.checkpoint_every = 1000
-  config.eval.num_clips = 25
-  config.eval.num_crops = 10
+  config.eval.protocol = "25x10"
   config.fusion.rules = ("average", "svm")
   config.fusion.fit_split = "train"
   return config

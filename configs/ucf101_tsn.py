@@ -71,8 +71,7 @@ def get_config():
   temporal.optim.max_grad_norm = 20.0
   temporal.optim.multipliers = (("backbone/conv1", 5.0),)
 
-  config.eval.num_clips = 25
-  config.eval.num_crops = 10
+  config.eval.protocol = "25x10"
   config.fusion.rules = ("average", "weighted")
   config.fusion.weights = (1.0, 1.5)
   return config

@@ -65,8 +65,7 @@ def get_config():
   config.temporal.optim.boundaries = (10_000, 20_000)
 
   config.train.checkpoint_every = 1000
-  config.eval.num_clips = 25
-  config.eval.num_crops = 10
+  config.eval.protocol = "25x10"
   # Motion counts twice.
   config.fusion.rules = ("average", "weighted")
   config.fusion.weights = (1.0, 2.0)

@@ -27,7 +27,6 @@ def get_config(directory):
   for name in ("network", "joint"):
     config[name].batch_size = 8
     config[name].total_steps = 3
-  config.eval.num_crops = 1
   config.fusion.rules = (
     "average",
     "average_logits",

@@ -1,15 +1,16 @@
-"""Every video is scored once, whatever the batch size."""
+"""Every video is scored once, whatever the size of the batches."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from twostream_jax import evaluate, parallel
-from twostream_jax.data import input_pipeline
-from twostream_jax.data.input_pipeline import EvalTransform, InputSpec
+from twostream_jax.data import eval_pipeline, protocols
+from twostream_jax.data.eval_pipeline import EvalTransform
+from twostream_jax.data.views import InputSpec
 
 TRANSFORM = EvalTransform(
-  InputSpec(("flow",), 32, 2, 1, "loop"), 3, 5, crop_fraction=0.9
+  InputSpec(("flow",), 32, 2, 1, "loop"), protocols.parse("3x5"), 0.9
 )
 
 
@@ -19,28 +20,34 @@ def mean_pixel(variables, batch):
   return variables["scale"] * values
 
 
-def score(data, batch_size, scale=1.0):
-  source = data.sources["test"]
+def rows_of(source, views_per_pass):
+  return eval_pipeline.eval_rows(
+    source,
+    TRANSFORM,
+    source.labels,
+    views_per_pass=views_per_pass,
+    replicas=8,
+    threads=1,
+  )
+
+
+def score(rows, scale=1.0):
   return evaluate.evaluate(
     parallel.pmap_predict_step(mean_pixel),
     parallel.replicate({"scale": np.float32(scale)}),
-    input_pipeline.eval_batches(
-      source, TRANSFORM, batch_size=batch_size, threads=1
-    ),
-    num_videos=len(source),
+    rows,
     protocol="3x5",
   )
 
 
 def test_scores_equal_one_video_at_a_time(tiny):
   source = tiny.sources["test"]
-  expected = [
-    TRANSFORM.load([source[i]], 1)["flow"].mean(axis=(0, 1, 2, 3, 4))
-    for i in range(len(source))
-  ]
-  for batch_size in (8, 16):
-    got = score(tiny, batch_size)
+  every = next(iter(rows_of(source, 1000).batches))["flow"][:36]
+  expected = every.reshape(12, 15, -1, 4).mean(axis=(1, 2))
+  for views_per_pass in (1, 10, 20):
+    got = score(rows_of(source, views_per_pass))
     np.testing.assert_allclose(got.logits, expected, rtol=1e-5)
+    assert got.logits.dtype == np.float32
     assert got.ids == tuple(
       source[i]["video_id"].decode() for i in range(len(source))
     )
@@ -51,4 +58,11 @@ def test_scores_equal_one_video_at_a_time(tiny):
 
 def test_a_model_that_diverged_is_not_scored(tiny):
   with pytest.raises(FloatingPointError, match="amber-bob/000.avi"):
-    score(tiny, 8, scale=np.nan)
+    score(rows_of(tiny.sources["test"], 8), scale=np.nan)
+
+
+def test_a_video_that_is_not_counted_is_noticed(tiny):
+  rows = rows_of(tiny.sources["test"], 8)
+  lost = rows._replace(batches=list(rows.batches)[1:])
+  with pytest.raises(RuntimeError, match="amber-bob/000.avi"):
+    score(lost)

@@ -86,15 +86,14 @@ def test_features_are_those_of_the_trained_stream(finished, config, tiny):
   found = features.read_features(
     features_path(folder, "temporal", "fc6", "test")
   )
-  batch = next(
-    iter(stage.inputs.frame_batches("test", num_frames=4, batch_size=2))
-  )
+  rows = stage.inputs.frame_rows("test", views_per_pass=8, replicas=1)
+  batch = next(iter(rows.batches))
   inputs = stage.preprocess({"flow": batch["flow"][:, :, 0]})
   _, expected = stage.model.apply(variables, inputs, train=False)
   np.testing.assert_allclose(
     found.values[:2], expected["fc6"], rtol=2e-3, atol=2e-3
   )
-  assert found.ids[:2] == tuple(batch["video_id"].tolist())
+  assert found.ids == rows.ids and batch["video"].tolist() == [0, 1]
 
 
 def test_a_finished_hybrid_is_not_done_again(
@@ -164,14 +163,16 @@ def test_a_late_joint_network_scores_as_the_average_of_its_streams(
   assert joint.ids == temporal.ids
   stage = stages.create_stage(late, "joint", tiny, copy)
   variables = stage.warm_start(stage.init_state()).variables
-  batch = next(iter(stage.inputs.eval_batches("test", batch_size=2)))
-  parts = []
-  for view in range(batch["flow"].shape[1]):
-    inputs = stage.preprocess({k: batch[k][:, view] for k in ("rgb", "flow")})
-    logits, found = stage.model.apply(variables, inputs, train=False)
-    parts.append(logits)
+  rows = stage.inputs.eval_rows("test", views_per_pass=4, replicas=1)
+  batch = next(iter(rows.batches))
+  inputs = stage.preprocess({k: batch[k][:, 0] for k in ("rgb", "flow")})
+  logits, found = stage.model.apply(variables, inputs, train=False)
+  assert batch["video"].tolist() == [0, 0, 1, 1]
   np.testing.assert_allclose(
-    joint.logits[:2], np.mean(parts, axis=0), rtol=1e-4, atol=1e-5
+    joint.logits[:2],
+    logits.reshape(2, 2, -1).mean(axis=1),
+    rtol=1e-4,
+    atol=1e-5,
   )
 
 
@@ -249,7 +250,10 @@ def test_maps_are_of_the_answer_in_the_middle_of_the_clip(
     folder / "temporal" / "checkpoints", keep=2
   ) as manager:
     variables = checkpoints.restore_variables(manager)
-  (quick,) = stage.inputs.eval_batches("test", batch_size=12, quick=True)
+  rows = stage.inputs.eval_rows(
+    "test", quick=True, views_per_pass=12, replicas=1
+  )
+  (quick,) = rows.batches
   inputs = stage.preprocess({"flow": quick["flow"][:, 0]})
   answers = streams["temporal"].logits.argmax(axis=1)
   maps = jax.jit(functools.partial(explain.class_maps, model=stage.model))

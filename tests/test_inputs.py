@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from twostream_jax.data import augment, features
+from twostream_jax.data import augment, features, protocols
 from twostream_jax.data.combine import CombinedSource
-from twostream_jax.data.input_pipeline import (
-  EvalTransform,
-  InputSpec,
-  TrainTransform,
-)
+from twostream_jax.data.eval_pipeline import EvalTransform, FrameTransform, Rows
+from twostream_jax.data.input_pipeline import InputSpec, TrainTransform
 from twostream_jax.inputs import (
   FeatureInputs,
   VideoInputs,
@@ -21,6 +18,7 @@ from twostream_jax.inputs import (
 )
 
 SPEC = InputSpec(("rgb", "flow"), 32, 2, 1, "loop")
+PART = {"views_per_pass": 12, "replicas": 1}
 
 
 @pytest.fixture
@@ -28,7 +26,8 @@ def videos(tiny):
   return VideoInputs(
     sources=tiny.sources,
     train=TrainTransform(SPEC, 2, augment.RandomCrop((0.8, 1.0), 1.2), True),
-    evaluation=EvalTransform(SPEC, 3, 5, crop_fraction=0.9),
+    evaluation=EvalTransform(SPEC, protocols.parse("3x5"), crop_fraction=0.9),
+    frames=FrameTransform(SPEC, 4, crop_fraction=0.9),
     threads=1,
   )
 
@@ -38,7 +37,7 @@ def test_the_protocol_says_what_was_done(videos):
     "3x5: 3 equally spaced clips, 5 crops of 0.9 of the short side at 32 px,"
     " mean of logits"
   )
-  assert videos.protocol(quick=True).startswith("1x1: 1 equally spaced clips")
+  assert videos.protocol(quick=True).startswith("single: the middle clip, ce")
 
 
 def test_an_example_has_the_shapes_of_training(videos):
@@ -58,10 +57,10 @@ def test_jitter_of_colours_is_for_training_alone(videos):
   for name, array in example.items():
     assert (array.shape, array.dtype) == (batch[name].shape, batch[name].dtype)
   for quick in (False, True):
-    batches = videos.eval_batches("test", batch_size=1, quick=quick)
-    assert "rgb_shift" not in next(iter(batches))
-  frames = videos.frame_batches("test", num_frames=2, batch_size=1)
-  assert "rgb_shift" not in next(iter(frames))
+    rows = videos.eval_rows("test", quick=quick, **PART)
+    assert "rgb_shift" not in next(iter(rows.batches))
+  rows = videos.frame_rows("test", **PART)
+  assert "rgb_shift" not in next(iter(rows.batches))
 
 
 def test_balanced_batches_hold_every_class_equally_often(videos):
@@ -143,21 +142,24 @@ def test_settings_choose_the_crop(tiny):
 
 def test_frames_are_centre_crops_of_evenly_spaced_windows(videos, tiny):
   source = tiny.sources["test"]
-  views = dataclasses.replace(videos.evaluation, num_clips=4, num_crops=1)
-  batch = next(iter(videos.frame_batches("test", num_frames=4, batch_size=3)))
+  protocol = protocols.parse("4x1")
+  views = dataclasses.replace(videos.evaluation, protocol=protocol)
+  batch = next(iter(videos.frame_rows("test", **PART).batches))
   np.testing.assert_array_equal(batch["length"], [4, 4, 4])
-  for i in range(3):
-    expected = views.load([source[i]], 1)
-    for name in ("rgb", "flow"):
-      np.testing.assert_array_equal(batch[name][i], expected[name][0])
+  numbers = np.arange(12)
+  expected = views.load(source, Rows(numbers, numbers // 4, numbers % 4), 12)
+  for name in ("rgb", "flow"):
+    found = batch[name].reshape(expected[name].shape)
+    np.testing.assert_array_equal(found, expected[name])
 
 
 def test_a_short_video_gives_each_window_once(videos, tiny):
   source = tiny.sources["test"]
   available = SPEC.num_starts(int(source[0]["num_frames"]))
-  batch = next(
-    iter(videos.frame_batches("test", num_frames=available + 3, batch_size=1))
-  )
+  frames = dataclasses.replace(videos.frames, num_frames=available + 3)
+  videos = dataclasses.replace(videos, frames=frames)
+  rows = videos.frame_rows("test", **PART)
+  batch = next(iter(rows.batches))
   assert batch["length"] == [available]
   frames = batch["flow"][0]
   for later in frames[available:]:
@@ -177,7 +179,7 @@ def stored(folder, *, ids=("a", "b", "c"), lengths=(2, 3, 1), dim=4):
     for i in range(0, len(ids), 2)
   ]
   features.write_features(
-    folder, iter(batches), num_videos=len(ids), description="of a test"
+    folder, iter(batches), num_sequences=len(ids), description="of a test"
   )
   return np.concatenate([batch["values"] for batch in batches])
 
@@ -207,7 +209,7 @@ def test_features_that_are_cut_off_are_none(tmp_path):
 
   folder = tmp_path / "train"
   with pytest.raises(OSError, match="killed"):
-    features.write_features(folder, broken(), num_videos=2, description="")
+    features.write_features(folder, broken(), num_sequences=2, description="")
   assert features.read_features(folder) is None
   stored(folder)
   assert len(features.read_features(folder).ids) == 3
@@ -222,7 +224,7 @@ def test_features_that_overflow_are_refused(tmp_path):
   }
   with pytest.raises(features.FeatureError, match="'a'.*not finite"):
     features.write_features(
-      tmp_path / "x", [batch], num_videos=1, description="spatial fc6"
+      tmp_path / "x", [batch], num_sequences=1, description="spatial fc6"
     )
 
 
@@ -247,13 +249,17 @@ def test_feature_batches(tmp_path):
       "temporal": features.read_features(tmp_path / "two"),
     }
   )
-  inputs = FeatureInputs({"train": source}, "sequence: of a test")
+  inputs = FeatureInputs(
+    {"train": source}, {"train": source}, "sequence: of a test"
+  )
   assert {k: v.shape for k, v in inputs.example().items()} == {
     "spatial": (1, 3, 4),
     "temporal": (1, 3, 6),
     "length": (1,),
   }
-  (batch,) = inputs.eval_batches("train", batch_size=4)
+  rows = inputs.eval_rows("train", views_per_pass=2, replicas=2)
+  assert (rows.ids, rows.counts.tolist()) == (("a", "b", "c"), [1, 1, 1])
+  (batch,) = rows.batches
   assert batch["spatial"].shape == (4, 1, 3, 4)
   np.testing.assert_array_equal(batch["spatial"][:3, 0], values)
   np.testing.assert_array_equal(batch["length"][:3, 0], [2, 3, 1])

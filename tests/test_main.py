@@ -124,6 +124,8 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(tmp_path):
     (["--config.temporal.total_steps=many"], ["total_steps", "many"]),
     (["--config.stages=('spatial','audio')"], ["'audio'"]),
     (["stray"], ["not a flag: stray"]),
+    (["--protocol=single"], ["--protocol is for --mode=evaluate"]),
+    (["--mode=evaluate"], ["'spatial' was never trained"]),
   ],
 )
 def test_wrong_settings_end_with_one_clear_message(

@@ -182,3 +182,20 @@ def test_misfitting_multi_label_sets_are_refused():
   logits[1, 0] = np.nan
   with pytest.raises(ValueError, match="1 rows of scores .* first 1"):
     metrics.classification_metrics(logits, np.ones((4, 3), bool))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_bootstrap_is_that_of_the_metrics(multi_label):
+  rng = np.random.default_rng(3)
+  # Rounded: many scores tie.
+  logits = rng.normal(size=(30, 4)).round(1)
+  labels = (
+    rng.random((30, 4)) < 0.3 if multi_label else rng.integers(4, size=30)
+  )
+  found = metrics.bootstrap(logits, labels, resamples=40)
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(30, size=30) for _ in range(40)]
+  drawn = [metrics.classification_metrics(logits[r], labels[r]) for r in rows]
+  for name, bounds in found.items():
+    expected = np.quantile([m[name] for m in drawn], (0.025, 0.975))
+    np.testing.assert_allclose(bounds, expected, rtol=1e-12)

@@ -131,12 +131,19 @@ def test_terminal_shows_the_metrics_and_what_they_leave_out(finished):
   assert lines[2].startswith("lstm: sequence: 4 equally spaced clips")
   assert lines[3] == "map leaves out classes that no video shows: spin"
   assert lines[4] == "precision_at_1 leaves out videos without a class: 1"
-  assert lines[6].split() == ["model", "map", "precision_at_1"]
-  assert [line.split()[0] for line in lines[7:]] == [*STAGES, *RULES]
-  for line, values in zip(
-    lines[7:], (returned["streams"] | returned["fusion"]).values(), strict=True
-  ):
-    assert line.split()[1:] == [f"{value:.3f}" for value in values.values()]
+  assert lines[5].startswith("in brackets: 95 % confidence")
+  assert lines[7].split() == ["model", "map", "precision_at_1"]
+  assert [line.split()[0] for line in lines[8:]] == [*STAGES, *RULES]
+  for group in ("streams", "fusion"):
+    for name, values in returned[group].items():
+      (line,) = (line for line in lines[8:] if line.split()[0] == name)
+      bounds = returned["intervals"][group][name]
+      assert line.split()[1:] == [
+        word
+        for metric, value in values.items()
+        for low, high in [bounds[metric]]
+        for word in (f"{value:.3f}", f"({low:.3f}-{high:.3f})")
+      ]
 
 
 def test_report_is_of_a_multi_label_set(finished, data):

@@ -24,7 +24,7 @@ from twostream_jax import (
   stages,
   steps,
 )
-from twostream_jax.data import features
+from twostream_jax.data import features, protocols
 from twostream_jax.workdir import features_path
 
 # Published parameters of a network of 1000 classes and 3 channels, the inputs
@@ -89,8 +89,8 @@ def for_tests(config, folder):
     stage.optim.boundaries = ()
     stage.optim.warmup_steps = 0
   config.features.num_frames = 3
-  config.eval.num_clips = 1
-  config.eval.batch_size = 8
+  crops = config.eval.protocol.partition("x")[2]
+  config.eval.protocol = f"1x{crops}"
   config.train.log_every = 1
   config.train.checkpoint_every = 1
   config.report.num_examples = 2
@@ -185,10 +185,10 @@ def check_abstract_step(stage, state, multi_label, num_classes):
 
 def check_abstract_prediction(config, stage, state, num_classes):
   """The views of the test protocol become one row of logits a video."""
-  share = config.eval.batch_size // jax.device_count()
-  views = 1
+  share, views = config.eval.views_per_pass, 1
   if config[stage.name].kind != "features":
-    views = config.eval.num_clips * config.eval.num_crops
+    views = protocols.parse(config.eval.protocol).num_crops
+    share //= views
   predict = parallel.pmap_predict_step(
     functools.partial(
       steps.predict_step,
@@ -224,7 +224,7 @@ def write_blank_features(config, name, data, folder):
       features.write_features(
         features_path(folder, source, config[source].feature, split),
         [batch],
-        num_videos=1,
+        num_sequences=1,
         description="blank",
       )
 

@@ -77,6 +77,7 @@ def test_results_are_the_contract_s(finished, tiny):
     "skipped",
     "streams",
     "fusion",
+    "intervals",
     "protocols",
     "subsets",
   ]
@@ -89,8 +90,12 @@ def test_results_are_the_contract_s(finished, tiny):
       found = scores.load_scores(folder / "scores" / f"{name}-test.npz")
       top1 = (found.logits.argmax(axis=1) == found.labels).mean()
       assert values["top1"] == pytest.approx(top1)
+      intervals = written["intervals"][group][name]
+      assert list(intervals) == list(values)
+      for metric, (low, high) in intervals.items():
+        assert 0 <= low <= values[metric] <= high <= 1
   assert "3x1" not in written["protocol"] and "2x1" in written["protocol"]
-  assert str(results.table(written)).count("\n") == 7
+  assert str(results.table(written)).count("\n") == 8
 
 
 def test_every_file_of_the_workdir_is_there(finished):
@@ -131,7 +136,7 @@ def test_another_protocol_scores_anew_without_training(
 ):
   folder, returned = finished
   changed = config.copy_and_resolve_references()
-  changed.eval.num_clips = 3
+  changed.eval.protocol = "3x1"
   again = run.train_and_evaluate(changed, folder, tiny)
   assert "3x1" in again["protocol"]
   assert run.train_and_evaluate(config, folder, tiny) == returned
@@ -327,8 +332,9 @@ def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
     ("train.micro_batches", 3, "8 devices in 3 micro-batches: use 24"),
     ("init_from", "no-such-run", "no-such-run.*no workdir"),
     ("spatial.optim.ema_decay", 1.0, "ema_decay=1.0"),
-    ("eval.batch_size", 12, "eval.batch_size=12"),
-    ("eval.num_crops", 7, "7"),
+    ("eval.protocol", "25x7", "eval.protocol='25x7'.*'dense'"),
+    ("eval.views_per_pass", 0, "views_per_pass must be positive"),
+    ("eval.crop_fraction", 1.5, "1.5"),
     ("spatial.batch_size", 9, "spatial.batch_size=9"),
     ("spatial.kind", "sequence", "spatial.kind='sequence'"),
     ("spatial.optim.name", "lion", "lion"),
@@ -354,9 +360,9 @@ def test_settings_that_can_not_work_are_named(
 
 def test_mirrored_crops_need_mirrored_training(config, tiny, tmp_path):
   changed = config.copy_and_resolve_references()
-  changed.eval.num_crops = 10
+  changed.eval.protocol = "4x10"
   changed.temporal.input.flip = False
-  with pytest.raises(ValueError, match="config.temporal.input.flip is off"):
+  with pytest.raises(ValueError, match="temporal.input.flip is off: use '4x5'"):
     run.train_and_evaluate(changed, tmp_path, tiny)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests import finished_run
 from twostream_jax import checkpoints, scores, steps, trained
+from twostream_jax.data.eval_pipeline import Rows
 from twostream_jax.flow.spec import FlowSpecError
 from twostream_jax.trained import TrainedRunError
 
@@ -85,9 +86,12 @@ def test_streams_score_as_in_the_run(opened, tiny, name):
   stage = opened.stages[name]
   expected = scores.load_scores(opened.workdir / "scores" / f"{name}-test.npz")
   assert stage.protocol == expected.protocol
-  batch = stage.views.load([tiny.sources["test"][i] for i in range(3)], 3)
+  source = tiny.sources["test"]
+  places = np.arange(stage.views.counts(source)[4])
+  rows = Rows(places, np.full(len(places), 4), places)
+  found = score(stage, stage.views.load(source, rows, len(places)))
   np.testing.assert_allclose(
-    score(stage, batch), expected.logits[:3], rtol=1e-4, atol=1e-5
+    found.mean(axis=0), expected.logits[4], rtol=1e-4, atol=1e-5
   )
 
 
@@ -137,7 +141,7 @@ def test_opening_writes_nothing(copy):
   "keys, value, match",
   [
     (["config"], None, r"config.json can't be read: KeyError\('config'\)"),
-    (["config", "eval", "num_clips"], None, "lacks a setting.*num_clips"),
+    (["config", "eval", "protocol"], None, "lacks a setting.*protocol"),
     (["config", "temporal", "model", "width"], 0.05, "'temporal' does not fit"),
     (["dataset", "class_names"], ["a", "b"], "class_names of .*spatial"),
     (["dataset", "flow_spec", "bound"], 7.0, "other flow.*20.0 != 7.0"),

@@ -12,7 +12,7 @@ def settings(**changes):
   config = {
     "seed": 0,
     "spatial": {"optim": {"boundaries": (1, 2), "learning_rate": 0.1}},
-    "eval": {"num_clips": 5},
+    "eval": {"protocol": "5x1"},
     "data": {"dir": "here", "train_split": "train"},
   }
   return {"config": config | changes, "dataset": {"clips": {"train": 3}}}
@@ -50,11 +50,11 @@ def test_another_dataset_is_named(tmp_path):
 def test_what_does_not_change_training_may_change(tmp_path):
   workdir.write_config(tmp_path, settings())
   moved = settings(
-    eval={"num_clips": 25}, data={"dir": "there", "train_split": "train"}
+    eval={"protocol": "25x1"}, data={"dir": "there", "train_split": "train"}
   )
   workdir.write_config(tmp_path, moved)
   saved = json.loads((tmp_path / "config.json").read_text())
-  assert saved["config"]["eval"]["num_clips"] == 25
+  assert saved["config"]["eval"]["protocol"] == "25x1"
 
 
 def test_text_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):

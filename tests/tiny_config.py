@@ -23,9 +23,7 @@ def get_config():
   config.train.log_every = 2
   config.train.validate_every = 4
   config.train.checkpoint_every = 2
-  config.eval.num_clips = 2
-  config.eval.num_crops = 1
-  config.eval.batch_size = 8
+  config.eval.protocol = "2x1"
   config.fusion.rules = ("average", "fitted_weights")
   config.fusion.fit_split = "validation"
   config.report.num_examples = 3

@@ -276,8 +276,10 @@ def chosen_step(manager: ocp.CheckpointManager) -> int | None:
   return manager.latest_step() if best is None else best
 
 
-def restore_variables(manager: ocp.CheckpointManager) -> dict[str, Any]:
-  """Variables to predict with, of the checkpoint that counts.
+def restore_variables(
+  manager: ocp.CheckpointManager, step: int | None = None
+) -> dict[str, Any]:
+  """Variables to predict with, of a step or of the checkpoint that counts.
 
   Returns:
     "params" (their average, where one was kept) and "batch_stats", NumPy
@@ -286,7 +288,7 @@ def restore_variables(manager: ocp.CheckpointManager) -> dict[str, Any]:
   Raises:
     CheckpointError: there is no checkpoint, or it can't be read.
   """
-  step = chosen_step(manager)
+  step = chosen_step(manager) if step is None else step
   if step is None:
     raise CheckpointError(f"no checkpoint in {manager.directory}")
   args = ocp.args.Composite(state=ocp.args.StandardRestore())

@@ -1,83 +1,77 @@
-"""Dense testing: every view of every video of a split to `Scores`."""
+"""Testing: every view of every video of a split to `Scores`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 
 from twostream_jax import interrupts, parallel
+from twostream_jax.data.eval_pipeline import EvalRows
 from twostream_jax.scores import Scores
 
 
 def evaluate(
   predict: Callable[[Any, Mapping[str, np.ndarray]], Any],
   variables: Any,
-  batches: Iterable[dict[str, np.ndarray]],
+  rows: EvalRows,
   *,
-  num_videos: int,
   protocol: str,
   description: str = "",
   should_stop: Callable[[], bool] = interrupts.never,
 ) -> Scores:
   """Scores every video exactly once, on any number of devices.
 
+  Memory holds some batches of rows and a row of sums a video: neither depends
+  on the protocol or the length of a video.
+
   Args:
-    predict: pmapped (variables, batch) to logits [devices b n].
+    predict: pmapped (variables, batch [devices b v ...]) to the mean of the
+      logits over the views of a row, [devices b n].
     variables: replicated.
-    batches: padded batches with "mask", "label" and "video_id".
-    num_videos: of the split.
-    protocol: how the views were taken, in words.
+    rows: of the split, under the test protocol.
+    protocol: in words.
     description: shown by the progress bar; empty shows no bar.
     should_stop: asked before every batch.
 
   Returns:
-    Scores in the order of the split.
+    Scores in the order of the split: the mean over the rows of each video,
+    which have equally many views.
 
   Raises:
     FloatingPointError: a score is not finite; the message names the video.
     Interrupted: it was asked to stop.
   """
-  ids, labels, logits = [], [], []
-  bar = tqdm.tqdm(
-    total=num_videos,
-    desc=description,
-    unit="video",
-    disable=not description or not parallel.is_primary(),
-    leave=False,
-  )
-  with bar:
-    for batch in batches:
-      _check_stop(should_stop, description)
-      rows = _run(predict, variables, batch, ("video_id", "label"))
-      video_ids = rows["video_id"].tolist()
-      _check_finite(rows["outputs"], video_ids)
-      ids.extend(video_ids)
-      labels.append(rows["label"])
-      logits.append(rows["outputs"])
-      bar.update(len(video_ids))
-  return Scores(
-    tuple(ids), np.concatenate(labels), np.concatenate(logits), protocol
-  )
+  total, seen = 0.0, np.zeros(len(rows.ids), int)
+  for batch in _batches(rows, description, should_stop):
+    found = _run(predict, variables, batch, ())
+    _check_finite(found["outputs"], found["video"], rows.ids)
+    if not seen.any():
+      total = np.zeros((len(rows.ids), found["outputs"].shape[1]))
+    # In the order of the rows, so that neither batches nor devices matter.
+    np.add.at(total, found["video"], found["outputs"])
+    np.add.at(seen, found["video"], 1)
+  if not np.array_equal(seen, rows.counts):
+    wrong = rows.ids[int(np.flatnonzero(seen != rows.counts)[0])]
+    raise RuntimeError(f"{description}: {wrong!r} was not counted as it should")
+  logits = (total / seen[:, None]).astype(np.float32)
+  return Scores(rows.ids, rows.labels, logits, protocol)
 
 
 def extract(
   predict_features: Callable[[Any, Mapping[str, np.ndarray]], Any],
   variables: Any,
-  batches: Iterable[dict[str, np.ndarray]],
+  rows: EvalRows,
   *,
-  num_videos: int,
   description: str,
   should_stop: Callable[[], bool] = interrupts.never,
 ) -> Iterator[dict[str, Any]]:
-  """Features of every video exactly once; a batch of them at a time.
+  """Features of every sequence exactly once; a batch of them at a time.
 
   Args:
     predict_features: pmapped (variables, batch) to features [devices b f d].
     variables: replicated.
-    batches: padded batches of frames, with "mask", "label", "length" and
-      "video_id".
-    num_videos: of the split.
+    rows: sequences of windows, with "length".
     description: shown by the progress bar.
     should_stop: asked before every batch.
 
@@ -87,44 +81,55 @@ def extract(
   Raises:
     Interrupted: it was asked to stop.
   """
+  for batch in _batches(rows, description, should_stop):
+    found = _run(predict_features, variables, batch, ("length",))
+    videos = found["video"].tolist()
+    yield {
+      "video_id": [rows.ids[video] for video in videos],
+      "label": rows.labels[videos],
+      "length": found["length"],
+      "values": found["outputs"],
+    }
+
+
+def _batches(
+  rows: EvalRows, description: str, should_stop: Callable[[], bool]
+) -> Iterator[dict[str, np.ndarray]]:
+  """The batches, with a progress bar; stops when asked to."""
   with tqdm.tqdm(
-    total=num_videos,
+    total=rows.num_batches,
     desc=description,
-    unit="video",
+    unit="batch",
+    disable=not description or not parallel.is_primary(),
     leave=False,
-    disable=not parallel.is_primary(),
   ) as bar:
-    for batch in batches:
-      _check_stop(should_stop, description)
-      rows = _run(
-        predict_features, variables, batch, ("video_id", "label", "length")
-      )
-      values = rows.pop("outputs")
-      bar.update(len(values))
-      yield rows | {"video_id": rows["video_id"].tolist(), "values": values}
+    for batch in rows.batches:
+      if parallel.any_process(should_stop()):
+        raise interrupts.Interrupted(
+          f"{description}: not finished; it begins anew when the run goes on"
+        )
+      yield batch
+      bar.update()
 
 
 def _run(predict, variables, batch, names) -> dict[str, np.ndarray]:
-  """Outputs and named arrays of the real videos of a batch of all processes."""
+  """Outputs and named arrays of the real rows of a batch of all processes."""
   batch = dict(batch)
-  rows = {name: batch.pop(name) for name in (*names, "mask")}
+  found = {name: batch.pop(name) for name in (*names, "video", "mask")}
   outputs = predict(variables, parallel.shard(batch))
-  rows = parallel.gather_processes(rows | {"outputs": parallel.gather(outputs)})
-  mask = rows.pop("mask")
-  return {name: array[mask] for name, array in rows.items()}
+  found = parallel.gather_processes(
+    found | {"outputs": parallel.gather(outputs)}
+  )
+  mask = found.pop("mask")
+  return {name: array[mask] for name, array in found.items()}
 
 
-def _check_stop(should_stop: Callable[[], bool], description: str) -> None:
-  if parallel.any_process(should_stop()):
-    raise interrupts.Interrupted(
-      f"{description}: not finished; it begins anew when the run goes on"
-    )
-
-
-def _check_finite(logits: np.ndarray, video_ids: list[str]) -> None:
-  bad = ~np.isfinite(logits).all(axis=1)
-  if bad.any():
-    names = [v for v, b in zip(video_ids, bad, strict=True) if b]
+def _check_finite(
+  logits: np.ndarray, videos: np.ndarray, ids: Sequence[str]
+) -> None:
+  bad = videos[~np.isfinite(logits).all(axis=1)].tolist()
+  if bad:
+    names = list(dict.fromkeys(ids[video] for video in bad))
     raise FloatingPointError(
       f"the model's scores of {names[:3]} are not finite: training has"
       " diverged; lower the learning rate or clip gradients"

@@ -12,8 +12,9 @@ import numpy as np
 
 from twostream_jax import checkpoints, explain, parallel, report, stages
 from twostream_jax.data import dataset as dataset_lib
-from twostream_jax.data import input_pipeline
+from twostream_jax.data import input_pipeline, protocols
 from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.data.eval_pipeline import Rows
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.scores import Scores
 
@@ -31,6 +32,7 @@ def gather(
   data: VideoDataset,
   chosen: Sequence[str],
   streams: Mapping[str, Scores],
+  steps: Mapping[str, int] | None = None,
 ) -> tuple[list[report.Example], dict[str, str]]:
   """The chosen clips as a report shows them.
 
@@ -40,6 +42,7 @@ def gather(
     data: the dataset.
     chosen: ids of clips of the test split.
     streams: scores of every stage; a map is of a stage's own first answer.
+    steps: of the checkpoints that were scored; None: of those that count.
 
   Returns:
     The clips, and why there is no map, by name of the stage.
@@ -57,7 +60,8 @@ def gather(
     answers = found.logits.argmax(axis=1)
     labels = [int(answers[rows[video_id]]) for video_id in chosen]
     try:
-      more = class_maps(config, name, workdir, data, records, labels)
+      step = steps[name] if steps else None
+      more = class_maps(config, name, workdir, data, records, labels, step)
     except checkpoints.CheckpointError:
       unmapped[name] = "its checkpoint can't be read"
       continue
@@ -116,6 +120,7 @@ def class_maps(
   data: VideoDataset,
   records: Sequence[Mapping[str, Any]],
   labels: Sequence[int],
+  step: int | None = None,
 ) -> list[tuple[report.ClassMap, ...]]:
   """What a stage's answers rest on, in the middle of each clip.
 
@@ -128,6 +133,7 @@ def class_maps(
     data: the dataset.
     records: b clips.
     labels: the class to be explained of each.
+    step: of the checkpoint; None: the one that counts.
 
   Returns:
     Of each clip a map for each of the stage's networks.
@@ -136,17 +142,15 @@ def class_maps(
     CheckpointError: the stage has no checkpoint that can be read.
   """
   stage = stages.create_stage(config, name, data, workdir)
-  with checkpoints.open_manager(
-    workdir / name / "checkpoints", keep=config.train.keep_checkpoints
-  ) as manager:
-    variables = jax.device_put(checkpoints.restore_variables(manager))
+  with checkpoints.open_reader(workdir / name / "checkpoints") as manager:
+    variables = jax.device_put(checkpoints.restore_variables(manager, step))
   views = stage.inputs.evaluation
   read = views.spec.modalities
   # The frame is shown whatever the network reads.
   spec = dataclasses.replace(
     views.spec, modalities=("rgb", *(m for m in read if m != "rgb"))
   )
-  views = dataclasses.replace(views, spec=spec, num_clips=1, num_crops=1)
+  views = dataclasses.replace(views, spec=spec, protocol=protocols.SINGLE)
   explained = jax.jit(
     functools.partial(_maps_of_views, stage=stage),
     compiler_options=parallel.compiler_options(jax.default_backend()),
@@ -154,7 +158,9 @@ def class_maps(
   maps = []
   for first in range(0, len(records), _BATCH):
     part = records[first : first + _BATCH]
-    batch = views.load(part, _BATCH)
+    numbers = np.arange(len(part))
+    rows = Rows(numbers, numbers, np.zeros_like(numbers))
+    batch = views.load(part, rows, _BATCH)
     classes = np.zeros(_BATCH, np.int32)
     classes[: len(part)] = labels[first : first + _BATCH]
     pixels = {modality: batch[modality][:, 0] for modality in read}

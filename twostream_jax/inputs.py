@@ -9,30 +9,38 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import ml_collections
 import numpy as np
 
-from twostream_jax.data import augment, input_pipeline, sampling
+from twostream_jax import stage_views
+from twostream_jax.data import (
+  augment,
+  eval_pipeline,
+  input_pipeline,
+  protocols,
+  sampling,
+)
 from twostream_jax.data.combine import CombinedSource
 from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.data.eval_pipeline import (
+  EvalRows,
+  EvalTransform,
+  FrameTransform,
+  SequenceTransform,
+)
 from twostream_jax.data.features import (
   FeatureError,
   FeatureSource,
   read_features,
 )
-from twostream_jax.data.input_pipeline import (
-  ALL,
-  EvalTransform,
-  FrameTransform,
-  Share,
-  TrainTransform,
+from twostream_jax.data.input_pipeline import TrainTransform
+from twostream_jax.stage_data import (
+  is_dense,
+  second_dataset,
+  splits,
+  splits_to_score,
 )
-from twostream_jax.flow.spec import FlowSpec
-from twostream_jax.stage_data import modalities, second_dataset, splits
 from twostream_jax.workdir import features_path
-
-_CROPS = {1: "centre crop", 5: "5 crops", 10: "10 crops"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,7 @@ class VideoInputs:
     second: records to train on as well, for a second head; None: none.
     train: how a training sample is drawn.
     evaluation: the views of the test protocol.
+    frames: the windows whose features later stages read.
     threads: that decode.
     processes: that make training batches instead; 0: the threads.
     balanced: whether classes are drawn uniformly for training, see
@@ -53,6 +62,7 @@ class VideoInputs:
   sources: Mapping[str, Any]
   train: TrainTransform
   evaluation: EvalTransform
+  frames: FrameTransform
   threads: int
   processes: int = 0
   second: Any = None
@@ -89,59 +99,49 @@ class VideoInputs:
       **part,
     )
 
-  def eval_batches(
-    self,
-    split: str,
-    *,
-    batch_size: int,
-    quick: bool = False,
-    share: Share = ALL,
-  ) -> grain.IterDataset:
-    """Every video once, with a view axis; see `input_pipeline.eval_batches`.
+  def eval_rows(
+    self, split: str, *, quick: bool = False, **part: Any
+  ) -> EvalRows:
+    """The views of the test protocol; a row is a window seen by all crops.
 
     Args:
       split: of the dataset.
-      batch_size: videos a batch, over all processes.
       quick: one centre view, for curves, instead of the test protocol.
-      share: the part that this process reads.
+      **part: see `eval_pipeline.eval_rows`.
     """
-    return input_pipeline.eval_batches(
-      self.sources[split],
-      self._views(quick),
-      batch_size=batch_size,
-      threads=self.threads,
-      share=share,
-    )
+    return self._rows(split, self._views(quick), part)
 
-  def frame_batches(
-    self, split: str, *, num_frames: int, batch_size: int, share: Share = ALL
-  ) -> grain.IterDataset:
-    """Every video once, as evenly spaced windows: see `FrameTransform`."""
-    transform = FrameTransform(
-      spec=self.train.spec,
-      num_frames=num_frames,
-      crop_fraction=self.evaluation.crop_fraction,
-      num_classes=self.evaluation.num_classes,
-    )
-    return input_pipeline.eval_batches(
-      self.sources[split],
-      transform,
-      batch_size=batch_size,
-      threads=self.threads,
-      share=share,
-    )
+  def frame_rows(
+    self, split: str, *, dense: bool = False, **part: Any
+  ) -> EvalRows:
+    """Evenly spaced windows, to compute features of; a row is a sequence.
 
-  def num_videos(self, split: str) -> int:
-    """Videos of a split."""
-    return len(self.sources[split])
+    Args:
+      split: of the dataset.
+      dense: see `FrameTransform`.
+      **part: see `eval_pipeline.eval_rows`.
+    """
+    transform = dataclasses.replace(self.frames, dense=dense)
+    return self._rows(split, transform, part)
+
+  def _rows(self, split: str, transform, part: dict[str, Any]) -> EvalRows:
+    source = self.sources[split]
+    labels = [
+      input_pipeline.label_array(label, self.train.num_classes)
+      for label in source.labels
+    ]
+    return eval_pipeline.eval_rows(
+      source, transform, np.stack(labels), threads=self.threads, **part
+    )
 
   def protocol(self, *, quick: bool = False) -> str:
     """The test protocol in words, as it stands beside every number."""
-    return describe_views(self._views(quick))
+    views = self._views(quick)
+    return views.protocol.describe(views.crop_fraction, views.spec.image_size)
 
   def _views(self, quick: bool) -> EvalTransform:
     if quick:
-      return dataclasses.replace(self.evaluation, num_clips=1, num_crops=1)
+      return dataclasses.replace(self.evaluation, protocol=protocols.SINGLE)
     return self.evaluation
 
 
@@ -151,11 +151,13 @@ class FeatureInputs:
 
   Attributes:
     sources: random access to the features of each split.
+    scored: likewise, of the test protocol and the splits that it is for.
     description: of the features, in words.
     balanced: as in `VideoInputs`.
   """
 
   sources: Mapping[str, FeatureSource]
+  scored: Mapping[str, FeatureSource]
   description: str
   balanced: bool = False
 
@@ -183,27 +185,20 @@ class FeatureInputs:
       **part,
     )
 
-  def eval_batches(
-    self,
-    split: str,
-    *,
-    batch_size: int,
-    quick: bool = False,
-    share: Share = ALL,
-  ) -> grain.IterDataset:
-    """Every video once, its sequence as the one view."""
-    del quick  # There is one view of a sequence.
-    return input_pipeline.eval_batches(
-      self.sources[split],
-      _as_view,
-      batch_size=batch_size,
-      threads=1,
-      share=share,
-    )
+  def eval_rows(
+    self, split: str, *, quick: bool = False, **part: Any
+  ) -> EvalRows:
+    """The sequences; a row is one of them, which is one view.
 
-  def num_videos(self, split: str) -> int:
-    """Videos of a split."""
-    return len(self.sources[split])
+    Args:
+      split: of the dataset.
+      quick: one sequence a video, for curves, instead of the test protocol.
+      **part: see `eval_pipeline.eval_rows`.
+    """
+    source = (self.sources if quick else self.scored)[split]
+    return eval_pipeline.eval_rows(
+      source, SequenceTransform(), source.labels, threads=1, **part
+    )
 
   def protocol(self, *, quick: bool = False) -> str:
     """What is scored, in words."""
@@ -217,16 +212,6 @@ Inputs = VideoInputs | FeatureInputs
 def _order(source, seed: int, balanced: bool) -> Callable[[int], int] | None:
   """The order of training videos; None is that of shuffled epochs."""
   return sampling.BalancedOrder(source.labels, seed) if balanced else None
-
-
-def _as_view(sample: Mapping[str, Any]) -> dict[str, Any]:
-  """Adds the view axis to what a model reads."""
-  return {
-    name: value
-    if name in ("label", "mask", "video_id")
-    else np.asarray(value)[None]
-    for name, value in sample.items()
-  }
 
 
 def create_inputs(
@@ -247,17 +232,26 @@ def create_inputs(
     )
   if config[name].kind != "features":
     return create_video_inputs(config, name, data)
-  sources = {}
-  for split in splits(config):
+
+  def read(split: str, dense: bool) -> FeatureSource:
     sets = {}
     for source in config[name].sources:
-      path = features_path(workdir, source, config[source].feature, split)
+      feature = config[source].feature
+      path = features_path(workdir, source, feature, split, dense)
       sets[source] = read_features(path)
       if sets[source] is None:
         raise FeatureError(f"no features in {path}; run {source!r} first")
-    sources[split] = FeatureSource(sets)
+    return FeatureSource(sets)
+
+  sources = {split: read(split, False) for split in splits(config)}
+  scored = sources
+  if is_dense(config):
+    scored = {split: read(split, True) for split in splits_to_score(config)}
   return FeatureInputs(
-    sources, protocol(config, name, data), balanced=config[name].balanced
+    sources,
+    scored,
+    stage_views.protocol(config, name),
+    balanced=config[name].balanced,
   )
 
 
@@ -266,8 +260,7 @@ def create_video_inputs(
 ) -> VideoInputs:
   """How a stage samples the videos."""
   stage = config[name]
-  num_classes = len(data.class_names)
-  evaluation = create_views(config, name, data.flow_spec, num_classes)
+  spec = stage_views.input_spec(config, name, data.flow_spec)
   second = second_dataset(config, name, data)
   split = config.data.train_split
   if second is not None and split not in second.sources:
@@ -276,7 +269,7 @@ def create_video_inputs(
     sources=data.sources,
     second=second.sources[split] if second else None,
     train=input_pipeline.TrainTransform(
-      spec=evaluation.spec,
+      spec=spec,
       num_segments=stage.input.num_segments,
       crop=augment.create_crop(
         stage.input.crop,
@@ -287,64 +280,11 @@ def create_video_inputs(
       ),
       flip=stage.input.flip,
       rgb_jitter=stage.input.rgb_jitter,
-      num_classes=num_classes,
+      num_classes=len(data.class_names),
     ),
-    evaluation=evaluation,
+    evaluation=stage_views.create_views(config, spec),
+    frames=stage_views.create_frames(config, spec),
     threads=config.data.threads,
     processes=config.data.processes,
     balanced=stage.balanced,
-  )
-
-
-def create_views(
-  config: ml_collections.ConfigDict, name: str, spec: FlowSpec, num_classes: int
-) -> EvalTransform:
-  """The views of a stage's test protocol; no dataset is needed."""
-  stage = config[name]
-  return EvalTransform(
-    spec=input_pipeline.InputSpec(
-      modalities=modalities(stage),
-      image_size=stage.input.image_size,
-      stack_length=stage.input.stack_length,
-      flow_step=spec.step,
-      short_clip=stage.input.short_clip,
-      direction=spec.direction,
-    ),
-    num_clips=config.eval.num_clips,
-    num_crops=config.eval.num_crops,
-    crop_fraction=config.eval.crop_fraction,
-    num_classes=num_classes,
-  )
-
-
-def describe_views(views: EvalTransform) -> str:
-  """The test protocol in words, as it stands beside every number."""
-  return (
-    f"{views.num_clips}x{views.num_crops}: {views.num_clips} equally spaced"
-    f" clips, {_CROPS[views.num_crops]} of {views.crop_fraction:g} of the"
-    f" short side at {views.spec.image_size} px, mean of logits"
-  )
-
-
-def protocol(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> str:
-  """The test protocol of a stage in words."""
-  if config[name].kind == "features":
-    return describe_sequence(config, name)
-  classes = len(data.class_names)
-  return describe_views(create_views(config, name, data.flow_spec, classes))
-
-
-def describe_sequence(config: ml_collections.ConfigDict, name: str) -> str:
-  """What a stage of kind "features" scores, in words."""
-  stage = config[name]
-  of = ", ".join(
-    f"{source} {config[source].feature}" for source in stage.sources
-  )
-  first = config[stage.sources[0]].input
-  return (
-    f"sequence: {config.features.num_frames} equally spaced clips, centre crop"
-    f" of {config.eval.crop_fraction:g} of the short side at"
-    f" {first.image_size} px, features {of}"
   )

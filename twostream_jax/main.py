@@ -5,6 +5,13 @@
 Run it again to resume. Any setting can be changed on the command line, as in
 --config.temporal.optim.learning_rate=0.001.
 
+A trained run is scored anew, without training, with
+
+  python -m twostream_jax.main --config=configs/quickstart.py --mode=evaluate
+
+and maybe --split=, --protocol=, --checkpoint= and --stage=; what it writes goes
+to WORKDIR/evaluations.
+
 Ends with 0 when all is done, 75 when a signal ended it and the same command
 will go on, and 1 for errors.
 """
@@ -25,6 +32,7 @@ from twostream_jax import (
   interrupts,
   launch,
   parallel,
+  rescore,
   results,
   run,
   train,
@@ -40,6 +48,21 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default: runs/<name of the config>."
 )
 _STAGE = flags.DEFINE_string("stage", "", "Train and evaluate this stage only.")
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  ["train", "evaluate"],
+  "Train and evaluate, or evaluate what is trained.",
+)
+_SPLIT = flags.DEFINE_string(
+  "split", None, "Split to evaluate; default: the test split."
+)
+_PROTOCOL = flags.DEFINE_string(
+  "protocol", None, "Test protocol; default: config.eval.protocol."
+)
+_CHECKPOINT = flags.DEFINE_integer(
+  "checkpoint", None, "Step of the checkpoint; default: the one that counts."
+)
 _PROFILE = flags.DEFINE_integer(
   "profile", 0, "Steps of each stage to trace into WORKDIR/STAGE/profile."
 )
@@ -166,24 +189,63 @@ def main(argv) -> None:
       launch.join_processes(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
       )
+    config = with_evaluation(config)
+    if _MODE.value == "evaluate":
+      # Before a dataset is built for a run that is not there.
+      rescore.checkpoint_steps(config, workdir, **which_checkpoints())
     data = open_or_build(config)
     with interrupts.catch_signals() as should_stop:
       watch = train.Watch(should_stop, _PROFILE.value)
-      outcome = run.train_and_evaluate(
-        config, workdir, data, _STAGE.value, watch
-      )
+      if _MODE.value == "evaluate":
+        folder, outcome = rescore.rescore(
+          config, workdir, data, watch=watch, **which_checkpoints()
+        )
+      else:
+        folder, outcome = (
+          workdir,
+          run.train_and_evaluate(config, workdir, data, _STAGE.value, watch),
+        )
   except _USER_ERRORS as error:
     sys.exit(f"twostream_jax.main: {error}")
   except interrupts.Interrupted as stop:
     print(f"twostream_jax.main: ended by a signal: {stop}", file=sys.stderr)
     sys.exit(interrupts.EXIT_CODE)
   if parallel.is_primary():
-    conclude(config, workdir, outcome)
+    conclude(config, folder, outcome)
+
+
+def with_evaluation(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """The config with what --mode=evaluate is to score.
+
+  Raises:
+    ValueError: a flag of it is there without the mode.
+  """
+  wanted = {
+    "split": _SPLIT.value,
+    "protocol": _PROTOCOL.value,
+    "checkpoint": _CHECKPOINT.value,
+  }
+  given = [name for name, value in wanted.items() if value is not None]
+  if given and _MODE.value != "evaluate":
+    raise ValueError(f"--{given[0]} is for --mode=evaluate")
+  config = config.copy_and_resolve_references()
+  if wanted["split"] is not None:
+    config.data.test_split = wanted["split"]
+  if wanted["protocol"] is not None:
+    config.eval.protocol = wanted["protocol"]
+  return config
+
+
+def which_checkpoints() -> dict[str, Any]:
+  """What the flags say of it; see `rescore.checkpoint_steps`."""
+  return {"only_stage": _STAGE.value, "step": _CHECKPOINT.value}
 
 
 def conclude(
   config: ml_collections.ConfigDict,
-  workdir: Path,
+  folder: Path,
   outcome: dict[str, Any] | None,
 ) -> None:
   """Prints how the run ended."""
@@ -193,7 +255,7 @@ def conclude(
   print(results.table(outcome))
   if config.report.note:
     print(f"\n{config.report.note}")
-  print(f"\nReport: {workdir / 'report.html'}")
+  print(f"\nReport: {folder / results.REPORT_FILE}")
 
 
 if __name__ == "__main__":

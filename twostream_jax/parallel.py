@@ -238,28 +238,13 @@ def gather_processes(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Rows of a batch of all processes, on each of them, in order.
 
   Args:
-    rows: [b ...] by name, of one length in every process; numbers, truth
-      values or texts.
+    rows: [b ...] by name, of one length in every process; numbers or truth
+      values.
 
   Returns:
     [processes * b ...] by name.
   """
+  arrays = {name: np.asarray(array) for name, array in rows.items()}
   if jax.process_count() == 1:
-    return {name: np.asarray(array) for name, array in rows.items()}
-  texts = {
-    k: np.asarray(x) for k, x in rows.items() if np.asarray(x).dtype.kind == "U"
-  }
-  others = {k: np.asarray(x) for k, x in rows.items() if k not in texts}
-  gathered = multihost_utils.process_allgather(others, tiled=True)
-  return gathered | {k: _gather_texts(x) for k, x in texts.items()}
-
-
-def _gather_texts(texts: np.ndarray) -> np.ndarray:
-  # Devices know no texts: code points, padded to the longest of all.
-  longest = multihost_utils.process_allgather(
-    np.array(texts.dtype.itemsize // 4)
-  )
-  padded = np.ascontiguousarray(texts.astype(f"<U{longest.max()}"))
-  codes = padded.view(np.uint32).reshape(len(texts), -1)
-  found = np.asarray(multihost_utils.process_allgather(codes, tiled=True))
-  return np.ascontiguousarray(found).view(f"<U{longest.max()}")[:, 0]
+    return arrays
+  return multihost_utils.process_allgather(arrays, tiled=True)

@@ -29,6 +29,7 @@ from twostream_jax.scores import Scores
 from twostream_jax.workdir import scores_path, write_text
 
 RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
 
 
 def check_fusion(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
@@ -61,14 +62,29 @@ def check_fusion(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
 
 
 def conclude(
-  config: ml_collections.ConfigDict, workdir: Path, data: VideoDataset
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  data: VideoDataset,
+  *,
+  folder: Path | None = None,
+  steps: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-  """Fuses the stages' scores; writes results.json and report.html."""
+  """Fuses the stages' scores; writes results.json and report.html.
+
+  Args:
+    config: of the run; the test split is the one that is reported.
+    workdir: of the run.
+    data: the dataset.
+    folder: where the scores are, and what is written goes; None: the workdir.
+    steps: of the checkpoints that were scored by stage, to be told; None: they
+      are those that count.
+  """
+  folder = folder or workdir
   test = config.data.test_split
-  streams = load_streams(config, workdir, test)
-  fused, weights = fuse_streams(config, workdir, streams)
+  streams = load_streams(config, folder, test)
+  fused, weights = fuse_streams(config, folder, streams)
   for rule, result in fused.items():
-    scores.save_scores(scores_path(workdir, rule, test), result)
+    scores.save_scores(scores_path(folder, rule, test), result)
   protocols = {name: s.protocol for name, s in streams.items()}
   first = next(iter(streams.values()))
   results = {
@@ -85,14 +101,22 @@ def conclude(
       rule: metrics.classification_metrics(s.logits, s.labels)
       for rule, s in fused.items()
     },
+    "intervals": {
+      "streams": {name: intervals(s) for name, s in streams.items()},
+      "fusion": {rule: intervals(s) for rule, s in fused.items()},
+    },
     "protocols": protocols,
     "subsets": subsets(streams),
   }
   if first.multi_label:
     results["left_out"] = left_out(first, data.class_names)
+  if steps:
+    results["checkpoints"] = dict(steps)
   text = json.dumps(results, indent=2, allow_nan=False)
-  write_text(workdir / RESULTS_FILE, text + "\n")
-  write_report(config, workdir, data, results, streams, fused, weights)
+  write_text(folder / RESULTS_FILE, text + "\n")
+  write_report(
+    config, workdir, data, results, streams, fused, weights, folder, steps
+  )
   return results
 
 
@@ -113,6 +137,12 @@ def fuse_streams(
   fused = {name: rule(streams) for name, rule in rules.items()}
   fitted = rules.get("fitted_weights")
   return fused, tuple(fitted.fitted.weights) if fitted else ()
+
+
+def intervals(found: Scores) -> dict[str, list[float]]:
+  """95 % confidence intervals by metric, [low, high]: bootstrap over videos."""
+  bounds = metrics.bootstrap(found.logits, found.labels)
+  return {name: list(ends) for name, ends in bounds.items()}
 
 
 def subsets(streams: dict[str, Scores]) -> list[dict[str, Any]]:
@@ -145,9 +175,9 @@ def left_out(found: Scores, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_report(
-  config, workdir, data, results, streams, fused, weights
+  config, workdir, data, results, streams, fused, weights, folder, steps
 ) -> None:
-  """Gathers what the report shows and writes report.html."""
+  """Gathers what the report shows and writes report.html, in `folder`."""
   everything = streams | fused
   rated = results["fusion"] or results["streams"]
   # The first of the metrics: top-1, or mean average precision.
@@ -159,7 +189,7 @@ def write_report(
     count=config.report.num_examples,
   )
   shown_clips, unmapped = examples.gather(
-    config, workdir, data, chosen, streams
+    config, workdir, data, chosen, streams, steps
   )
   notes = {"Flow": json.dumps(flow_spec.to_dict(data.flow_spec))}
   shown = {"weighted": (tuple(config.fusion.weights), "from the config")}
@@ -173,7 +203,7 @@ def write_report(
       )
       notes[f"Weights of the fusion {rule!r}"] = f"{listed} ({origin})"
   report.write_report(
-    workdir / "report.html",
+    folder / REPORT_FILE,
     report.ReportData(
       title=f"Two-stream classification of {data.name}",
       results=results,
@@ -221,20 +251,28 @@ def environment() -> dict[str, str]:
 def table(results: Mapping[str, Any]) -> str:
   """The terminal's table of results."""
   rows = results["streams"] | results["fusion"]
+  bounds = results["intervals"]["streams"] | results["intervals"]["fusion"]
   names = list(next(iter(rows.values())))
   width = max(len(row) for row in (*rows, "model"))
   lines = [
     f"{results['dataset']}, {results['split']}: {results['videos']} videos,"
     f" {results['skipped']} skipped",
     *_protocol_lines(results["protocols"]),
+    *_checkpoint_lines(results),
     *_left_out_lines(results),
+    "in brackets: 95 % confidence, bootstrap over videos",
     "",
     "  ".join([f"{'model':<{width}}"] + [f"{name:>19}" for name in names]),
   ]
   for row, values in rows.items():
-    cells = [f"{values[name]:>19.3f}" for name in names]
+    cells = [_cell(values[name], bounds[row][name]) for name in names]
     lines.append("  ".join([f"{row:<{width}}", *cells]))
   return "\n".join(lines)
+
+
+def _cell(value: float, bounds: Sequence[float]) -> str:
+  low, high = bounds
+  return f"{value:.3f} ({low:.3f}-{high:.3f})".rjust(19)
 
 
 def _protocol_lines(protocols: Mapping[str, str]) -> list[str]:
@@ -242,6 +280,12 @@ def _protocol_lines(protocols: Mapping[str, str]) -> list[str]:
   if len(shared) == 1:
     return list(shared)
   return [f"{', '.join(names)}: {text}" for text, names in shared.items()]
+
+
+def _checkpoint_lines(results: Mapping[str, Any]) -> list[str]:
+  steps = results.get("checkpoints", {})
+  listed = ", ".join(f"{name} {step}" for name, step in steps.items())
+  return [f"checkpoints: {listed}"] if steps else []
 
 
 def _left_out_lines(results: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ its evaluation.
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import ml_collections
 from twostream_jax import (
   checkpoints,
   evaluate,
-  inputs,
   parallel,
   results,
   scores,
   stage_data,
+  stage_views,
   stages,
   steps,
   train,
 )
+from twostream_jax.data import protocols
 from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.data.features import read_features, write_features
 from twostream_jax.flow import spec as flow_spec
@@ -104,7 +106,12 @@ def check_config(
         f" {sorted(data.sources)}"
       )
   check_selection(config)
-  parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+  protocol = protocols.parse(config.eval.protocol)
+  if config.eval.views_per_pass < 1:
+    raise ValueError(
+      "config.eval.views_per_pass must be positive:"
+      f" {config.eval.views_per_pass}"
+    )
   results.check_fusion(config, data)
   for name in config.stages:
     stages.check_kind(config, name)
@@ -118,10 +125,11 @@ def check_config(
       )
     if config[name].kind == "features":
       continue
-    if config.eval.num_crops == 10 and not config[name].input.flip:
+    if protocol.num_crops == 10 and not config[name].input.flip:
       raise ValueError(
-        f"config.eval.num_crops=10 mirrors clips, but config.{name}.input.flip"
-        " is off: use 5"
+        f"config.eval.protocol={protocol.name!r} mirrors clips, but"
+        f" config.{name}.input.flip is off: use"
+        f" '{protocol.num_windows}x5'"
       )
 
 
@@ -148,12 +156,6 @@ def check_trained_flow(
     flow_spec.require_equal(
       trained, data.flow_spec, model=str(path), dataset=str(data.path)
     )
-
-
-def splits_to_score(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The test split, and the one that fusion is fitted on."""
-  named = (config.fusion.fit_split, config.data.test_split)
-  return tuple(dict.fromkeys(split for split in named if split))
 
 
 def check_selection(config: ml_collections.ConfigDict) -> None:
@@ -184,7 +186,19 @@ def run_stage(
 ) -> None:
   """Trains a stage and writes its scores, as far as they are missing."""
   stage = stages.create_stage(config, name, data, workdir)
-  predict = parallel.pmap_predict_step(
+  predict = create_predict(config, stage, data)
+  variables = parallel.replicate(
+    train.train_stage(stage, data, config, workdir / name, predict, watch)
+  )
+  for split in missing_splits(config, name, workdir, data):
+    write_scores(config, stage, split, workdir, predict, variables, watch)
+
+
+def create_predict(
+  config: ml_collections.ConfigDict, stage: stages.Stage, data: VideoDataset
+) -> Callable[..., Any]:
+  """The pmapped predict step of a stage."""
+  return parallel.pmap_predict_step(
     functools.partial(
       steps.predict_step,
       model=stage.model,
@@ -193,24 +207,31 @@ def run_stage(
       num_classes=len(data.class_names),
     )
   )
-  variables = parallel.replicate(
-    train.train_stage(stage, data, config, workdir / name, predict, watch)
+
+
+def write_scores(
+  config: ml_collections.ConfigDict,
+  stage: stages.Stage,
+  split: str,
+  folder: Path,
+  predict: Callable[..., Any],
+  variables: Any,
+  watch: train.Watch,
+) -> None:
+  """Scores a split by a stage's replicated variables; into `folder`/scores."""
+  result = evaluate.evaluate(
+    predict,
+    variables,
+    stage.inputs.eval_rows(
+      split, **train.eval_part(config.eval.views_per_pass)
+    ),
+    protocol=stage.inputs.protocol(),
+    description=f"{stage.name}, {split}",
+    should_stop=watch.should_stop,
   )
-  for split in missing_splits(config, name, workdir, data):
-    result = evaluate.evaluate(
-      predict,
-      variables,
-      stage.inputs.eval_batches(
-        split, batch_size=config.eval.batch_size, share=train.share()
-      ),
-      num_videos=stage.inputs.num_videos(split),
-      protocol=stage.inputs.protocol(),
-      description=f"{name}, {split}",
-      should_stop=watch.should_stop,
-    )
-    if parallel.is_primary():
-      scores.save_scores(scores_path(workdir, name, split), result)
-    parallel.barrier(f"scores of {name}, {split}")
+  if parallel.is_primary():
+    scores.save_scores(scores_path(folder, stage.name, split), result)
+  parallel.barrier(f"scores of {stage.name}, {split}")
 
 
 def missing_splits(
@@ -220,7 +241,7 @@ def missing_splits(
   data: VideoDataset,
 ) -> list[str]:
   """Splits without this stage's scores under the run's test protocol."""
-  protocol = inputs.protocol(config, name, data)
+  protocol = stage_views.protocol(config, name)
 
   def is_scored(split):
     path = scores_path(workdir, name, split)
@@ -232,7 +253,11 @@ def missing_splits(
       len(data.sources[split]),
     )
 
-  return [split for split in splits_to_score(config) if not is_scored(split)]
+  return [
+    split
+    for split in stage_data.splits_to_score(config)
+    if not is_scored(split)
+  ]
 
 
 def compute_features(
@@ -245,14 +270,18 @@ def compute_features(
   """Stores the features that a stage reads, as far as they are missing."""
   if config[name].kind != "features":
     return
+  wanted = [(split, False) for split in stage_data.splits(config)]
+  if stage_data.is_dense(config):
+    wanted += [(split, True) for split in stage_data.splits_to_score(config)]
   for source in config[name].sources:
     feature = config[source].feature
-    description = describe_features(config, source, data)
     missing = []
-    for split in stage_data.splits(config):
-      found = read_features(features_path(workdir, source, feature, split))
+    for split, dense in wanted:
+      path = features_path(workdir, source, feature, split, dense)
+      found = read_features(path)
+      description = describe_features(config, source, dense)
       if found is None or found.description != description:
-        missing.append(split)
+        missing.append((split, dense, path, description))
     if not missing:
       continue
     stage = stages.create_stage(config, source, data, workdir)
@@ -269,42 +298,38 @@ def compute_features(
       workdir / source / "checkpoints", keep=config.train.keep_checkpoints
     ) as manager:
       variables = parallel.replicate(checkpoints.restore_variables(manager))
-    for split in missing:
-      batches = stage.inputs.frame_batches(
-        split,
-        num_frames=config.features.num_frames,
-        batch_size=config.eval.batch_size,
-        share=train.share(),
+    for split, dense, path, description in missing:
+      rows = stage.inputs.frame_rows(
+        split, dense=dense, **train.eval_part(config.eval.views_per_pass)
       )
-      num_videos = stage.inputs.num_videos(split)
       extracted = evaluate.extract(
         predict,
         variables,
-        batches,
-        num_videos=num_videos,
+        rows,
         description=f"{source} {feature}, {split}",
         should_stop=watch.should_stop,
       )
       if parallel.is_primary():
         write_features(
-          features_path(workdir, source, feature, split),
+          path,
           extracted,
-          num_videos=num_videos,
+          num_sequences=int(rows.counts.sum()),
           description=description,
         )
       else:
         for _ in extracted:  # Its part of what the primary process writes.
           pass
-      parallel.barrier(f"features of {source}, {split}")
+      parallel.barrier(f"features of {source}, {split}, {dense}")
 
 
 def describe_features(
-  config: ml_collections.ConfigDict, source: str, data: VideoDataset
+  config: ml_collections.ConfigDict, source: str, dense: bool = False
 ) -> str:
   """What stored features are of; they are computed again where it changes."""
-  videos = inputs.create_video_inputs(config, source, data)
-  quick = videos.protocol(quick=True)
+  views = protocols.SINGLE.describe(
+    config.features.crop_fraction, config[source].input.image_size
+  )
   return (
     f"{source} {config[source].feature}, {config.features.num_frames} frames,"
-    f" step {config[source].total_steps}, {quick}"
+    f" step {config[source].total_steps}, {'dense, ' * dense}{views}"
   )

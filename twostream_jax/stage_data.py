@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from twostream_jax.data import protocols
 from twostream_jax.data.dataset import VideoDataset, open_dataset
 from twostream_jax.flow.spec import require_equal
 
@@ -14,6 +15,17 @@ def splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     config.data.test_split,
   )
   return tuple(dict.fromkeys(split for split in named if split))
+
+
+def splits_to_score(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The test split, and the one that fusion is fitted on."""
+  named = (config.fusion.fit_split, config.data.test_split)
+  return tuple(dict.fromkeys(split for split in named if split))
+
+
+def is_dense(config: ml_collections.ConfigDict) -> bool:
+  """Whether every window is scored."""
+  return protocols.parse(config.eval.protocol) == protocols.DENSE
 
 
 def second_dataset(

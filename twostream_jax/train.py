@@ -22,7 +22,7 @@ from twostream_jax import (
   steps,
 )
 from twostream_jax.data.dataset import VideoDataset, identity
-from twostream_jax.data.input_pipeline import Share
+from twostream_jax.data.sampling import Share
 from twostream_jax.selection import Selection
 from twostream_jax.stages import Stage
 from twostream_jax.window import Window
@@ -52,23 +52,18 @@ class Watch:
 class Validator:
   """Scores a split while training: one centre view a video."""
 
-  def __init__(self, stage, split, predict, batch_size):
+  def __init__(self, stage, split, predict, views_per_pass):
     """Binds what stays the same over training."""
-    self._num_videos = stage.inputs.num_videos(split)
     self._predict = predict
     self._protocol = stage.inputs.protocol(quick=True)
-    self._batches = stage.inputs.eval_batches(
-      split, batch_size=batch_size, quick=True, share=share()
+    self._rows = stage.inputs.eval_rows(
+      split, quick=True, **eval_part(views_per_pass)
     )
 
   def __call__(self, variables) -> dict[str, float]:
     """Loss in nats and metrics of replicated variables."""
     result = evaluate.evaluate(
-      self._predict,
-      variables,
-      self._batches,
-      num_videos=self._num_videos,
-      protocol=self._protocol,
+      self._predict, variables, self._rows, protocol=self._protocol
     )
     return metrics.validation_metrics(result.logits, result.labels)
 
@@ -76,6 +71,15 @@ class Validator:
 def share() -> Share:
   """The part of every batch that this process reads."""
   return Share(jax.process_index(), jax.process_count())
+
+
+def eval_part(views_per_pass: int) -> dict[str, Any]:
+  """What this process evaluates: see `eval_pipeline.eval_rows`."""
+  return {
+    "views_per_pass": views_per_pass,
+    "replicas": parallel.num_replicas(),
+    "share": share(),
+  }
 
 
 def train_stage(
@@ -259,8 +263,8 @@ class _Trainer:
     split = self._config.data.validation_split
     if not split:
       return None
-    batch_size = self._config.eval.batch_size
-    return Validator(self._stage, split, self._predict, batch_size)
+    views_per_pass = self._config.eval.views_per_pass
+    return Validator(self._stage, split, self._predict, views_per_pass)
 
   def _show_inputs(self, batch, logger) -> None:
     images = samples.draw(

@@ -13,9 +13,15 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from twostream_jax import checkpoints, inputs, logging, stage_data, stages
+from twostream_jax import (
+  checkpoints,
+  logging,
+  stage_data,
+  stage_views,
+  stages,
+)
+from twostream_jax.data.eval_pipeline import EvalTransform, FrameTransform
 from twostream_jax.data.features import FeatureError, read_statistics
-from twostream_jax.data.input_pipeline import EvalTransform, FrameTransform
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
 from twostream_jax.preprocess import Preprocess, standardise
@@ -95,13 +101,20 @@ class TrainedRun:
   rules: Mapping[str, FusionRule]
 
 
-def open_run(workdir: str | os.PathLike) -> TrainedRun:
+def open_run(
+  workdir: str | os.PathLike, protocol: str | None = None
+) -> TrainedRun:
   """Opens a finished run to predict with it. It only reads.
 
   Weights are those of the checkpoints that count, and pixels and motion become
   numbers as the checkpoints say: files of imported weights may be gone.
 
+  Args:
+    workdir: of the run.
+    protocol: test protocol, see `data.protocols`; None: the run's own.
+
   Raises:
+    ValueError: there is no such protocol.
     TrainedRunError: there is no run, a stage is not trained to its end, or a
       file is missing or does not fit the others; the message names it.
     CheckpointError: a checkpoint can't be read.
@@ -110,6 +123,9 @@ def open_run(workdir: str | os.PathLike) -> TrainedRun:
   workdir = Path(workdir)
   config, dataset = _read_settings(workdir)
   try:
+    if protocol is not None:
+      with config.unlocked():
+        config.eval.protocol = protocol
     spec = flow_spec.from_dict(dataset["flow_spec"])
     found = {
       name: _open(config, name, workdir, dataset) for name in config.stages
@@ -178,19 +194,14 @@ def _open(
     sources = tuple(config[name].sources)
     statistics = {s: _statistics(config, s, workdir) for s in sources}
     preprocess = functools.partial(standardise, statistics=statistics)
-    protocol = inputs.describe_sequence(config, name)
   else:
-    spec = flow_spec.from_dict(dataset["flow_spec"])
-    views = inputs.create_views(config, name, spec, num_classes)
+    flow = flow_spec.from_dict(dataset["flow_spec"])
+    spec = stage_views.input_spec(config, name, flow)
+    views = stage_views.create_views(config, spec)
+    dense = stage_data.is_dense(config)
+    frames = stage_views.create_frames(config, spec, dense=dense)
     feature = config[name].feature
-    frames = FrameTransform(
-      spec=views.spec,
-      num_frames=config.features.num_frames,
-      crop_fraction=views.crop_fraction,
-      num_classes=num_classes,
-    )
-    preprocess = _preprocess(metadata["inputs"], spec)
-    protocol = inputs.describe_views(views)
+    preprocess = _preprocess(metadata["inputs"], flow)
   widths = {source: len(mean) for source, (mean, _) in statistics.items()}
   example = _example(views, widths)
   shapes = functools.partial(_shapes, config, name, preprocess, example)
@@ -212,7 +223,7 @@ def _open(
     feature=feature,
     sources=sources,
     example=example,
-    protocol=protocol,
+    protocol=stage_views.protocol(config, name),
   )
 
 

@@ -86,9 +86,20 @@ def write_text(path: Path, text: str) -> None:
   os.replace(temporary, path)
 
 
-def features_path(workdir: Path, stage: str, feature: str, split: str) -> Path:
-  """Where the features of a stream are, for the stages that read them."""
-  return workdir / "features" / f"{stage}-{feature}" / split
+def features_path(
+  workdir: Path, stage: str, feature: str, split: str, dense: bool = False
+) -> Path:
+  """Where the features of a stream are, for the stages that read them.
+
+  Args:
+    workdir: folder of the run.
+    stage: name of the stream.
+    feature: its name.
+    split: of the dataset.
+    dense: whether of every window, for the protocol "dense".
+  """
+  name = f"{stage}-{feature}-dense" if dense else f"{stage}-{feature}"
+  return workdir / "features" / name / split
 
 
 def scores_path(workdir: Path, name: str, split: str) -> Path:

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from twostream_jax.data import dataset, images, input_pipeline
+from twostream_jax.data import dataset, images, input_pipeline, sampling
 from twostream_jax.data import views as views_lib
 from twostream_jax.data.augment import Box, CornerCrop, RandomCrop, View
-from twostream_jax.data.input_pipeline import EvalTransform, InputSpec
+from twostream_jax.data.input_pipeline import InputSpec
 from twostream_jax.flow import spec as flow_spec
 
 BOTH = InputSpec(("rgb", "flow"), 64, 3, 1, "loop")
@@ -30,11 +30,6 @@ def assert_same(one, other):
   assert one.keys() == other.keys()
   for key in one:
     np.testing.assert_array_equal(one[key], other[key])
-
-
-def sample(transform, record):
-  """One record as a transform shows it."""
-  return {name: array[0] for name, array in transform.load([record], 1).items()}
 
 
 def whole_frame(record, flip=False):
@@ -154,10 +149,10 @@ def test_processes_and_micro_batches_share_the_same_batches(
       2,
     )
 
-  whole = batches(input_pipeline.ALL, 1)
+  whole = batches(sampling.ALL, 1)
   assert whole[0]["index"].tolist() == list(range(12))
   shares = [
-    batches(input_pipeline.Share(i, processes), micro_batches)
+    batches(sampling.Share(i, processes), micro_batches)
     for i in range(processes)
   ]
   for number, expected in enumerate(whole):
@@ -190,34 +185,6 @@ def test_an_order_says_which_videos_are_seen(tiny):
   assert not np.array_equal(batch["rgb"][0], batch["rgb"][3])
 
 
-@pytest.mark.parametrize("batch_size", [4, 10, 16])
-def test_processes_evaluate_every_video_once(tiny, batch_size):
-  source = tiny.sources["test"]
-  transform = EvalTransform(BOTH, num_clips=1, num_crops=1, crop_fraction=0.9)
-  parts = [
-    list(
-      input_pipeline.eval_batches(
-        source,
-        transform,
-        batch_size=batch_size,
-        threads=1,
-        share=input_pipeline.Share(i, 2),
-      )
-    )
-    for i in range(2)
-  ]
-  # As many batches, also where one process has only padding.
-  assert len(parts[0]) == len(parts[1]) == -(-12 // batch_size)
-  seen = [
-    video_id
-    for both in zip(*parts, strict=True)
-    for batch in both
-    for video_id in batch["video_id"][batch["mask"]].tolist()
-  ]
-  expected = [source[i]["video_id"].decode() for i in range(len(source))]
-  assert seen == expected
-
-
 def test_every_epoch_shows_every_video_once_and_otherwise(tiny):
   count = len(tiny.sources["train"])
   epochs = take(
@@ -238,53 +205,6 @@ def test_every_epoch_shows_every_video_once_and_otherwise(tiny):
     for epoch in epochs
   ]
   assert labels[0] == labels[1]
-
-
-@pytest.mark.parametrize("batch_size", [1, 5, 12, 16])
-def test_evaluation_counts_every_video_once(tiny, batch_size):
-  source = tiny.sources["test"]
-  transform = EvalTransform(BOTH, num_clips=4, num_crops=5, crop_fraction=0.9)
-  batches = list(
-    input_pipeline.eval_batches(
-      source, transform, batch_size=batch_size, threads=2
-    )
-  )
-  assert {b["rgb"].shape for b in batches} == {(batch_size, 20, 1, 64, 64, 3)}
-  assert {b["flow"].shape for b in batches} == {(batch_size, 20, 1, 64, 64, 6)}
-  seen = [i for b in batches for i in b["video_id"][b["mask"]].tolist()]
-  expected = [source[i]["video_id"].decode() for i in range(len(source))]
-  assert seen == expected
-
-
-def test_the_views_of_25x10_are_distinct(tiny):
-  spec = InputSpec(("flow",), 64, 1, 1, "loop")
-  transform = EvalTransform(spec, num_clips=19, num_crops=10, crop_fraction=0.8)
-  views = sample(transform, tiny.sources["test"][0])["flow"]
-  assert views.shape[0] == 190
-  assert len({view.tobytes() for view in views}) == 190
-
-
-def test_clips_are_outermost(tiny):
-  record = tiny.sources["test"][0]
-  spec = InputSpec(("rgb",), 64, 0, 1, "loop")
-  several = EvalTransform(spec, num_clips=3, num_crops=10, crop_fraction=0.8)
-  centre = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=0.8)
-  np.testing.assert_array_equal(
-    sample(several, record)["rgb"][::10], sample(centre, record)["rgb"]
-  )
-
-
-def test_a_clip_shorter_than_the_stack_is_looped(tiny):
-  record = dict(tiny.sources["train"][0])
-  record["num_frames"], record["flow"] = 3, record["flow"][:2]
-  record["rgb"] = record["rgb"][:3]
-  spec = InputSpec(("rgb", "flow"), 64, 5, 1, "loop")
-  transform = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0)
-  views = sample(transform, record)
-  assert views["flow"].shape == (3, 1, 64, 64, 10)
-  flow = views["flow"][0, 0]
-  np.testing.assert_array_equal(flow[..., 4:6], flow[..., 0:2])
-  assert (flow[..., 0:2] != flow[..., 2:4]).any()
 
 
 def counted_record(num_frames, step=1, side=16):
@@ -357,10 +277,11 @@ def test_short_clips_have_bidirectional_stacks(
 ):
   record = counted_record(num_frames)
   spec = InputSpec(("rgb", "flow"), 16, 4, 1, rule, direction="bidirectional")
-  transform = EvalTransform(spec, num_clips=3, num_crops=1, crop_fraction=1.0)
-  views = sample(transform, record)
+  views = views_lib.load_views(
+    record, np.zeros(3, int), [whole_frame(record)], spec
+  )
   assert (views["rgb"] == centre).all()
-  expected = np.broadcast_to(channels(fields), (3, 1, 16, 16, 8))
+  expected = np.broadcast_to(channels(fields), (1, 3, 16, 16, 8))
   np.testing.assert_array_equal(views["flow"], expected)
 
 

@@ -3,7 +3,9 @@
   workdir/features/<stage>-<feature>/<split>/values.npy  [videos, frames, d]
   workdir/features/<stage>-<feature>/<split>/index.npz   ids, labels, lengths
 
-A later stage reads them instead of decoding the videos in every epoch.
+A later stage reads them instead of decoding the videos in every epoch. Where
+a video has several sequences (under the protocol "dense"), they follow each
+other, each as if it were a video of the same name.
 """
 
 import dataclasses
@@ -25,11 +27,11 @@ class FeatureSet:
   """The features of one split, in the order of the dataset.
 
   Attributes:
-    ids: video ids.
-    labels: int [videos], or float [videos classes] where clips have any number
-      of classes.
-    lengths: int [videos]: frames that are there; the rest repeats the last.
-    values: float16 [videos frames d], mapped from the disk.
+    ids: video ids of the sequences; mostly there is one of each video.
+    labels: int [sequences], or float [sequences classes] where clips have any
+      number of classes.
+    lengths: int [sequences]: frames that are there; the rest repeats the last.
+    values: float16 [sequences frames d], mapped from the disk.
     mean: float32 [d]: over all frames that are there.
     std: float32 [d]: likewise, population standard deviation.
     description: what they are of, in words.
@@ -55,7 +57,7 @@ def write_features(
   folder: Path,
   batches: Iterable[Mapping[str, Any]],
   *,
-  num_videos: int,
+  num_sequences: int,
   description: str,
 ) -> None:
   """Writes the features of a split; memory holds a batch at a time.
@@ -64,7 +66,7 @@ def write_features(
     folder: appears when all is written.
     batches: dicts of "video_id" (a list), "label" and "length" [b ...], and
       "values" float [b frames d].
-    num_videos: of the split.
+    num_sequences: of the split.
     description: see `FeatureSet`.
 
   Raises:
@@ -88,7 +90,7 @@ def write_features(
         temporary / "values.npy",
         mode="w+",
         dtype=np.float16,
-        shape=(num_videos,) + values.shape[1:],
+        shape=(num_sequences,) + values.shape[1:],
       )
     stored[len(ids) : len(ids) + len(values)] = values
     ids.extend(batch["video_id"])
@@ -153,7 +155,7 @@ def read_statistics(folder: str | os.PathLike) -> FeatureStatistics | None:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSource:
-  """Random access to the features of one or more streams, by video.
+  """Random access to the features of one or more streams, by sequence.
 
   Attributes:
     sets: by the name of the stream; of the same videos in the same order.
@@ -181,10 +183,26 @@ class FeatureSource:
   @property
   def labels(self) -> np.ndarray:
     """Of each video, as in `FeatureSet`."""
-    return next(iter(self.sets.values())).labels
+    return next(iter(self.sets.values())).labels[self._firsts()]
+
+  @property
+  def video_ids(self) -> tuple[str, ...]:
+    """Names of all videos."""
+    ids = next(iter(self.sets.values())).ids
+    return tuple(ids[i] for i in self._firsts())
+
+  @property
+  def counts(self) -> np.ndarray:
+    """Sequences of each video: int [videos]."""
+    return np.diff([*self._firsts(), len(self)])
+
+  def _firsts(self) -> list[int]:
+    """The first sequence of each video."""
+    ids = next(iter(self.sets.values())).ids
+    return [i for i in range(len(ids)) if i == 0 or ids[i] != ids[i - 1]]
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """A video: {name: float32 [frames d]}, "length", "label", "video_id"."""
+    """A sequence: {name: float32 [frames d]}, "length", "label", "video_id"."""
     first = next(iter(self.sets.values()))
     values = {
       name: np.asarray(features.values[index], np.float32)

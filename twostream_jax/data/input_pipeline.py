@@ -16,6 +16,7 @@ import numpy as np
 from twostream_jax.data import augment, sampling
 from twostream_jax.data.batch_processes import ProcessBatches
 from twostream_jax.data.buffers import Buffers, Empty, new_array
+from twostream_jax.data.sampling import ALL, Share
 from twostream_jax.data.views import InputSpec, Look, load_looks
 
 # Batches: more than any training takes.
@@ -96,138 +97,38 @@ class TrainTransform:
     batch = {name: array[:, :, 0] for name, array in arrays.items()}
     if self.shifts_rgb:
       batch["rgb_shift"] = np.stack(shifts)
-    return batch | _labels(looks, self.num_classes, len(looks))
+    return batch | _labels(looks, self.num_classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalTransform:
-  """Records to all views of a test protocol.
-
-  Gives {"rgb": uint8 [b v t h w 3], "flow": uint8 [b v t h w 2l], "label",
-  "mask", "video_id"}, with t = 1 and v = num_clips times num_crops: clips
-  outermost, crops innermost.
-  """
-
-  spec: InputSpec
-  num_clips: int
-  num_crops: int
-  crop_fraction: float
-  num_classes: int = 0
-
-  def __post_init__(self):
-    if self.num_clips < 1:
-      raise ValueError(f"num_clips must be positive: {self.num_clips}")
-    # Any frame will do: this refuses what no frame could be cropped by.
-    augment.eval_views(
-      64, 64, fraction=self.crop_fraction, count=self.num_crops
-    )
-
-  def load(self, records: Sequence[Mapping[str, Any]], size: int):
-    """Decodes a batch; the last record is repeated up to `size`."""
-    looks = [
-      _even_look(
-        record, self.spec, self.num_clips, self.crop_fraction, self.num_crops
-      )
-      for record in records
-    ]
-    shape = {"windows": self.num_clips, "views": self.num_crops, "size": size}
-    arrays = load_looks(looks, self.spec, **shape)
-    return _one_window(arrays) | _labels(looks, self.num_classes, size)
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameTransform:
-  """Records to evenly spaced windows, to compute features of.
-
-  Gives {"rgb": uint8 [b f 1 h w 3], "flow": uint8 [b f 1 h w 2l], "length":
-  int32 [b], "label", "mask", "video_id"} with f = num_frames centre crops; a
-  video that has fewer windows gives each of them once, and then the last again
-  beyond "length".
-  """
-
-  spec: InputSpec
-  num_frames: int
-  crop_fraction: float
-  num_classes: int = 0
-
-  def load(self, records: Sequence[Mapping[str, Any]], size: int):
-    """Decodes a batch; the last record is repeated up to `size`."""
-    looks = []
-    for record in records:
-      available = self.spec.num_starts(int(record["num_frames"]))
-      windows = min(available, self.num_frames)
-      looks.append(
-        _even_look(record, self.spec, windows, self.crop_fraction, 1)
-      )
-    shape = {"windows": self.num_frames, "views": 1, "size": size}
-    arrays = load_looks(looks, self.spec, **shape)
-    lengths = np.array([len(look.starts) for look in looks], np.int32)
-    return (
-      _one_window(arrays)
-      | {"length": _padded(lengths, size)}
-      | _labels(looks, self.num_classes, size)
-    )
-
-
-def _even_look(record, spec, windows: int, fraction: float, crops: int) -> Look:
-  """Evenly spaced windows, all seen by the crops of a protocol."""
-  available = spec.num_starts(int(record["num_frames"]))
-  starts = sampling.even_starts(available, windows)
-  height, width = int(record["height"]), int(record["width"])
-  views = augment.eval_views(height, width, fraction=fraction, count=crops)
-  return Look(record, starts, views)
-
-
-def _one_window(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """[b t v h w c] to [b t * v 1 h w c]: each window of each crop is a view."""
+def _labels(looks: Sequence[Look], num_classes: int):
+  """Label, mask and name of the samples of a batch."""
+  labels = [label_array(look.record["label"], num_classes) for look in looks]
   return {
-    name: x.reshape(len(x), -1, 1, *x.shape[3:]) for name, x in arrays.items()
+    "label": np.stack(labels),
+    "mask": np.ones(len(looks), bool),
+    "video_id": np.array([text(look.record["video_id"]) for look in looks]),
   }
 
 
-def _labels(looks: Sequence[Look], num_classes: int, size: int):
-  """Label, mask and name of a batch; the last ones are repeated up to `size`"""
-  labels = [_label(look.record["label"], num_classes) for look in looks]
-  names = [text(look.record["video_id"]) for look in looks]
-  return {
-    "label": _padded(np.stack(labels), size),
-    "mask": np.arange(size) < len(looks),
-    "video_id": _padded(np.array(names), size),
-  }
+def label_array(label, num_classes: int) -> np.ndarray:
+  """A label as training and evaluation take it.
 
+  Args:
+    label: class of a video, or a list of any number of them.
+    num_classes: n, of a multi-label set.
 
-def _label(label, num_classes: int) -> np.ndarray:
+  Returns:
+    int32 [], or of a list float32 [n], 1 for each of its classes.
+  """
   label = np.asarray(label, np.int32)
   if not label.ndim:
     return label
-  # Any number of classes: 1 for each, 0 for the others.
   return np.isin(np.arange(num_classes), label).astype(np.float32)
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last of an array, up to `size`."""
-  return array[np.minimum(np.arange(size), len(array) - 1)]
 
 
 def text(value: bytes | str) -> str:
   """A record's text, whichever way it was read."""
   return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-  """Which part of every batch this process reads.
-
-  Attributes:
-    index: of the process, in 0..count - 1.
-    count: of the processes; each reads as many examples.
-  """
-
-  index: int = 0
-  count: int = 1
-
-
-ALL = Share()
 
 
 def train_batches(
@@ -318,46 +219,6 @@ class _TrainLoader:
 
 def _stack(samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   return {name: np.stack([s[name] for s in samples]) for name in samples[0]}
-
-
-def eval_batches(
-  source,
-  transform: EvalTransform | FrameTransform | Callable[[Any], Any],
-  *,
-  batch_size: int,
-  threads: int,
-  share: Share = ALL,
-) -> grain.IterDataset:
-  """Every video once, in the order of the split; the last batch is padded.
-
-  Padding repeats the last video with mask False, so that all batches have one
-  shape and every video counts exactly once. All processes get as many batches,
-  a late one of them maybe of padding alone.
-
-  Args:
-    source: random access to records.
-    transform: a record to its views.
-    batch_size: videos a batch, over all devices of all processes; a multiple
-      of the processes.
-    threads: that decode; each prepares a whole batch.
-    share: the part of every batch that this process reads.
-  """
-  part = batch_size // share.count
-  num_batches = -(-len(source) // batch_size)
-
-  def load(number: int) -> dict[str, np.ndarray]:
-    first = (number * share.count + share.index) * part
-    indices = range(first, min(first + part, len(source)))
-    # Any video serves as padding, where the split ends before this part.
-    records = [source[i] for i in indices or (0,)]
-    if isinstance(transform, EvalTransform | FrameTransform):
-      batch = transform.load(records, part)
-    else:
-      views = _stack([transform(record) for record in records])
-      batch = {name: _padded(array, part) for name, array in views.items()}
-    return batch | {"mask": np.arange(part) < len(indices)}
-
-  return _threaded(grain.MapDataset.range(num_batches).map(load), threads)
 
 
 def _threaded(batches: grain.MapDataset, threads: int) -> grain.IterDataset:

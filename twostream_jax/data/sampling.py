@@ -178,6 +178,22 @@ def generators(
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+  """Which part of every batch this process reads.
+
+  Attributes:
+    index: of the process, in 0..count - 1.
+    count: of the processes; each reads as many examples.
+  """
+
+  index: int = 0
+  count: int = 1
+
+
+ALL = Share()
+
+
+@dataclasses.dataclass(frozen=True)
 class EpochOrder:
   """An endless order of videos: each once an epoch, shuffled anew every time.
 
