@@ -1,8 +1,10 @@
 """A trained run is scored anew, and stays as it is."""
 
+import functools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -147,9 +149,8 @@ def test_a_sequence_network_sees_every_window(trained, config, tiny):
     "temporal": np.asarray(stored.values, np.float32),
     "length": stored.lengths,
   }
-  logits, _ = stage.model.apply(
-    variables, stage.preprocess(inputs), train=False
-  )
+  apply = jax.jit(functools.partial(stage.model.apply, train=False))
+  logits, _ = apply(variables, stage.preprocess(inputs))
   ends = np.cumsum(counts)
   expected = [
     logits[end - count : end].mean(axis=0)

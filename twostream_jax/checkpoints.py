@@ -281,9 +281,7 @@ def restore_variables(
 ) -> dict[str, Any]:
   """Variables to predict with, of a step or of the checkpoint that counts.
 
-  Returns:
-    "params" (their average, where one was kept) and "batch_stats", NumPy
-    arrays.
+  They are "params" (their average, if one was kept) and "batch_stats", NumPy.
 
   Raises:
     CheckpointError: there is no checkpoint, or it can't be read.
