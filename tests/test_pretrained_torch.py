@@ -87,7 +87,7 @@ class _Block(nn.Module):
     return (y + (self.downsample(x) if self.downsample else x)).relu()
 
 
-class _ResNet(nn.Module):
+class TorchResNet(nn.Module):
   def __init__(self, stages, widths, is_bottleneck):
     super().__init__()
     self.conv1 = nn.Conv2d(3, widths[0], 7, 2, 3, bias=False)
@@ -177,7 +177,7 @@ def test_vgg(batch_norm, suffix, tmp_path):
 )
 def test_resnet(backbone, stages, block, tmp_path):
   module = _randomise(
-    _ResNet(stages, (8, 8, 8, 10)[: len(stages)], block is BottleneckBlock)
+    TorchResNet(stages, (8, 8, 8, 10)[: len(stages)], block is BottleneckBlock)
   )
   path = tmp_path / "resnet.pth"
   torch.save(module.state_dict(), path)
@@ -192,7 +192,7 @@ def test_resnet(backbone, stages, block, tmp_path):
 
 
 def test_what_training_programs_wrap_around_weights(tmp_path):
-  module = _randomise(_ResNet((1, 1), (8, 8), False))
+  module = _randomise(TorchResNet((1, 1), (8, 8), False))
   state = {f"module.{key}": x for key, x in module.state_dict().items()}
   path = tmp_path / "checkpoint.pth.tar"
   torch.save({"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}, path)
@@ -206,7 +206,7 @@ def test_what_training_programs_wrap_around_weights(tmp_path):
 
 
 def test_half_precision_becomes_float32(tmp_path):
-  module = _randomise(_ResNet((1, 1), (8, 8), False))
+  module = _randomise(TorchResNet((1, 1), (8, 8), False))
   model = ResNet(
     num_classes=_CLASSES, stage_sizes=(1, 1), block=BasicBlock, width=_WIDTH
   )
