@@ -12,8 +12,6 @@ from twostream_jax.models.resnet import BasicBlock, ResNet
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import FUSIONS, TwoStream
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def randomised(variables, seed=0):
   """Variables without zeros: a fresh classifier's weights are tiny."""

@@ -26,8 +26,6 @@ from twostream_jax.flow import spec as flow_spec
 from twostream_jax.rules import FusionRule
 from twostream_jax.scores import Scores
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 # What the runner is given: videos and windows of each call.
 SIZES = (1, 2, 5)
 FRAMES = 3
