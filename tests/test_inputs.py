@@ -153,17 +153,19 @@ def test_frames_are_centre_crops_of_evenly_spaced_windows(videos, tiny):
     np.testing.assert_array_equal(found, expected[name])
 
 
-def test_a_short_video_gives_each_window_once(videos, tiny):
+def test_a_short_video_gives_each_window_and_then_its_last(videos, tiny):
   source = tiny.sources["test"]
-  available = SPEC.num_starts(int(source[0]["num_frames"]))
-  frames = dataclasses.replace(videos.frames, num_frames=available + 3)
+  length = int(source[0]["num_frames"])
+  available = SPEC.num_starts(length)
+  assert available < length
+  frames = dataclasses.replace(videos.frames, num_frames=length + 3)
   videos = dataclasses.replace(videos, frames=frames)
   rows = videos.frame_rows("test", **PART)
   batch = next(iter(rows.batches))
-  assert batch["length"] == [available]
+  assert batch["length"] == [length]
   frames = batch["flow"][0]
-  for later in frames[available:]:
-    np.testing.assert_array_equal(later, frames[available - 1])
+  for later in frames[length:]:
+    np.testing.assert_array_equal(later, frames[length - 1])
   assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) == available
 
 

@@ -155,11 +155,12 @@ def test_fields_are_decoded_about_once(name, most, monkeypatch):
 
 @pytest.mark.parametrize("available", [1, 4, 5, 6, 23])
 def test_dense_sequences_show_every_window(available):
-  (alone,) = protocols.sequence_starts(available, 5)
+  length = min(5, available)
+  (alone,) = protocols.sequence_starts(available, length)
   count = -(-available // 5)
-  several = protocols.sequence_starts(available, 5, count)
+  several = protocols.sequence_starts(available, length, count)
   assert len(several) == count
-  assert {len(starts) for starts in several} == {min(5, available)}
+  assert {len(starts) for starts in several} == {length}
   assert set(np.concatenate(several)) == set(range(available))
   for starts in several:
     # Spaced as in the one sequence, give or take a rounding.
@@ -183,6 +184,17 @@ def test_sequences_of_frames(tiny):
   found = np.concatenate([batch["flow"] for batch in batches])[: len(starts)]
   np.testing.assert_array_equal(found, windows[np.stack(starts)])
   assert {n for b in batches for n in b["length"].tolist()} == {4}
+
+
+@pytest.mark.parametrize("frames", [2, 6, 9, 30])
+def test_sequences_of_short_videos_are_as_long_for_flow_as_for_frames(frames):
+  lengths = set()
+  for modality, stack in (("rgb", 10), ("flow", 10), ("flow", 3)):
+    spec = InputSpec((modality,), 16, stack, 1, "loop")
+    how = FrameTransform(spec, 8, 1.0)
+    (batch,) = rows_of(Source([counted_record(frames)]), how).batches
+    lengths.add(int(batch["length"][0]))
+  assert lengths == {min(8, frames)}
 
 
 @pytest.mark.parametrize(

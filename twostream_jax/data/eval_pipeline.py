@@ -90,8 +90,8 @@ class FrameTransform:
   """Records to sequences of windows, to compute features of.
 
   Gives {"rgb": uint8 [b f 1 h w 3], "flow": uint8 [b f 1 h w 2l], "length":
-  int32 [b]} with f = num_frames centre crops; a video that has fewer windows
-  gives each of them once, and then the last again beyond "length".
+  int32 [b]} with f = num_frames centre crops; of a video with fewer frames
+  "length" is their number, and beyond it the last window comes again.
 
   Attributes:
     spec: what a view shows.
@@ -147,8 +147,11 @@ class FrameTransform:
 
   def _sequences(self, num_frames: int) -> list[np.ndarray]:
     available = self.spec.num_starts(num_frames)
+    # Of all networks the same, for several may be read together: a stack of
+    # flow leaves a short video fewer windows than it has frames.
+    length = min(self.num_frames, num_frames)
     count = self._count(num_frames) if self.dense else 1
-    return protocols.sequence_starts(available, self.num_frames, count)
+    return protocols.sequence_starts(available, length, count)
 
   def _count(self, num_frames: int) -> int:
     # No video has more windows than frames, whatever the stack.

@@ -103,14 +103,14 @@ def sequence_starts(
 
   Args:
     available: windows that the video has, at least 1.
-    length: windows of a sequence; shorter where the video has fewer.
+    length: windows of a sequence; where the video has fewer, some of them come
+      more than once.
     count: sequences, equally spaced each, and shifted against each other. With
       count times length at least `available` every window is in one of them,
       some in two where their number does not divide.
 
   Returns:
-    int [length or fewer] in 0..available - 1, for each sequence.
+    int [length] in 0..available - 1, for each sequence.
   """
-  length = min(length, available)
   starts = sampling.even_starts(available, length * count)
   return [starts[i::count] for i in range(count)]
