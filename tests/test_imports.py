@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # Longest prefix wins.
 LEVELS = {
-  "": 0,
+  "": 8,
   "checkpoints": 0,
   "data": 0,
   "data.annotations": 1,
@@ -73,6 +73,7 @@ LEVELS = {
   "models.vgg": 0,
   "optim": 0,
   "parallel": 2,
+  "predict": 7,
   "preprocess": 1,
   "pretrained": 2,
   "recipes": 0,
@@ -108,7 +109,15 @@ FORBIDDEN = {
 }
 
 # Packages whose modules form one unit of a level; none imports in a circle.
-UNITS = ("export", "report", "models", "flow", "fuse", "pretrained")
+UNITS = (
+  "export",
+  "report",
+  "models",
+  "flow",
+  "fuse",
+  "pretrained",
+  "predict",
+)
 
 
 def modules():

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from twostream_jax.data.workers import Lost, map_in_processes
+from twostream_jax.data.workers import (
+  Lost,
+  LostError,
+  iterate_in_process,
+  map_in_processes,
+)
 
 
 def _nothing():
@@ -114,3 +119,63 @@ def test_processes_end_with_the_map():
   _, process = next(results)
   results.close()
   assert not os.path.exists(f"/proc/{process}")
+
+
+def _count_to(bad, end):
+  for number in range(end):
+    if number in bad:
+      os.kill(os.getpid(), signal.SIGSEGV)
+    yield number
+
+
+def _count_and_hang(end):
+  yield from range(end)
+  time.sleep(60)
+
+
+def _count_and_raise(end):
+  yield from range(end)
+  raise LookupError(f"no {end}")
+
+
+def _count_in_file(path):
+  for number in range(1000):
+    path.write_text(str(number))
+    yield b"x" * 100_000
+
+
+def test_values_of_a_process_come_in_order():
+  work = functools.partial(_count_to, set())
+  assert list(iterate_in_process(work, 5, _nothing)) == [0, 1, 2, 3, 4]
+
+
+def test_values_before_a_crash_are_there():
+  work = functools.partial(_count_to, {3})
+  values = iterate_in_process(work, 5, _nothing)
+  assert [next(values) for _ in range(3)] == [0, 1, 2]
+  with pytest.raises(LostError) as caught:
+    next(values)
+  assert caught.value.lost == Lost("crashed")
+
+
+def test_a_value_that_does_not_come_in_time_is_lost():
+  values = iterate_in_process(_count_and_hang, 2, _nothing, time_limit=1.0)
+  assert [next(values), next(values)] == [0, 1]
+  with pytest.raises(LostError, match="timed out"):
+    next(values)
+
+
+def test_an_error_after_some_values_is_raised_here():
+  values = iterate_in_process(_count_and_raise, 1, _nothing)
+  assert next(values) == 0
+  with pytest.raises(LookupError, match="no 1"):
+    next(values)
+
+
+def test_values_that_nobody_takes_are_not_made(tmp_path):
+  values = iterate_in_process(_count_in_file, tmp_path / "n", _nothing)
+  next(values)
+  time.sleep(0.3)
+  made = int((tmp_path / "n").read_text())
+  values.close()
+  assert made < 10

@@ -85,6 +85,97 @@ def map_in_processes(
       worker.close()
 
 
+class LostError(Exception):
+  """A process ended, or hung, before it had done its work.
+
+  Attributes:
+    lost: how.
+  """
+
+  def __init__(self, lost: Lost):
+    super().__init__(lost.reason)
+    self.lost = lost
+
+
+def iterate_in_process(
+  work: Callable[[Any], Iterable[Any]],
+  item: Any,
+  start: Callable[[], None],
+  *,
+  time_limit: float | None = None,
+) -> Iterator[Any]:
+  """Iterates over `work(item)`, in a process of its own.
+
+  The process waits where its values are not taken, so that memory stays flat.
+
+  Args:
+    work: can be pickled; gives values that can.
+    item: can be pickled.
+    start: called in the process before the work; can be pickled.
+    time_limit: seconds until the first value, or the next; None: any time.
+
+  Yields:
+    What `work(item)` gives.
+
+  Raises:
+    LostError: the process crashed or took too long.
+    RuntimeError: processes can't start.
+    Exception: what `work` raises.
+  """
+  context = multiprocessing.get_context("spawn")
+  ours, theirs = context.Pipe()
+  process = context.Process(
+    target=_serve_values, args=(theirs, work, item, start), daemon=True
+  )
+  process.start()
+  theirs.close()
+  try:
+    _wait_for_start(ours)
+    while True:
+      if not ours.poll(time_limit):
+        raise LostError(Lost("timed out"))
+      try:
+        kind, value = ours.recv()
+      except (EOFError, ConnectionResetError) as error:
+        raise LostError(Lost("crashed")) from error
+      if kind == "error":
+        raise value
+      if kind == "end":
+        return
+      yield value
+  finally:
+    process.kill()
+    process.join()
+    ours.close()
+
+
+def _serve_values(connection: Connection, work, item, start) -> None:
+  """Runs in the process: sends every value, then that there are no more."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  threading.Thread(target=exit_with_parent, daemon=True).start()
+  start()
+  connection.send(None)
+  try:
+    for value in work(item):
+      connection.send(("value", value))
+    connection.send(("end", None))
+  except Exception as error:
+    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+    connection.send(("error", error))
+
+
+def _wait_for_start(connection: Connection) -> None:
+  try:
+    connection.recv()
+  except EOFError as error:
+    # Otherwise a process that can't start would look like a bad item.
+    raise RuntimeError(
+      "worker processes can't start. They import the main module again: a"
+      " script must do its work under `if __name__ == '__main__':`, and can't"
+      " be read from standard input."
+    ) from error
+
+
 def _wait_for_any(busy: dict["_Worker", tuple[Any, float]]) -> None:
   """Returns when a worker has something to say, or is overdue."""
   first = min(deadline for _, deadline in busy.values())
@@ -110,15 +201,7 @@ class _Worker:
     theirs.close()
 
   def wait_until_ready(self) -> None:
-    try:
-      self.connection.recv()
-    except EOFError as error:
-      # Otherwise a process that can't start would look like a bad item.
-      raise RuntimeError(
-        "worker processes can't start. They import the main module again: a"
-        " script must do its work under `if __name__ == '__main__':`, and can't"
-        " be read from standard input."
-      ) from error
+    _wait_for_start(self.connection)
 
   def send(self, item: Any) -> None:
     try:

@@ -1,0 +1,514 @@
+"""Any video by a finished run: answers, timelines, overlays, refusals."""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from absl import flags
+
+import twostream_jax
+from tests.bad_readers import BadReader
+from twostream_jax import scores
+from twostream_jax.data.frames import VideoError
+from twostream_jax.predict import (
+  answers,
+  command,
+  following,
+  long_videos,
+  overlay,
+  predictor,
+  reading,
+  timeline,
+)
+from twostream_jax.predict.following import Seen, Window
+from twostream_jax.predict.reading import Coded, Source
+from twostream_jax.predict.timeline import Segment, Track
+
+_ODD = Path(__file__).parents[2] / "shared" / "data" / "odd_videos"
+
+
+@pytest.fixture(scope="module")
+def videos(tiny_dir):
+  """Folder of the videos that the run was tested on."""
+  return tiny_dir / "videos" / "test"
+
+
+@pytest.fixture(scope="module")
+def ready(finished_dir):
+  return twostream_jax.load(finished_dir)
+
+
+@pytest.fixture(scope="module")
+def ready_for_windows(finished_dir):
+  return twostream_jax.load(finished_dir, "single")
+
+
+def parsed(*arguments):
+  values = flags.FlagValues()
+  command.define_flags(values)
+  return values(["predict", *map(str, arguments)]), values
+
+
+def run_command(*arguments):
+  rest, values = parsed(*arguments)
+  return command.main(rest, values)
+
+
+def test_a_video_scores_as_in_the_test_of_the_run(ready, finished_dir, videos):
+  found = ready.predict(videos / "teal-spin" / "000.avi")
+  for name in (*found.stages, *found.fused):
+    expected = scores.load_scores(finished_dir / "scores" / f"{name}-test.npz")
+    row = expected.ids.index("test/teal-spin/000.avi")
+    probabilities = scores.probabilities(expected)[row]
+    mine = {**found.stages, **found.fused}[name]
+    np.testing.assert_allclose(mine, probabilities, rtol=1e-5, atol=1e-6)
+    if name in found.logits:
+      np.testing.assert_allclose(
+        found.logits[name], expected.logits[row], rtol=1e-4, atol=2e-6
+      )
+      assert found.protocols[name] == expected.protocol
+  (label, best), *others = found.top("average", 3)
+  assert best == max(found.fused["average"]) and len(others) == 2
+  assert label == ready.run.class_names[found.fused["average"].argmax()]
+
+
+def test_a_folder_of_frames_is_a_video(ready, videos, tmp_path):
+  capture = cv2.VideoCapture(str(videos / "teal-bob" / "000.avi"))
+  count = 0
+  while (step := capture.read())[0]:
+    cv2.imwrite(str(tmp_path / f"img_{count:05d}.png"), step[1])
+    count += 1
+  whole = ready.predict(videos / "teal-bob" / "000.avi")
+  again = ready.predict(tmp_path)
+  assert again.num_frames == whole.num_frames == count
+  for name, logits in whole.logits.items():
+    np.testing.assert_array_equal(again.logits[name], logits)
+
+
+def test_another_protocol_may_be_asked_for(ready, ready_for_windows):
+  stages = ready_for_windows.run.stages
+  assert stages["temporal"].protocol.startswith("single")
+  assert ready.run.stages["temporal"].protocol.startswith("2x1")
+  with pytest.raises(ValueError, match="eval.protocol='25'"):
+    twostream_jax.load(ready.run.workdir, "25")
+
+
+def test_a_video_without_an_answer_has_a_reason(ready, tmp_path):
+  with pytest.raises(predictor.PredictionError, match="file not found"):
+    ready.predict(tmp_path / "missing.mp4")
+  (tmp_path / "empty.mp4").touch()
+  with pytest.raises(predictor.PredictionError, match="the file is empty"):
+    ready.predict(tmp_path / "empty.mp4")
+
+
+def test_scores_that_are_not_finite_are_no_answer(ready, videos, monkeypatch):
+  monkeypatch.setitem(
+    ready._predict, "joint", lambda *_: np.full((2, 12), np.nan)
+  )
+  with pytest.raises(predictor.PredictionError, match="'joint' are not finite"):
+    ready.predict(videos / "teal-bob" / "000.avi")
+
+
+def test_a_run_of_extracted_flow_refuses_files(ready, videos):
+  spec = dataclasses.replace(
+    ready.run.flow_spec, algorithm="extracted", parameters={}
+  )
+  run = dataclasses.replace(ready.run, flow_spec=spec)
+  other = predictor.Predictor(run)
+  path = videos / "teal-bob" / "000.avi"
+  with pytest.raises(predictor.PredictionError, match="folder of frames"):
+    other.predict(path)
+  with pytest.raises(VideoError, match="another program extracted"):
+    next(reading.Streamer(spec, 95)(Source("file", str(path))))
+
+
+def test_a_run_that_does_not_say_its_quality_is_told(ready):
+  run = dataclasses.replace(ready.run, rgb_quality=None)
+  with pytest.warns(UserWarning, match="JPEG quality.*95 is taken"):
+    assert predictor.Predictor(run).rgb_quality == 95
+
+
+def test_sources_are_found(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("b/x.mp4", "b/notes.txt", "a/y.AVI", "b/.hidden.mp4"):
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).touch()
+  for number in range(3):
+    Path("c").mkdir(exist_ok=True)
+    Path(f"c/img_{number}.jpg").touch()
+  Path("none").mkdir()
+  Path("7").touch()
+  found = reading.find_sources(
+    [".", "c", "none", "0", "7", "rtsp://host/x", "b/notes.txt", "gone.mp4"]
+  )
+  assert [(s.kind, s.path) for s in found] == [
+    ("file", "a/y.AVI"),
+    ("file", "b/x.mp4"),
+    ("file", "c"),
+    ("file", "c"),
+    ("file", "none"),
+    ("camera", "0"),
+    ("file", "7"),
+    ("stream", "rtsp://host/x"),
+    ("file", "b/notes.txt"),
+    ("file", "gone.mp4"),
+  ]
+  Path("list").write_text(" a b.mp4 \n\nc\n")
+  assert reading.read_list("list") == ["a b.mp4", "c"]
+
+
+def test_a_batch_of_good_and_bad_files_finishes(
+  ready, finished_dir, videos, tmp_path, monkeypatch, capsys
+):
+  good = videos / "teal-bob" / "000.avi"
+  shutil.copy(good, tmp_path / "a_crash.avi")
+  shutil.copy(good, tmp_path / "b_hang.avi")
+  (tmp_path / "c_bad.mp4").write_bytes(b"no video")
+  (tmp_path / "list").write_text(f"{tmp_path / 'missing.mp4'}\n")
+  answer_all = command.answer_all
+  monkeypatch.setattr(
+    command,
+    "answer_all",
+    lambda *rest, reader: answer_all(*rest, reader=BadReader(reader)),
+  )
+  monkeypatch.setattr(predictor, "load", lambda *_: ready)
+  code = run_command(
+    f"--workdir={finished_dir}",
+    tmp_path,
+    good,
+    f"--list={tmp_path / 'list'}",
+    f"--json={tmp_path / 'answers.jsonl'}",
+    "--time_limit=4",
+    "--top=2",
+    "--workers=2",
+  )
+  assert code == command.SOME_FAILED
+  lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+  found = {Path(line["path"]).name: line for line in map(json.loads, lines)}
+  reasons = {name: line.get("error") for name, line in found.items()}
+  assert reasons == {
+    "a_crash.avi": "the decoder crashed",
+    "b_hang.avi": "not done in 4 s, the time limit of a clip",
+    "c_bad.mp4": "can't be opened as a video",
+    "missing.mp4": "file not found",
+    "000.avi": None,
+  }
+  answer = found["000.avi"]
+  assert list(answer["stages"]) == list(ready.run.stages)
+  assert list(answer["fused"]) == list(ready.run.rules)
+  assert [len(row) for row in answer["fused"].values()] == [2] * 4
+  assert answer["flow"]["algorithm"] == "dis" and answer["frames"] > 1
+  assert set(answer["protocol"]) == set(ready.run.stages)
+  shown = capsys.readouterr().out
+  assert "missing.mp4: no answer: file not found\n" in shown
+  assert f"  weighted        {answer['fused']['weighted'][0][0]} 0." in shown
+
+
+def test_json_alone_goes_to_standard_output(
+  ready, finished_dir, videos, monkeypatch, capsys
+):
+  monkeypatch.setattr(predictor, "load", lambda *_: ready)
+  found = ready.predict(videos / "teal-bob" / "000.avi")
+  answer = answers.answer(found, ready.run, 3)
+  monkeypatch.setattr(command, "answer_all", lambda *_, reader: iter([answer]))
+  code = run_command(f"--workdir={finished_dir}", videos, "--json=-")
+  (line,) = capsys.readouterr().out.splitlines()
+  assert code == 0 and json.loads(line) == json.loads(json.dumps(answer))
+
+
+@pytest.mark.parametrize(
+  "arguments, match",
+  [
+    (["x.mp4"], "--workdir=RUN is missing"),
+    (["--workdir=nowhere", "x.mp4"], "no run in .*nowhere"),
+    (["--workdir=nowhere"], "name a video"),
+    (["--workdir=w", "x.mp4", "y.mp4", "--overlay=o.mp4"], "one video, but 2"),
+    (["--workdir=w", "--list=nowhere.txt"], "nowhere.txt"),
+  ],
+)
+def test_commands_that_can_not_work_say_why(arguments, match, capsys):
+  assert run_command(*arguments) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("twostream_jax.predict: ")
+  assert error.count("\n") == 1
+  assert re.search(match, error)
+
+
+def test_what_streams_is_what_a_build_stores(ready, videos):
+  path = videos / "teal-slide" / "000.avi"
+  for changes in ({}, {"direction": "bidirectional", "step": 2}):
+    spec = dataclasses.replace(ready.run.flow_spec, **changes)
+    source = Source("file", str(path))
+    cv2.setNumThreads(1)
+    stored = reading.Reader(spec, 90)(source)
+    frames = list(reading.Streamer(spec, 90)(source))
+    streamed = reading.record_of(frames, spec, stored.fps, str(path))
+    assert streamed == stored
+    part = reading.record_of(frames[5:12], spec, stored.fps)
+    assert part.rgb == stored.rgb[5:12] and part.num_frames == 7
+    assert part.flow == stored.flow[5 : 12 - spec.step]
+    assert len(part.flow_backward) == (0 if not changes else 5)
+    with pytest.raises(VideoError, match="at least"):
+      reading.record_of(frames[: spec.step], spec, 25.0)
+
+
+def coded(count, size=(16, 24)):
+  """Frames that are full of 25 times their number, without flow."""
+  found = []
+  for number in range(count):
+    image = np.full((*size, 3), 25 * number, np.uint8)
+    found.append(Coded(cv2.imencode(".jpg", image)[1].tobytes(), (), size))
+  return found
+
+
+@pytest.mark.parametrize(
+  "count, length, stride, expected",
+  [
+    (10, 4, 2, [(0, 4), (2, 4), (4, 4), (6, 4)]),
+    (9, 4, 2, [(0, 4), (2, 4), (4, 4), (5, 4)]),
+    (8, 4, 4, [(0, 4), (4, 4)]),
+    (3, 4, 2, [(0, 3)]),
+    (0, 4, 2, []),
+  ],
+)
+def test_windows_cover_the_video(count, length, stride, expected):
+  frames = coded(count)
+  windows = list(following.slide(frames, Window(length, stride)))
+  assert [(first, len(shown)) for first, shown in windows] == expected
+  for first, shown in windows:
+    assert shown == frames[first : first + length]
+
+
+def test_a_window_never_leaves_a_gap():
+  with pytest.raises(ValueError, match="--stride"):
+    Window(4, 5)
+  assert Window.of_seconds(2.0, 0.5, 25.0) == Window(50, 12)
+
+
+def seen(first, length, probabilities):
+  return Seen(first, coded(length), np.array(probabilities, float))
+
+
+def test_a_track_speaks_for_what_is_nearest():
+  recorder = timeline.Recorder()
+  windows = [seen(0, 4, [1, 0]), seen(2, 4, [0, 1]), seen(3, 4, [0.5, 0.5])]
+  assert list(recorder(windows)) == windows
+  found = recorder.track(fps=2.0)
+  np.testing.assert_allclose(found.edges, [0, 1.5, 2.25, 3.5])
+  assert found.probabilities.tolist() == [[1, 0], [0, 1], [0.5, 0.5]]
+
+
+TRACK = Track(
+  np.array([0.0, 1.0, 2.0, 3.0, 4.0]),
+  np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.6, 0.4]]),
+)
+
+
+def test_windows_of_one_class_become_a_segment():
+  assert rounded(timeline.find_segments(TRACK, ["run", "jump"])) == [
+    (0, 2, "run", 0.8),
+    (2, 3, "jump", 0.8),
+    (3, 4, "run", 0.6),
+  ]
+  assert rounded(
+    timeline.find_segments(TRACK, ["run", "jump"], threshold=0.65)
+  ) == [(0, 2, "run", 0.8), (2, 3, "jump", 0.8)]
+
+
+def test_smoothing_bridges_a_short_change():
+  values = timeline.smoothed(TRACK.probabilities, 3)
+  np.testing.assert_allclose(values[:, 0], [0.8, 0.6, 0.5, 0.4])
+  np.testing.assert_array_equal(
+    timeline.smoothed(TRACK.probabilities, 1), TRACK.probabilities
+  )
+  flicker = Track(
+    TRACK.edges, np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.9, 0.1]])
+  )
+  assert len(timeline.find_segments(flicker, ["run", "jump"])) == 3
+  whole = timeline.find_segments(flicker, ["run", "jump"], smooth=3)
+  assert [s[:3] for s in whole] == [(0.0, 4.0, "run")]
+  with pytest.raises(ValueError, match="--smooth=2 must be odd"):
+    timeline.smoothed(TRACK.probabilities, 2)
+
+
+def test_classes_of_a_multi_label_set_overlap():
+  found = timeline.find_segments(
+    TRACK, ["run", "jump"], threshold=0.4, multi_label=True
+  )
+  assert rounded(found) == [
+    (0, 2, "run", 0.8),
+    (2, 4, "jump", 0.6),
+    (3, 4, "run", 0.6),
+  ]
+
+
+def rounded(segments):
+  return [(s.start, s.end, s.label, round(s.score, 6)) for s in segments]
+
+
+def test_segments_are_written_as_a_table(tmp_path):
+  path = tmp_path / "x.csv"
+  timeline.write_csv(path, [Segment(0.0, 1.25, "run, jump", 0.5)])
+  with open(path, newline="") as file:
+    rows = list(csv.reader(file))
+  assert rows == [
+    ["start", "end", "label", "score"],
+    ["0.000", "1.250", "run, jump", "0.5000"],
+  ]
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_long_video_gets_a_table_and_a_picture(
+  ready_for_windows, videos, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(predictor, "load", lambda *_: ready_for_windows)
+  (tmp_path / "bad.mp4").write_bytes(b"no video")
+  code = run_command(
+    f"--workdir={ready_for_windows.run.workdir}",
+    videos / "teal-bob" / "000.avi",
+    tmp_path / "bad.mp4",
+    f"--timeline={tmp_path / 'found'}",
+    "--window=0.5",
+    "--stride=0.25",
+    "--by=weighted",
+    f"--json={tmp_path / 'lines'}",
+  )
+  assert code == command.SOME_FAILED
+  assert "bad.mp4: no answer: can't be opened" in capsys.readouterr().out
+  lines = [json.loads(x) for x in (tmp_path / "lines").read_text().splitlines()]
+  assert "error" in lines[1]
+  written = sorted(path.name for path in (tmp_path / "found").iterdir())
+  assert written == ["000.csv", "000.png"]
+  line = lines[0]
+  picture = cv2.imread(line["files"]["picture"])
+  assert picture.shape[1] == 1200
+  with open(line["files"]["table"], newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == len(line["segments"]) > 0
+  assert float(rows[0]["start"]) == 0.0
+  assert float(rows[-1]["end"]) == pytest.approx(line["seconds"], abs=1e-3)
+  names = set(ready_for_windows.run.class_names)
+  assert {row["label"] for row in rows} <= names
+  assert line["by"] == "weighted"
+
+
+def test_a_window_is_scored_as_a_video_of_its_own(ready_for_windows, videos):
+  path = videos / "violet-bob" / "000.avi"
+  run = ready_for_windows.run
+  cv2.setNumThreads(1)
+  frames = list(reading.Streamer(run.flow_spec, 95)(Source("file", str(path))))
+  (whole,) = following.follow(
+    ready_for_windows, frames, Window(1000, 1000), by="average", fps=25.0
+  )
+  expected = ready_for_windows.predict(path)
+  np.testing.assert_array_equal(whole.probabilities, expected.fused["average"])
+  (alone,) = following.follow(
+    ready_for_windows, frames, Window(1000, 1000), by="joint", fps=25.0
+  )
+  np.testing.assert_array_equal(alone.probabilities, expected.stages["joint"])
+
+
+def test_files_of_videos_are_told_apart():
+  paths = ["a/x.mp4", "b/x.mp4", "y z.mp4", "rtsp://h/", "0"]
+  names = long_videos.file_names([Source("file", path) for path in paths])
+  assert names == ["a_x_mp4", "b_x_mp4", "y_z", "h", "0"]
+  same = long_videos.file_names([Source("file", "x.mp4")] * 2)
+  assert len(set(same)) == 2
+
+
+def test_an_overlay_shows_every_frame_once(ready, tmp_path):
+  frames = coded(9, (48, 64))
+  windows = [
+    Seen(first, shown, np.eye(3)[i % 3])
+    for i, (first, shown) in enumerate(following.slide(frames, Window(4, 2)))
+  ]
+  path = tmp_path / "shown.mp4"
+  overlay.write(
+    path,
+    windows,
+    ["run", "jump", "wave"],
+    spec=ready.run.flow_spec,
+    fps=25.0,
+    top=2,
+  )
+  assert list(tmp_path.iterdir()) == [path]
+  capture = cv2.VideoCapture(str(path))
+  levels = []
+  while (step := capture.read())[0]:
+    assert step[1].shape == (48 + 2 * 24, 128, 3)
+    levels.append(step[1][8:40, 8:56].mean())
+  np.testing.assert_allclose(levels, np.arange(9) * 25, atol=8)
+
+
+def test_an_overlay_draws_the_best_classes_and_the_flow(ready, videos):
+  spec = ready.run.flow_spec
+  source = Source("file", str(videos / "teal-slide" / "000.avi"))
+  frames = list(reading.Streamer(spec, 95)(source))
+  names = ["run", "jump", "wave"]
+  image = overlay.draw_frame(
+    frames[8], np.array([0.1, 0.6, 0.3]), names, spec, 2
+  )
+  height, width = frames[8].size
+  assert image.shape == (height + 48, 2 * width, 3)
+  still = overlay.draw_frame(
+    frames[0], np.array([0.1, 0.6, 0.3]), names, spec, 2
+  )
+  assert (still[:height, width:] == 255).all()
+  assert (image[:height, width:] != 255).any()
+  bars = (image[height + 3 :: 24, :] == (120, 180, 240)).all(axis=-1)
+  np.testing.assert_allclose(
+    bars.sum(axis=1) / (2 * width), [0.6, 0.3], atol=0.01
+  )
+
+
+def test_an_overlay_that_can_not_be_written_says_so(ready, tmp_path):
+  windows = [Seen(0, coded(2), np.array([1.0]))]
+  with pytest.raises(OSError, match="can't write a video to .*missing"):
+    overlay.write(
+      tmp_path / "missing" / "o.mp4",
+      windows,
+      ["run"],
+      spec=ready.run.flow_spec,
+      fps=25.0,
+      top=1,
+    )
+
+
+def test_a_stream_is_read_for_some_seconds(ready, videos):
+  # A file by its URL is the stream that needs no network.
+  path = videos / "teal-bob" / "000.avi"
+  spec = ready.run.flow_spec
+  source = Source("stream", path.as_uri())
+  record = reading.Reader(spec, 95, seconds=60.0)(source)
+  stored = reading.Reader(spec, 95)(Source("file", str(path)))
+  assert record.rgb == stored.rgb and record.flow == stored.flow
+  none = reading.Reader(spec, 95, seconds=0.0)(source)
+  assert none == reading.Rejection("no frame could be decoded")
+  gone = reading.Reader(spec, 95)(Source("stream", "file:///no/such/file"))
+  assert gone == reading.Rejection("the stream can't be opened")
+
+
+def test_every_odd_video_has_an_answer_or_a_reason(ready, finished_dir):
+  if not _ODD.is_dir():
+    pytest.skip(f"no odd videos in {_ODD}")
+  small = [
+    path
+    for path in sorted(_ODD.rglob("*"))
+    if path.is_file() and path.stat().st_size < 20_000
+  ]
+  assert len(small) > 10
+  _, values = parsed(f"--workdir={finished_dir}")
+  sources = reading.find_sources(map(str, small))
+  reader = reading.Reader(ready.run.flow_spec, ready.rgb_quality)
+  found = list(command.answer_all(ready, sources, values, reader=reader))
+  assert {line["path"] for line in found} == {str(path) for path in small}
+  for line in found:
+    assert ("error" in line) != ("stages" in line)
+    assert "\n" not in answers.table(line) or "stages" in line
+    assert line.get("error", "a reason").strip()

@@ -1,0 +1,7 @@
+"""Starts the command; see `twostream_jax.predict.command`."""
+
+if __name__ == "__main__":
+  # Not above: processes that decode import this file, and need none of it.
+  from twostream_jax.predict import command
+
+  command.run()

@@ -1,0 +1,74 @@
+"""Answers as lines of JSON and as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twostream_jax.flow.spec import to_dict
+from twostream_jax.predict.predictor import Prediction
+from twostream_jax.trained import TrainedRun
+
+
+def answer(found: Prediction, run: TrainedRun, top: int) -> dict[str, Any]:
+  """A prediction, JSON-ready.
+
+  Returns:
+    "path"; "stages" and "fused", by name the most probable classes as
+    [class, probability]; "protocol" by stage; "flow"; "frames"; "seconds" of
+    the video; "elapsed", seconds until the answer.
+  """
+  return {
+    "path": found.path,
+    "stages": {name: found.top(name, top) for name in found.stages},
+    "fused": {name: found.top(name, top) for name in found.fused},
+    "protocol": dict(found.protocols),
+    "flow": to_dict(run.flow_spec),
+    "frames": found.num_frames,
+    "seconds": found.seconds,
+    "elapsed": round(found.elapsed, 3),
+  }
+
+
+def failure(path: str, reason: str) -> dict[str, str]:
+  """A video without an answer: "path" and "error", why in one line."""
+  return {"path": path, "error": " ".join(reason.split())}
+
+
+def table(found: Mapping[str, Any]) -> str:
+  """What `answer`, `failure` or `long_videos` gave, to read."""
+  if "error" in found:
+    return f"{found['path']}: no answer: {found['error']}"
+  if "segments" in found:
+    return _segments(found)
+  head = (
+    f"{found['path']}: {found['frames']} frames, {found['seconds']:.1f} s;"
+    f" answered in {found['elapsed']:.1f} s"
+  )
+  rows = {**found["stages"], **found["fused"]}
+  cells = {
+    name: [f"{label} {probability:.3f}" for label, probability in row]
+    for name, row in rows.items()
+  }
+  return "\n".join([head, *_aligned(cells)])
+
+
+def _aligned(rows: Mapping[str, Sequence[str]]) -> list[str]:
+  """Rows of cells below each other, each with its name before it."""
+  names = max(map(len, rows))
+  widths = [
+    max(map(len, column)) for column in zip(*rows.values(), strict=True)
+  ]
+  return [
+    f"  {name:<{names}}  "
+    + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip()
+    for name, row in rows.items()
+  ]
+
+
+def _segments(found: Mapping[str, Any]) -> str:
+  head = (
+    f"{found['path']}: {found['frames']} frames, {found['seconds']:.1f} s;"
+    f" {len(found['segments'])} segments by {found['by']!r} in"
+    f" {found['elapsed']:.1f} s"
+  )
+  written = [f"  {kind}: {path}" for kind, path in found["files"].items()]
+  return "\n".join([head, *written])

@@ -1,0 +1,172 @@
+"""Videos that are followed with a sliding window: timelines and overlays."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from twostream_jax.data.check import lost_rejection
+from twostream_jax.data.frames import VideoError
+from twostream_jax.data.workers import LostError, iterate_in_process
+from twostream_jax.flow.spec import to_dict
+from twostream_jax.predict import answers, overlay, timeline
+from twostream_jax.predict.following import Seen, Window, follow
+from twostream_jax.predict.predictor import PredictionError, Predictor
+from twostream_jax.predict.reading import Chunks, Source, Streamer
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How long videos are followed, and what is written of them.
+
+  Attributes:
+    by: stage or fusion rule that speaks.
+    window: seconds that are seen at once.
+    stride: seconds from one window to the next.
+    smooth: windows that are averaged.
+    threshold: of a segment's probability.
+    top: classes that an overlay shows.
+    seconds: of a camera or stream that are followed.
+    time_limit: seconds until the next frames have to be there.
+    timeline: folder for tables and pictures, or None.
+    overlay: video to write, or None.
+    start: what prepares a process that decodes; can be pickled.
+  """
+
+  by: str
+  window: float
+  stride: float
+  smooth: int
+  threshold: float
+  top: int
+  seconds: float
+  time_limit: float
+  timeline: Path | None
+  overlay: Path | None
+  start: Callable[[], None]
+
+
+def follow_all(
+  predictor: Predictor, sources: Sequence[Source], options: Options
+) -> Iterator[dict[str, Any]]:
+  """Yields an answer a video, JSON-ready; one with "error" has a reason only.
+
+  Raises:
+    ValueError: an option is out of range.
+    OSError: a file can't be written.
+  """
+  # Refused before any work.
+  Window.of_seconds(options.window, options.stride, fps=1000.0)
+  timeline.check_smooth(options.smooth)
+  if options.timeline:
+    options.timeline.mkdir(parents=True, exist_ok=True)
+  names = file_names(sources)
+  for source, name in zip(sources, names, strict=True):
+    try:
+      yield _follow_one(predictor, source, name, options)
+    except (VideoError, PredictionError) as error:
+      yield answers.failure(source.path, error.reason)
+    except LostError as error:
+      rejection = lost_rejection(error.lost, options.time_limit)
+      yield answers.failure(source.path, rejection.reason)
+
+
+def file_names(sources: Sequence[Source]) -> list[str]:
+  """A name for the files of each video: its own, and as much of its path as
+  tells it apart; without characters that a file can't have."""
+  stems = [re.sub(r"\W+", "_", Path(s.path).stem).strip("_") for s in sources]
+  counts = collections.Counter(stems)
+  whole = [re.sub(r"\W+", "_", s.path).strip("_") for s in sources]
+  names = [
+    stem if stem and counts[stem] == 1 else full or "video"
+    for stem, full in zip(stems, whole, strict=True)
+  ]
+  seen = collections.Counter()
+  for i, name in enumerate(names):
+    seen[name] += 1
+    if seen[name] > 1:
+      names[i] = f"{name}_{seen[name]}"
+  return names
+
+
+def _follow_one(
+  predictor: Predictor, source: Source, name: str, options: Options
+) -> dict[str, Any]:
+  began = time.perf_counter()
+  run = predictor.run
+  stream = Streamer(run.flow_spec, predictor.rgb_quality, options.seconds)
+  recorder, files = timeline.Recorder(), {}
+  with contextlib.closing(
+    iterate_in_process(
+      Chunks(stream), source, options.start, time_limit=options.time_limit
+    )
+  ) as chunks:
+    fps = next(chunks)
+    window = Window.of_seconds(options.window, options.stride, fps)
+    if window.length <= run.flow_spec.step:
+      raise ValueError(
+        f"--window={options.window:g} shows {window.length} frames of"
+        f" {source.path}, too few for flow over {run.flow_spec.step}"
+      )
+    frames = itertools.chain.from_iterable(chunks)
+    windows = recorder(
+      follow(predictor, frames, window, by=options.by, fps=fps)
+    )
+    if options.overlay:
+      _overlay(predictor, windows, fps, options)
+      files["overlay"] = str(options.overlay)
+    else:
+      collections.deque(windows, maxlen=0)
+  found = recorder.track(fps)
+  segments = timeline.find_segments(
+    found,
+    run.class_names,
+    smooth=options.smooth,
+    threshold=options.threshold,
+    multi_label=run.multi_label,
+  )
+  if options.timeline:
+    files["table"] = str(options.timeline / f"{name}.csv")
+    files["picture"] = str(options.timeline / f"{name}.png")
+    timeline.write_csv(Path(files["table"]), segments)
+    timeline.draw(
+      Path(files["picture"]),
+      found,
+      segments,
+      run.class_names,
+      title=f"{source.path}, by {options.by}",
+      smooth=options.smooth,
+    )
+  seconds = float(found.edges[-1])
+  return {
+    "path": source.path,
+    "segments": [list(segment) for segment in segments],
+    "by": options.by,
+    "window": options.window,
+    "stride": options.stride,
+    "protocol": {k: stage.protocol for k, stage in run.stages.items()},
+    "flow": to_dict(run.flow_spec),
+    "frames": round(seconds * fps),
+    "seconds": seconds,
+    "elapsed": round(time.perf_counter() - began, 3),
+    "files": files,
+  }
+
+
+def _overlay(
+  predictor: Predictor, windows: Iterator[Seen], fps: float, options: Options
+) -> None:
+  run = predictor.run
+  overlay.write(
+    options.overlay,
+    windows,
+    run.class_names,
+    spec=run.flow_spec,
+    fps=fps,
+    top=min(options.top, len(run.class_names)),
+  )

@@ -1,0 +1,189 @@
+"""When a long video shows what: segments, as a table and as a picture."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from twostream_jax.predict.following import Seen
+
+# Rows of the picture: the classes that are seen longest.
+_MOST_ROWS = 12
+
+
+class Segment(NamedTuple):
+  """A part of a video that shows one class.
+
+  Attributes:
+    start: seconds.
+    end: seconds.
+    label: name of the class.
+    score: mean of its probability over the segment's windows, 0..1.
+  """
+
+  start: float
+  end: float
+  label: str
+  score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+  """Probabilities along a video.
+
+  Attributes:
+    edges: seconds [w + 1], rising: window i speaks for what is between edge i
+      and edge i + 1, halfway to its neighbours.
+    probabilities: float [w n].
+  """
+
+  edges: np.ndarray
+  probabilities: np.ndarray
+
+
+class Recorder:
+  """Keeps the probabilities of windows that pass by, and lets images go."""
+
+  def __init__(self):
+    self._centres, self._probabilities, self._end = [], [], 0
+
+  def __call__(self, windows: Iterable[Seen]) -> Iterator[Seen]:
+    """The same windows."""
+    for seen in windows:
+      self._centres.append(seen.centre)
+      self._probabilities.append(seen.probabilities)
+      self._end = seen.first + len(seen.frames)
+      yield seen
+
+  def track(self, fps: float) -> Track:
+    """What passed by, in seconds; at least one window must have."""
+    centres = np.array(self._centres)
+    middles = (centres[1:] + centres[:-1]) / 2
+    edges = np.concatenate([[0.0], middles, [self._end]]) / fps
+    return Track(edges, np.stack(self._probabilities))
+
+
+def check_smooth(width: int) -> None:
+  """Raises ValueError unless a number of windows has one in the middle."""
+  if width < 1 or width % 2 == 0:
+    raise ValueError(f"--smooth={width} must be odd: 1, 3, 5, ...")
+
+
+def smoothed(probabilities: np.ndarray, width: int) -> np.ndarray:
+  """The mean of each window and its neighbours, as far as there are any.
+
+  Args:
+    probabilities: [w n].
+    width: windows that are averaged, odd; 1 changes nothing.
+
+  Raises:
+    ValueError: it is not odd.
+  """
+  check_smooth(width)
+  half = width // 2
+  return np.stack(
+    [
+      probabilities[max(0, i - half) : i + half + 1].mean(axis=0)
+      for i in range(len(probabilities))
+    ]
+  )
+
+
+def find_segments(
+  found: Track,
+  class_names: Sequence[str],
+  *,
+  smooth: int = 1,
+  threshold: float = 0.0,
+  multi_label: bool = False,
+) -> list[Segment]:
+  """Merges windows that show the same class.
+
+  Args:
+    found: probabilities along the video.
+    class_names: n names.
+    smooth: windows that are averaged first, see `smoothed`.
+    threshold: a class with a smaller probability is not shown.
+    multi_label: whether every class above the threshold is shown, not only the
+      most probable one.
+
+  Returns:
+    Segments by their start, then by class.
+  """
+  values = smoothed(found.probabilities, smooth)
+  shown = values >= threshold
+  if not multi_label:
+    best = values.argmax(axis=1)
+    shown &= np.arange(values.shape[1]) == best[:, None]
+  segments = []
+  for c in np.flatnonzero(shown.any(axis=0)):
+    steps = np.diff(shown[:, c].astype(int), prepend=0, append=0)
+    for begin, end in zip(
+      np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True
+    ):
+      segments.append(
+        Segment(
+          float(found.edges[begin]),
+          float(found.edges[end]),
+          class_names[c],
+          float(values[begin:end, c].mean()),
+        )
+      )
+  return sorted(segments)
+
+
+def write_csv(path: Path, segments: Iterable[Segment]) -> None:
+  """Writes segments as start, end, label, score; as a whole or not at all."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  with open(temporary, "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow(Segment._fields)
+    for segment in segments:
+      times = (f"{segment.start:.3f}", f"{segment.end:.3f}")
+      writer.writerow([*times, segment.label, f"{segment.score:.4f}"])
+  os.replace(temporary, path)
+
+
+def draw(
+  path: Path,
+  found: Track,
+  segments: Sequence[Segment],
+  class_names: Sequence[str],
+  *,
+  title: str,
+  smooth: int = 1,
+) -> None:
+  """Writes a picture: a row a class with its segments and its probability."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  spent = dict.fromkeys(class_names, 0.0)
+  for segment in segments:
+    spent[segment.label] += segment.end - segment.start
+  rows = sorted(
+    (name for name in spent if spent[name]), key=lambda name: -spent[name]
+  )[:_MOST_ROWS]
+  values = smoothed(found.probabilities, smooth)
+  figure, axes = pyplot.subplots(figsize=(12, 1.2 + 0.45 * max(1, len(rows))))
+  for row, name in enumerate(rows):
+    colour = f"C{row % 10}"
+    spans = [(s.start, s.end - s.start) for s in segments if s.label == name]
+    axes.broken_barh(spans, (row - 0.4, 0.8), color=colour, alpha=0.35)
+    curve = row + 0.4 - 0.8 * values[:, list(class_names).index(name)]
+    axes.stairs(curve, found.edges, color=colour, baseline=None)
+  axes.set_yticks(range(len(rows)), rows)
+  axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+  axes.set_xlim(0, found.edges[-1])
+  axes.set_xlabel("seconds")
+  axes.set_title(title, fontsize=10)
+  figure.tight_layout()
+  temporary = path.with_name(f".{path.name}.tmp")
+  figure.savefig(temporary, format="png", dpi=100)
+  pyplot.close(figure)
+  os.replace(temporary, path)
