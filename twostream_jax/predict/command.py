@@ -30,9 +30,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from twostream_jax import checkpoints, launch
-from twostream_jax.data.check import TIME_LIMIT, lost_rejection, start_worker
+from twostream_jax.data.check import TIME_LIMIT, lost_rejection
 from twostream_jax.data.workers import Lost, map_in_processes
-from twostream_jax.flow import prepare_process
 from twostream_jax.predict import answers, long_videos, predictor, reading
 
 SOME_FAILED = 2
@@ -77,6 +76,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run() -> None:
   """Runs the command."""
   define_flags(flags.FLAGS)
+  warnings.formatwarning = _one_line
   app.run(main)
 
 
@@ -84,7 +84,6 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
   """Runs the command of parsed flags; returns the exit code."""
   # What libraries log as an error they raise as well, and we put it in words.
   absl_logging.set_verbosity(absl_logging.FATAL)
-  warnings.formatwarning = _one_line
   try:
     launch.cache_compilations(values.compilation_cache)
     return score(values, argv[1:])
@@ -153,18 +152,8 @@ def options(
     time_limit=values.time_limit,
     timeline=Path(values.timeline) if values.timeline else None,
     overlay=Path(values.overlay) if values.overlay else None,
-    start=start(ready),
+    start=functools.partial(reading.start, ready.run.flow_spec),
   )
-
-
-def start(ready: predictor.Predictor) -> Callable[[], None]:
-  """What prepares a process that decodes; it can be pickled."""
-  return functools.partial(_start, ready.run.flow_spec)
-
-
-def _start(flow_spec) -> None:
-  start_worker()
-  prepare_process(flow_spec)
 
 
 def answer_all(
@@ -180,7 +169,7 @@ def answer_all(
       reading.Timed(reader),
       sources,
       min(values.workers, len(sources)),
-      start(ready),
+      functools.partial(reading.start, ready.run.flow_spec),
       time_limit=values.time_limit,
     )
   ) as results:

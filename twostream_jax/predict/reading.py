@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from twostream_jax.data.check import Rejection, too_few_frames
+from twostream_jax.data.check import Rejection, start_worker, too_few_frames
 from twostream_jax.data.clips import Clip
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
 from twostream_jax.data.encode import process_clip
@@ -27,7 +27,7 @@ from twostream_jax.data.video import (
   resize,
   target_size,
 )
-from twostream_jax.flow import compute_flows
+from twostream_jax.flow import compute_flows, prepare_process
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 
 # Milliseconds until a camera or stream has to answer.
@@ -45,6 +45,15 @@ class Source:
 
   kind: str
   path: str
+
+
+def start(flow_spec: FlowSpec) -> None:
+  """Prepares a process for decoding and for flow.
+
+  It is here, because a process that is started imports what it is given from.
+  """
+  start_worker()
+  prepare_process(flow_spec)
 
 
 def find_sources(arguments: Iterable[str]) -> list[Source]:
