@@ -17,6 +17,7 @@ from absl import flags
 import twostream_jax
 from tests.bad_readers import BadReader
 from twostream_jax import scores
+from twostream_jax.data import protocols
 from twostream_jax.data.frames import VideoError
 from twostream_jax.predict import (
   answers,
@@ -94,6 +95,21 @@ def test_another_protocol_may_be_asked_for(ready):
   assert ready.run.stages["temporal"].protocol.startswith("2x1")
   with pytest.raises(ValueError, match="eval.protocol='25'"):
     twostream_jax.load(ready.run.workdir, "25")
+
+
+def test_views_are_mirrored_only_where_training_was(ready, monkeypatch):
+  config = ready.run.config.copy_and_resolve_references()
+  config.temporal.input.flip = False
+  views = dataclasses.replace(
+    ready.run.stages["temporal"].views, protocol=protocols.parse("2x10")
+  )
+  stage = dataclasses.replace(ready.run.stages["temporal"], views=views)
+  run = dataclasses.replace(
+    ready.run, config=config, stages={"temporal": stage}
+  )
+  monkeypatch.setattr(predictor.trained, "open_run", lambda *_: run)
+  with pytest.raises(ValueError, match="'2x10' mirrors.*'temporal'"):
+    predictor.load("run", "2x10")
 
 
 def test_a_video_without_an_answer_has_a_reason(ready, tmp_path):

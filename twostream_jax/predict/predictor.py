@@ -81,8 +81,17 @@ def load(
   Raises:
     TrainedRunError: there is no finished run; the message says what is missing.
     CheckpointError: a checkpoint can't be read.
+    ValueError: there is no such protocol, or it does not fit the run.
   """
-  return Predictor(trained.open_run(workdir, protocol))
+  run = trained.open_run(workdir, protocol)
+  for name, stage in run.stages.items():
+    mirrors = stage.views is not None and stage.views.protocol.num_crops == 10
+    if mirrors and not run.config[name].input.flip:
+      raise ValueError(
+        f"the protocol {stage.views.protocol.name!r} mirrors clips, but stage"
+        f" {name!r} was trained without: use 5 crops"
+      )
+  return Predictor(run)
 
 
 class Predictor:
@@ -108,15 +117,15 @@ class Predictor:
       for name, stage in run.stages.items()
     }
     self._predict = {
-      name: self._compiled(steps.predict_step, stage, {"num_classes": n})
+      name: self._compiled(
+        steps.predict_step, stage, num_classes=stage.num_classes
+      )
       for name, stage in run.stages.items()
-      for n in [stage.num_classes]
     }
     self._features = {
-      name: self._compiled(steps.feature_step, stage, {"feature": feature})
+      name: self._compiled(steps.feature_step, stage, feature=stage.feature)
       for name, stage in run.stages.items()
-      for feature in [stage.feature]
-      if feature
+      if stage.feature
     }
 
   def predict(self, path: str | os.PathLike) -> Prediction:
@@ -250,8 +259,9 @@ class Predictor:
       yield transform.load(source, rows, size), len(places)
 
   def _compiled(
-    self, step: Callable[..., Any], stage: TrainedStage, fields: dict[str, Any]
+    self, step: Callable[..., Any], stage: TrainedStage, **fields: Any
   ) -> Callable[..., Any]:
+    """A step of `steps` for a stage, on one device; compiled when called."""
     mapped = functools.partial(
       step,
       model=stage.model,
