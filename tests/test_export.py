@@ -23,6 +23,8 @@ from twostream_jax import export, fuse, models, trained
 from twostream_jax.export import __main__ as command
 from twostream_jax.export import programs, runner
 from twostream_jax.flow import spec as flow_spec
+from twostream_jax.models.stream import Stream
+from twostream_jax.models.two_stream import TwoStream
 from twostream_jax.rules import FusionRule
 from twostream_jax.scores import Scores
 
@@ -223,6 +225,52 @@ def test_what_is_written_for_cpus_stays_there(opened):
   assert found["cuda"] == found["tpu"] == plain
   assert found["cpu"][0] < len(kernels)
   assert found["cpu"][1] <= {"shape_assertion"}
+
+
+def vgg(use_batch_norm):
+  return models.create_model(
+    "vgg11_bn" if use_batch_norm else "vgg11", num_classes=12, width=0.02
+  )
+
+
+@pytest.mark.parametrize(
+  "name, model",
+  [
+    (
+      "temporal",
+      Stream(
+        modality="flow",
+        backbone=models.create_model("resnet18", num_classes=12, width=0.02),
+      ),
+    ),
+    ("spatial", Stream(modality="rgb", backbone=vgg(True))),
+    (
+      "joint",
+      TwoStream(spatial=vgg(False), temporal=vgg(False), fusion="conv"),
+    ),
+  ],
+)
+def test_every_kind_of_network_is_lowered_for_other_platforms(
+  opened, name, model
+):
+  stage = opened.stages[name]
+  shapes = jax.eval_shape(
+    functools.partial(model.init, train=False),
+    jax.random.key(0),
+    stage.preprocess(stage.example),
+  )
+  blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  stage = dataclasses.replace(stage, model=model, variables=blank)
+  run = dataclasses.replace(opened, stages={name: stage})
+  program, weights = (
+    programs.create_program(run, name),
+    programs.flat_weights(run),
+  )
+  kernels = [path for path, array in weights.items() if array.ndim == 4]
+  for platform in ("cuda", "tpu"):
+    exported = programs.export_program(program, weights, platform)
+    assert operations(exported) == (len(kernels), {"shape_assertion"})
+    assert str(exported.out_avals[0].shape[0]) == "b"
 
 
 def test_programs_take_any_number_of_videos_and_windows(exported):
