@@ -144,7 +144,7 @@ def test_the_command_measures_and_prints(capsys):
   assert title == "tiny_config: synthetic clips, 12 classes"
   assert header.split("  ")[1] == "stage" and header.endswith("clips a second")
   assert [row.split()[0] for row in rows] == ["spatial", "temporal"]
-  assert all(float(row.split()[-1]) > 0 for row in rows)
+  assert all(float(row.split()[-1].replace(",", "")) > 0 for row in rows)
   assert "batches of 2 a device, 8 x cpu" in printed
 
 
@@ -156,6 +156,17 @@ def test_the_command_prints_markdown(capsys):
   assert len({line.count("|") for line in table}) == 1
   assert table[2].startswith("| `tiny_config` | none | spatial | cnn_m |")
   assert "batches of" not in printed
+
+
+def test_numbers_are_short_and_plain():
+  values = (0.000722, 1.1449, 99.9, 722.4, 17_412.0)
+  assert [*map(summary.number, values)] == [
+    "0.000722",
+    "1.14",
+    "99.9",
+    "722",
+    "17,412",
+  ]
 
 
 def test_own_videos_have_as_many_classes_as_is_said():

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import ml_collections
 from absl import app, flags
+from absl import logging as absl_logging
 
 import twostream_jax
 from twostream_jax import launch, recipes, zoo
@@ -147,8 +148,13 @@ def cells(row: zoo.Row) -> tuple[str, ...]:
     row.inputs,
     f"{row.parameters / 1e6:.2f} M",
     f"{row.flops / 1e9:.3g}",
-    "" if speed is None else f"{speed:.3g}",
+    "" if speed is None else number(speed),
   )
+
+
+def number(value: float) -> str:
+  """Three digits, or more before the point."""
+  return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def text_block(name: str, data: str, rows: Sequence[zoo.Row]) -> str:
@@ -235,6 +241,8 @@ def main(argv: list[str]) -> None:
   """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     sys.exit(f"twostream_jax.summary: not a flag: {' '.join(argv[1:])}")
+  # Which platforms JAX did not find is of no interest here.
+  absl_logging.set_verbosity(absl_logging.ERROR)
   launch.cache_compilations(None)
   try:
     run(flags.FLAGS)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from twostream_jax import checkpoints, export, launch, trained
 
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
     print(f"twostream_jax.export: not a flag: {argv[1:]}", file=sys.stderr)
     return 1
+  # What libraries log as an error they raise as well, and we put it in words.
+  absl_logging.set_verbosity(absl_logging.FATAL)
   launch.cache_compilations(None)
   return run(flags.FLAGS)
 
