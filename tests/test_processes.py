@@ -96,7 +96,8 @@ def test_a_run_goes_on_with_other_processes_and_devices(
   for a, b in zip(
     jax.tree.leaves(ours.state), jax.tree.leaves(theirs.state), strict=True
   ):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    # As arrays: single numbers near zero are sums of much larger ones.
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b) + 1e-7
   for record, expected in zip(
     logging.read_metrics(mixed / "temporal"),
     logging.read_metrics(eight / "temporal"),
