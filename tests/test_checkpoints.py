@@ -142,6 +142,25 @@ def test_metadata_that_can_not_be_read_is_passed_over(two, tmp_path):
   assert path == folder / "1" and metadata == {"step": 1}
 
 
+def test_what_a_thread_writes_later_is_a_copy(tmp_path, monkeypatch):
+  json_save, handed_over = checkpoints.ocp.args.JsonSave, []
+  monkeypatch.setattr(
+    checkpoints.ocp.args,
+    "JsonSave",
+    lambda item: handed_over.append(item) or json_save(item),
+  )
+  progress, metadata = {"window": [[1.0]]}, {"names": ["a"]}
+  with checkpoints.open_manager(tmp_path, keep=2) as manager:
+    checkpoints.save(manager, 1, state(1), progress, metadata)
+    # Training goes on: the next step adds to its sums.
+    progress["window"].append([2.0])
+    metadata["names"].append("b")
+  assert handed_over == [
+    {"window": [[1.0]], "score": None},
+    {"names": ["a"]},
+  ]
+
+
 @pytest.mark.parametrize("found_out", ["before", "while writing"])
 def test_a_full_disk_is_explained_and_leaves_the_last_good_one(
   two, tmp_path, monkeypatch, found_out

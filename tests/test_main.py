@@ -80,7 +80,7 @@ def final_parameters(directory, name):
     return checkpoints.restore_newest(manager, template).state
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_killed_again_and_again_ends_in_the_same_bits(tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   done = run_to_end(whole)

@@ -105,7 +105,11 @@ def test_a_run_goes_on_with_other_processes_and_devices(
   ):
     assert record.keys() == expected.keys()
     for name in record.keys() - {"split"}:
-      assert record[name] == pytest.approx(expected[name], rel=1e-4), name
+      assert record[name] == pytest.approx(expected[name], rel=1e-4), (
+        name,
+        record,
+        expected,
+      )
   for split in ("validation", "test"):
     path = Path("scores") / f"temporal-{split}.npz"
     ours, theirs = (scores.load_scores(d / path) for d in (mixed, eight))

@@ -35,15 +35,15 @@ def walkthroughs():
   }
 
 
-def write_clip(path, label, number, seconds=1):
+def write_clip(path, label, number, repeats=1):
   """A clip whose motion tells its class."""
   path.parent.mkdir(parents=True, exist_ok=True)
   code = cv2.VideoWriter.fourcc(*"mp4v" if path.suffix == ".mp4" else "MJPG")
   writer = cv2.VideoWriter(str(path), code, 25, (80, 64))
   motion = synthetic.MOTIONS[label % len(synthetic.MOTIONS)]
   rng = np.random.default_rng([label, number])
-  for _ in range(seconds):
-    for frame in synthetic.render_clip(rng, "amber", motion):
+  for _ in range(repeats):
+    for frame in synthetic.render_clip(rng, "amber", motion)[:12]:
       frame = cv2.resize(frame, (80, 64))
       writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
   writer.release()
@@ -118,7 +118,7 @@ def write_folder(folder):
     for number in range(4):
       write_clip(folder / "VIDEOS" / name / f"{number}.mp4", i, number)
   write_clip(folder / "new.mp4", 1, 99)
-  write_clip(folder / "long.mp4", 2, 98, seconds=6)
+  write_clip(folder / "long.mp4", 2, 98, repeats=12)
 
 
 def small(config_path):

@@ -1,6 +1,7 @@
 """Checkpoints with Orbax: train state and position in the data, together."""
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import json
@@ -144,14 +145,16 @@ def save(
     CheckpointError: the disk is full, or this or the save before failed in
       another way.
   """
+  # A thread writes it later, when training has changed what it was given.
+  progress, metadata = copy.deepcopy((dict(progress), dict(metadata)))
   with _explaining(manager):
     _check_room(manager, state)
     manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        progress=ocp.args.JsonSave({**progress, "score": score}),
-        metadata=ocp.args.JsonSave(dict(metadata)),
+        progress=ocp.args.JsonSave(progress | {"score": score}),
+        metadata=ocp.args.JsonSave(metadata),
       ),
     )
 
