@@ -106,12 +106,14 @@ def draw(source, transform, count):
 def jpegs_of(samples, transform):
   """The JPEGs of samples: (bytes, whether it is gray)."""
   notes = []
-  for look, shift in samples:
-    record = look.record | {
-      name: Noted(look.record[name], name != "rgb", notes)
+  for sample in samples:
+    record = sample.look.record
+    noted = {
+      name: Noted(record[name], name != "rgb", notes)
       for name in ("rgb", "flow")
     }
-    transform.load([(look._replace(record=record), shift)], 1)
+    look = sample.look._replace(record=record | noted)
+    transform.load([sample._replace(look=look)], 1)
   return notes
 
 
@@ -267,12 +269,11 @@ def print_profile(source, values):
 
 def read(samples, modalities):
   """Reads as many bytes as the samples show."""
-  for look, _ in samples:
-    start = int(look.starts[0])
+  for (record, (start,), _), *_ in samples:
     if "rgb" in modalities:
-      look.record["rgb"][start]
+      record["rgb"][start]
     if "flow" in modalities:
-      look.record["flow"][start : start + _FIELDS]
+      record["flow"][start : start + _FIELDS]
 
 
 def print_reading(data, source):

@@ -113,7 +113,8 @@ class FileDataset(torch.utils.data.Dataset):
     rng = np.random.default_rng(torch.randint(2**31, ()).item())
     length = self._fields if "flow" in self._modalities else 0
     start = int(rng.integers(num_frames - length))
-    box, flip = self._crop.draw(rng, height, width), bool(rng.integers(2))
+    draws = rng.random(self._crop.num_draws)
+    box, flip = self._crop.box(draws, height, width), bool(rng.integers(2))
 
     def see(image):
       seen = crop_and_resize(image, box, self._size)
@@ -129,7 +130,7 @@ class FileDataset(torch.utils.data.Dataset):
         both = self._decode(folder / "flow" / f"{j:05d}.jpg", True)
         x, y = see(both[:, :width]), see(both[:, width:])
         planes += [255 - x if flip else x, y]
-      sample["flow"] = cv2.merge(planes)
+      sample["flow"] = np.stack(planes)
     return sample
 
 

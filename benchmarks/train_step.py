@@ -35,6 +35,7 @@ import optax
 from absl import app, flags
 
 from twostream_jax import losses, models, parallel, steps
+from twostream_jax.data.views import image_shapes
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
 from twostream_jax.preprocess import Preprocess
@@ -81,15 +82,14 @@ class Case:
   gpu: bool
 
   def inputs(self) -> dict[str, np.ndarray]:
-    """uint8 [b 1 h w c] by modality, and labels int32 [b]."""
+    """As the loader gives them: uint8 by modality, and labels int32 [b]."""
     rng = np.random.default_rng(0)
     spatial, temporal, _ = _NETWORKS[self.network]
-    channels = {"rgb": 3 if spatial else 0, "flow": temporal and FLOW_CHANNELS}
-    shape = (self.batch, 1, self.size, self.size)
+    read = [m for m, net in (("rgb", spatial), ("flow", temporal)) if net]
+    shapes = image_shapes(read, self.size, FLOW_CHANNELS // 2)
     images = {
-      name: rng.integers(0, 256, (*shape, c), dtype=np.uint8)
-      for name, c in channels.items()
-      if c
+      name: rng.integers(0, 256, (self.batch, 1, *shape), dtype=np.uint8)
+      for name, shape in shapes.items()
     }
     labels = rng.integers(0, _CLASSES, self.batch, dtype=np.int32)
     return images | {"label": labels}
@@ -177,11 +177,12 @@ def torch_side(case: Case, compiled: bool) -> tuple[Callable, Callable, float]:
   def logits():
     total = 0
     for name, net in nets.items():
-      # NHWC in memory, as the decoder gives it; a view for PyTorch.
       x = (inputs[name][:, 0].float() / 255 - _MEAN) / _STD
-      x = x.permute(0, 3, 1, 2)
+      # Frames are NHWC, as a decoder gives them; a view for PyTorch.
+      x = x.permute(0, 3, 1, 2) if name == "rgb" else x
       # In float32 on the CPU its own layout is as fast or faster.
-      x = x if case.gpu else x.contiguous()
+      layout = torch.channels_last if case.gpu else torch.contiguous_format
+      x = x.contiguous(memory_format=layout)
       total = total + net(x)
     return total / len(nets)
 

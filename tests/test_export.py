@@ -101,6 +101,8 @@ def read_back(exported, given, tmp_path_factory):
 
 def apply(stage, inputs):
   """Logits and features of a stage's own network, all at once."""
+  if "flow" in inputs:  # Planes, as the loader gives them.
+    inputs = inputs | {"flow": np.moveaxis(inputs["flow"], -1, -3)}
   return jax.jit(
     lambda batch: stage.model.apply(
       stage.variables, stage.preprocess(batch), train=False

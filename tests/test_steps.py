@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from twostream_jax import losses, optim, parallel, steps
+from twostream_jax.data.views import image_shapes
 from twostream_jax.models.layers import Dropout, batch_norm
 from twostream_jax.models.stream import Stream
 from twostream_jax.preprocess import Preprocess, standardise
@@ -59,9 +60,9 @@ def make_parts(modality="flow", **fields):
 
 def make_batch(modality="flow", b=8):
   rng = np.random.default_rng(0)
-  channels = {"rgb": 3, "flow": 4}[modality]
+  shape = image_shapes([modality], SIZE, stack_length=2)[modality]
   batch = {
-    modality: rng.integers(0, 256, (b, 1, SIZE, SIZE, channels), np.uint8),
+    modality: rng.integers(0, 256, (b, 1, *shape), np.uint8),
     "label": rng.integers(0, CLASSES, b).astype(np.int32),
     "mask": np.ones(b, bool),
     "index": np.arange(b, dtype=np.int32),
@@ -255,7 +256,7 @@ def test_preprocess_is_the_written_formula():
   rng = np.random.default_rng(1)
   batch = {
     "rgb": rng.integers(0, 256, (2, 1, 8, 8, 3), np.uint8),
-    "flow": rng.integers(0, 256, (2, 1, 8, 8, 6), np.uint8),
+    "flow": rng.integers(0, 256, (2, 1, 6, 8, 8), np.uint8),
     "label": np.zeros(2, np.int32),
   }
   inputs = jax.jit(preprocess)(batch)
@@ -268,9 +269,30 @@ def test_preprocess_is_the_written_formula():
   moved = rgb + shift[:, None, None, None] / [0.2, 0.3, 0.4]
   np.testing.assert_allclose(shifted["rgb"], moved, rtol=1e-4, atol=1e-4)
   np.testing.assert_array_equal(shifted["flow"], inputs["flow"])
-  flow = batch["flow"] / 255 * 40 - 20
+  flow = np.moveaxis(batch["flow"], 2, -1) / 255 * 40 - 20
   flow = flow - flow.mean(axis=(2, 3), keepdims=True)
   np.testing.assert_allclose(inputs["flow"], flow / 5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_what_is_mirrored_moves_the_other_way(shape):
+  """Samples of a batch, or views of each of its rows."""
+  preprocess = make_parts()["preprocess"]
+  rng = np.random.default_rng(1)
+  batch = {
+    "rgb": rng.integers(0, 256, (*shape, 1, 8, 6, 3), np.uint8),
+    "flow": rng.integers(0, 256, (*shape, 1, 4, 8, 6), np.uint8),
+  }
+  flip = np.array([False, True, True, False]).reshape(shape)
+  plain = jax.jit(preprocess)(batch)
+  found = jax.jit(preprocess)(batch | {"flip": flip})
+  for i in np.ndindex(shape):
+    rgb, flow = plain["rgb"][i], plain["flow"][i]
+    if flip[i]:
+      # Of what has lost its mean, that is all there is to do.
+      rgb, flow = rgb[..., ::-1, :], flow[..., ::-1, :] * [-1, 1, -1, 1]
+    np.testing.assert_array_equal(found["rgb"][i], rgb)
+    np.testing.assert_allclose(found["flow"][i], flow, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("views_per_pass", [1, 4, 100])
@@ -278,7 +300,7 @@ def test_prediction_is_the_mean_over_views(views_per_pass):
   parts = make_parts()
   state = init(parts, make_batch())
   rng = np.random.default_rng(2)
-  views = rng.integers(0, 256, (3, 5, 1, SIZE, SIZE, 4), np.uint8)
+  views = rng.integers(0, 256, (3, 5, 1, 4, SIZE, SIZE), np.uint8)
   model, preprocess = parts["model"], parts["preprocess"]
   got = jax.jit(
     functools.partial(
@@ -303,7 +325,7 @@ def test_segments_share_one_opinion():
   parts = make_parts()
   state = init(parts, make_batch())
   rng = np.random.default_rng(3)
-  clip = rng.integers(0, 256, (2, 3, SIZE, SIZE, 4), np.uint8)
+  clip = rng.integers(0, 256, (2, 3, 4, SIZE, SIZE), np.uint8)
   apply = functools.partial(parts["model"].apply, state.variables, train=False)
   whole, features = apply(parts["preprocess"]({"flow": clip}))
   each = [

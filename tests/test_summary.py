@@ -126,7 +126,7 @@ def test_segments_and_features_are_told():
   )
   config = get_config("ucf101_tsn")
   stage = config.temporal
-  assert zoo.video_example(stage)["flow"].shape == (1, 3, 224, 224, 10)
+  assert zoo.video_example(stage)["flow"].shape == (1, 3, 10, 224, 224)
 
 
 def run(capsys, *arguments):

@@ -5,6 +5,7 @@ know which it is.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,10 @@ class VideoInputs:
 
   def example(self) -> dict[str, np.ndarray]:
     """A batch of one sample: zeros of the shapes that training sees."""
-    spec = self.train.spec
-    shape = (1, self.train.num_segments, spec.image_size, spec.image_size)
-    channels = {"rgb": 3, "flow": 2 * spec.stack_length}
-    batch = {
-      name: np.zeros(shape + (channels[name],), np.uint8)
-      for name in spec.modalities
-    }
+    empty = functools.partial(np.zeros, dtype=np.uint8)
+    batch = self.train.spec.empty(1, self.train.num_segments, empty=empty)
+    if self.train.flip:
+      batch["flip"] = np.zeros(1, bool)
     if self.train.shifts_rgb:
       batch["rgb_shift"] = np.zeros((1, 3), np.float32)
     return batch

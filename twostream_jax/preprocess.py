@@ -16,11 +16,12 @@ Batch = Mapping[str, jax.Array]
 class Preprocess:
   """uint8 batches to the network's input, on the device.
 
-  RGB becomes (x / 255 + shift - mean) / std; a training batch may have a shift
-  of each sample's colours, other batches have none. Flow is de-quantised to
-  pixels a frame; then, where asked for, each field loses its own mean vector
-  (Simonyan & Zisserman 2014, §3.1, "mean flow subtraction": camera motion);
-  then it is divided by `flow_scale`.
+  What a batch marks is mirrored from left to right; of flow, x changes its
+  sign. RGB becomes (x / 255 + shift - mean) / std; a training batch may have a
+  shift of each sample's colours. Flow is de-quantised to pixels a frame; then,
+  where asked for, each field loses its own mean vector (Simonyan & Zisserman
+  2014, §3.1, "mean flow subtraction": camera motion); then it is divided by
+  `flow_scale`.
 
   Attributes:
     rgb_mean: of each channel, in 0..1.
@@ -37,26 +38,35 @@ class Preprocess:
   subtract_mean_flow: bool
 
   def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-    """Maps uint8 [... h w c] to float32 of the same shape, by modality.
+    """Maps codes to float32 [b ... h w c], by modality.
 
     Args:
-      batch: "rgb" and / or "flow" [b ... h w c], and maybe "rgb_shift" float
-        [b 3] for RGB in 0..1. Other keys are left out.
+      batch: "rgb" uint8 [b ... h w 3] and / or "flow" uint8 [b ... 2l h w],
+        planes in the order x1 y1 x2 y2 ... And maybe "flip" bool [b], or of
+        more of the leading axes, and "rgb_shift" float [b 3] for RGB in 0..1.
+        Other keys are left out.
     """
+    flip = batch.get("flip")
     inputs = {}
     if "rgb" in batch:
       # Of the rank of the images: ranks are never promoted silently.
       shape = (1,) * (batch["rgb"].ndim - 1) + (3,)
       mean = jnp.asarray(self.rgb_mean, jnp.float32).reshape(shape)
       std = jnp.asarray(self.rgb_std, jnp.float32).reshape(shape)
-      rgb = batch["rgb"].astype(jnp.float32) / 255.0
+      rgb = batch["rgb"]
+      if flip is not None:
+        rgb = jnp.where(_to_rank(flip, rgb.ndim), rgb[..., ::-1, :], rgb)
+      rgb = rgb.astype(jnp.float32) / 255.0
       if "rgb_shift" in batch:
         rgb = rgb + _for_every_pixel(batch["rgb_shift"], rgb.ndim)
       inputs["rgb"] = (rgb - mean) / std
     if "flow" in batch:
-      flow = flow_spec.dequantise(
-        batch["flow"].astype(jnp.float32), self.flow_bound
-      )
+      codes = batch["flow"]
+      if flip is not None:
+        mirrored = flow_spec.flip_codes(codes)
+        codes = jnp.where(_to_rank(flip, codes.ndim), mirrored, codes)
+      codes = jnp.moveaxis(codes, -3, -1).astype(jnp.float32)
+      flow = flow_spec.dequantise(codes, self.flow_bound)
       if self.subtract_mean_flow:
         flow = flow - flow.mean(axis=(-3, -2), keepdims=True)
       inputs["flow"] = flow / self.flow_scale
@@ -67,6 +77,11 @@ def _for_every_pixel(shift: jax.Array, ndim: int) -> jax.Array:
   """[b 3] to [b 1 ... 1 3], of the rank of the images."""
   ones = (1,) * (ndim - shift.ndim)
   return shift.reshape(shift.shape[:-1] + ones + shift.shape[-1:])
+
+
+def _to_rank(flip: jax.Array, ndim: int) -> jax.Array:
+  """[b ...] to [b ... 1 ... 1], of the rank of the images."""
+  return flip.reshape(flip.shape + (1,) * (ndim - flip.ndim))
 
 
 def standardise(

@@ -1,11 +1,11 @@
 """What a network is shown: a batch drawn as images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from twostream_jax.flow.colorwheel import flow_to_rgb
-from twostream_jax.flow.spec import dequantise
+from twostream_jax.flow.spec import dequantise, flip_codes
 
 MAX_CLIPS = 8
 
@@ -16,8 +16,9 @@ def draw(
   """Rows of clips, one image for each modality.
 
   Args:
-    batch: "rgb" uint8 [... t h w 3] and / or "flow" uint8 [... t h w 2l], as
-      laid out over devices; other arrays are passed over.
+    batch: "rgb" uint8 [... t h w 3] and / or "flow" uint8 [... t 2l h w], and
+      maybe "flip" bool [...], as laid out over devices; other arrays are passed
+      over.
     flow_bound: of the dataset's FlowSpec, pixels. A quarter of it is drawn at
       full saturation.
 
@@ -27,15 +28,22 @@ def draw(
   """
   images = {}
   if "rgb" in batch:
-    images["rgb"] = _row(batch["rgb"])
+    images["rgb"] = _row(_first(batch, "rgb", lambda x: x[..., ::-1, :]))
   if "flow" in batch:
-    fields = _row(batch["flow"][..., :2])
-    images["flow"] = flow_to_rgb(
-      dequantise(fields.astype(np.float32), flow_bound), flow_bound / 4
-    )
+    fields = _first(batch, "flow", flip_codes)[:, :2]
+    flow = dequantise(np.moveaxis(fields, 1, -1), flow_bound)
+    images["flow"] = flow_to_rgb(_row(flow), flow_bound / 4)
   return images
 
 
+def _first(batch, name: str, mirror: Callable) -> np.ndarray:
+  """The first image of some clips, mirrored where they are."""
+  clips = batch[name].reshape((-1,) + batch[name].shape[-4:])[:MAX_CLIPS, 0]
+  if "flip" not in batch:
+    return clips
+  flip = batch["flip"].reshape(-1, 1, 1, 1)[:MAX_CLIPS]
+  return np.where(flip, mirror(clips), clips)
+
+
 def _row(images: np.ndarray) -> np.ndarray:
-  clips = images.reshape((-1,) + images.shape[-4:])[:MAX_CLIPS, 0]
-  return np.concatenate(list(clips), axis=1)
+  return np.concatenate(list(images), axis=1)

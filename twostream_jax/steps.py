@@ -117,7 +117,7 @@ def train_step(
 
   Args:
     state: the same on every replica.
-    batch: "rgb" and / or "flow" uint8 [b t h w c], or features, with "label",
+    batch: what `preprocess` takes, uint8 [b t ...], or features, with "label",
       "mask" bool [b] and "index" int32 [b]: each example's place in the global
       batch, which its dropout depends on. With micro-batches [k b ...].
     rng: key of the whole run, the same on every replica and in every step.
@@ -241,8 +241,8 @@ def predict_step(
 
   Args:
     variables: params and batch_stats.
-    batch: [b v ...]: views of videos, "rgb" and / or "flow" uint8
-      [b v t h w c], or features.
+    batch: [b v ...]: views of videos, uint8 [b v t ...] as `preprocess` takes
+      them, or features.
     model: maps inputs to logits and features.
     preprocess: see `preprocess.Preprocess`.
     views_per_pass: views that pass through the network together, which bounds

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from twostream_jax import parallel, stage_data, stages, steps
+from twostream_jax.data.views import image_shapes
 from twostream_jax.flops import count_flops
 from twostream_jax.preprocess import Preprocess, standardise
 
@@ -108,14 +109,17 @@ def create_network(
 
 
 def video_example(stage: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
-  """A training sample of a stage of videos: zeros, uint8 [1 t h w c]."""
-  side = stage.input.image_size
-  shape = (1, stage.input.num_segments, side, side)
-  example = {}
-  for modality in stage_data.modalities(stage):
-    channels = 3 if modality == "rgb" else 2 * stage.input.stack_length
-    example[modality] = np.zeros((*shape, channels), np.uint8)
-  return example
+  """A training sample of a stage of videos: zeros, uint8 [1 t ...]."""
+  shapes = image_shapes(
+    stage_data.modalities(stage),
+    stage.input.image_size,
+    stage.input.stack_length,
+  )
+  leading = (1, stage.input.num_segments)
+  return {
+    modality: np.zeros((*leading, *shape), np.uint8)
+    for modality, shape in shapes.items()
+  }
 
 
 def feature_width(config: ml_collections.ConfigDict, source: str) -> int:
@@ -130,7 +134,8 @@ def describe_inputs(
 ) -> str:
   """What a network reads of a clip, in words."""
   parts = []
-  for key, array in network.example.items():
+  read = jax.eval_shape(network.preprocess, network.example)
+  for key, array in read.items():
     if key == "length":
       continue
     _, t, *rest = array.shape

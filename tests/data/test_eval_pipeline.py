@@ -8,7 +8,9 @@ from twostream_jax.data import eval_pipeline, images, protocols
 from twostream_jax.data.eval_pipeline import EvalTransform, FrameTransform, Rows
 from twostream_jax.data.sampling import Share
 from twostream_jax.data.views import InputSpec
+from twostream_jax.preprocess import Preprocess
 
+PREPROCESS = Preprocess((0.0,) * 3, (1.0,) * 3, 20.0, 1.0, False)
 BOTH = InputSpec(("rgb", "flow"), 64, 3, 1, "loop")
 
 
@@ -96,7 +98,8 @@ def test_a_batch_is_no_larger_than_what_passes_together():
 def test_the_views_of_a_protocol_are_distinct(tiny):
   spec = InputSpec(("flow",), 64, 1, 1, "loop")
   how = transform("19x10", spec, 0.8)
-  views = load_all(tiny.sources["test"], how)["flow"]
+  batch = load_all(tiny.sources["test"], how)
+  views = PREPROCESS(batch)["flow"]
   assert views.shape[:2] == (19, 10)
   distinct = {view.tobytes() for window in views for view in window}
   assert len(distinct) == 190
@@ -118,7 +121,7 @@ def test_dense_shows_every_window_in_order():
   assert how.counts(source).tolist() == [5, 1]
   views = load_all(source, how)
   assert views["rgb"][:, 0, 0, 0, 0, 0].tolist() == [2, 3, 4, 5, 6]
-  first = views["flow"][:, 0, 0, 0, 0, 0]
+  first = views["flow"][:, 0, 0, 0, 0, 0]  # x of the first field
   assert first.tolist() == [20, 21, 22, 23, 24]
 
 
@@ -128,10 +131,10 @@ def test_a_clip_shorter_than_the_stack_is_looped(tiny):
   record["rgb"] = record["rgb"][:3]
   spec = InputSpec(("rgb", "flow"), 64, 5, 1, "loop")
   views = load_all([record], transform("3x1", spec, 1.0))
-  assert views["flow"].shape == (3, 1, 1, 64, 64, 10)
+  assert views["flow"].shape == (3, 1, 1, 10, 64, 64)
   flow = views["flow"][0, 0, 0]
-  np.testing.assert_array_equal(flow[..., 4:6], flow[..., 0:2])
-  assert (flow[..., 0:2] != flow[..., 2:4]).any()
+  np.testing.assert_array_equal(flow[4:6], flow[0:2])
+  assert (flow[0:2] != flow[2:4]).any()
 
 
 @pytest.mark.parametrize("name, most", [("25x10", 25), ("dense", 125)])

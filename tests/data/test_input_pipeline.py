@@ -9,7 +9,7 @@ import pytest
 
 from twostream_jax.data import dataset, images, input_pipeline, sampling
 from twostream_jax.data import views as views_lib
-from twostream_jax.data.augment import Box, CornerCrop, RandomCrop, View
+from twostream_jax.data.augment import Box, CornerCrop, RandomCrop
 from twostream_jax.data.input_pipeline import InputSpec
 from twostream_jax.flow import spec as flow_spec
 
@@ -32,8 +32,8 @@ def assert_same(one, other):
     np.testing.assert_array_equal(one[key], other[key])
 
 
-def whole_frame(record, flip=False):
-  return View(Box(0, 0, int(record["height"]), int(record["width"])), flip)
+def whole_frame(record):
+  return Box(0, 0, int(record["height"]), int(record["width"]))
 
 
 def test_views_are_the_decoded_frames_and_fields(tiny):
@@ -41,11 +41,11 @@ def test_views_are_the_decoded_frames_and_fields(tiny):
   size = int(record["height"])
   spec = InputSpec(("rgb", "flow"), size, 3, 1, "loop")
   box = Box(0, 0, size, size)
-  loaded = views_lib.load_views(record, np.array([2]), [View(box, False)], spec)
+  loaded = views_lib.load_views(record, np.array([2]), [box], spec)
   frame = dataset.decode_rgb(record["rgb"][3])
   np.testing.assert_array_equal(loaded["rgb"][0, 0], frame[:, :size])
   fields = [dataset.decode_flow_codes(record["flow"][i]) for i in (2, 3, 4)]
-  stack = np.concatenate(fields, axis=-1)[:, :size]
+  stack = np.concatenate(fields, axis=-1)[:, :size].transpose(2, 0, 1)
   np.testing.assert_array_equal(loaded["flow"][0, 0], stack)
 
 
@@ -67,26 +67,6 @@ def test_stored_flow_is_the_flow_of_the_stored_frames(tiny):
   assert error < 0.5 * np.hypot(*np.moveaxis(expected, -1, 0)).mean()
 
 
-def test_a_flipped_view_mirrors_frames_and_negates_x(tiny):
-  record = tiny.sources["train"][3]
-  plain, mirrored = (
-    views_lib.load_views(
-      record, np.array([1, 5]), [whole_frame(record, flip)], BOTH
-    )
-    for flip in (False, True)
-  )
-  np.testing.assert_array_equal(mirrored["rgb"], plain["rgb"][..., ::-1, :])
-  bound = tiny.flow_spec.bound
-  flow = flow_spec.dequantise(plain["flow"], bound)[..., ::-1, :]
-  flow_mirrored = flow_spec.dequantise(mirrored["flow"], bound)
-  np.testing.assert_allclose(
-    flow_mirrored[..., 0::2], -flow[..., 0::2], atol=1e-4
-  )
-  np.testing.assert_allclose(
-    flow_mirrored[..., 1::2], flow[..., 1::2], atol=1e-4
-  )
-
-
 def test_batches_have_the_contract_s_shapes(tiny):
   (batch,) = take(
     input_pipeline.train_batches(
@@ -99,7 +79,7 @@ def test_batches_have_the_contract_s_shapes(tiny):
     1,
   )
   assert batch["rgb"].shape == (4, 2, 64, 64, 3)
-  assert batch["flow"].shape == (4, 2, 64, 64, 6)
+  assert batch["flow"].shape == (4, 2, 6, 64, 64)
   assert batch["rgb"].dtype == batch["flow"].dtype == np.uint8
   assert batch["label"].dtype == np.int32
   assert batch["mask"].dtype == bool and batch["mask"].all()
@@ -259,8 +239,8 @@ def test_bidirectional_stacks_go_forward_then_back_from_the_frame(
   )
   assert loaded["rgb"].shape == (1, 1, 16, 16, 3)
   assert (loaded["rgb"] == centre).all()
-  expected = np.broadcast_to(channels(fields), (1, 1, 16, 16, 2 * length))
-  np.testing.assert_array_equal(loaded["flow"], expected)
+  assert loaded["flow"].shape == (1, 1, 2 * length, 16, 16)
+  assert (loaded["flow"] == np.reshape(channels(fields), (-1, 1, 1))).all()
 
 
 @pytest.mark.parametrize(
@@ -281,19 +261,8 @@ def test_short_clips_have_bidirectional_stacks(
     record, np.zeros(3, int), [whole_frame(record)], spec
   )
   assert (views["rgb"] == centre).all()
-  expected = np.broadcast_to(channels(fields), (1, 3, 16, 16, 8))
-  np.testing.assert_array_equal(views["flow"], expected)
-
-
-def test_a_flipped_bidirectional_stack_negates_x_both_ways():
-  record = counted_record(9)
-  spec = InputSpec(("flow",), 16, 4, 1, "loop", direction="bidirectional")
-  views = [whole_frame(record), whole_frame(record, flip=True)]
-  plain, mirrored = views_lib.load_views(record, np.array([2]), views, spec)[
-    "flow"
-  ].astype(int)
-  np.testing.assert_array_equal(mirrored[..., 0::2], 255 - plain[..., 0::2])
-  np.testing.assert_array_equal(mirrored[..., 1::2], plain[..., 1::2])
+  assert views["flow"].shape == (1, 3, 8, 16, 16)
+  assert (views["flow"] == np.reshape(channels(fields), (-1, 1, 1))).all()
 
 
 def test_a_field_is_decoded_once_however_many_stacks_show_it(monkeypatch):
@@ -303,7 +272,7 @@ def test_a_field_is_decoded_once_however_many_stacks_show_it(monkeypatch):
   monkeypatch.setattr(
     images,
     "decode_flow",
-    lambda data: decoded.append(data) or decode(data),
+    lambda data, memory: decoded.append(data) or decode(data, memory),
   )
   views_lib.load_views(record, np.arange(3), [whole_frame(record)] * 2, spec)
   # Centres 2, 3 and 4: forward fields 2 to 5, backward fields 0 to 3.
@@ -320,7 +289,7 @@ def test_forward_stacks_need_no_backward_fields():
     both | {"flow_backward": []}, np.array([4]), views, spec
   )
   assert_same(one, views_lib.load_views(both, np.array([4]), views, spec))
-  assert one["flow"][0, 0, 0, 0].tolist() == channels(([4, 5, 6], []))
+  assert one["flow"][0, 0, :, 0, 0].tolist() == channels(([4, 5, 6], []))
 
 
 def test_bidirectional_stacks_need_an_even_length():
@@ -363,15 +332,22 @@ def test_frames_and_fields_of_a_sample_share_one_view(crop):
   for _ in range(20):
     batch = transform.load([transform.draw(record, rng)], 1)
     rgb, flow = batch["rgb"][0].astype(int), batch["flow"][0].astype(int)
-    flipped = rgb[0, 0, 0, 0] > rgb[0, 0, -1, 0]
-    flips += flipped
+    flips += batch["flip"].item()
     crops.add((rgb[0, 0, 0, 0], rgb[0, 0, -1, 0], rgb[0, 0, 0, 1]))
-    x = 255 - flow[..., 0::2] if flipped else flow[..., 0::2]
     # Colour is stored at half the resolution, so it is off by a little.
-    np.testing.assert_allclose(x, rgb[..., :1].repeat(3, -1), atol=8)
-    y = flow[..., 1::2]
-    np.testing.assert_allclose(y, rgb[..., 1:2].repeat(3, -1), atol=8)
+    red = np.repeat(rgb[:, None, ..., 0], 3, axis=1)
+    np.testing.assert_allclose(flow[:, 0::2], red, atol=8)
+    green = np.repeat(rgb[:, None, ..., 1], 3, axis=1)
+    np.testing.assert_allclose(flow[:, 1::2], green, atol=8)
   assert 3 < flips < 17 and len(crops) > 6
+
+
+def test_nothing_is_mirrored_where_labels_name_a_direction(tiny):
+  transform = train_transform(flip=False)
+  rng = np.random.default_rng(0)
+  samples = [transform.draw(tiny.sources["train"][0], rng) for _ in range(20)]
+  assert not any(sample.flip for sample in samples)
+  assert "flip" not in transform.load(samples, 20)
 
 
 def test_colours_are_jittered_by_seed_and_position_alone(tiny):

@@ -197,7 +197,7 @@ def test_a_sample_reads_the_images_that_it_shows(tiny, monkeypatch):
 
   monkeypatch.setattr(records._File, "read", read)
   record = tiny.sources["train"][0]
-  whole = [augment.View(augment.Box(0, 0, 64, 64), False)]
+  whole = [augment.Box(0, 0, 64, 64)]
   for modality, wanted in (
     ("rgb", record["rgb"][5:6]),
     ("flow", record["flow"][5:8]),

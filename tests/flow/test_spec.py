@@ -68,9 +68,9 @@ def test_flip_twice_changes_nothing():
 
 
 def test_flip_of_codes_is_codes_of_flipped_flow():
-  flow = _flow((9, 13, 4))
-  mirrored = flow[:, ::-1].copy()
-  mirrored[..., 0::2] *= -1
+  flow = _flow((4, 9, 13))
+  mirrored = flow[..., ::-1].copy()
+  mirrored[0::2] *= -1
   np.testing.assert_array_equal(
     flip_codes(quantise(flow, 20.0)), quantise(mirrored, 20.0)
   )

@@ -1,4 +1,4 @@
-"""Where a view looks inside a frame: crops, scale jitter, flips; and colours.
+"""Where a view looks inside a frame: crops and scale jitter; and colours.
 
 A crop box is (y, x, height, width) in pixels of the stored frame. The same box
 serves all frames and fields of a sample. Resizing a crop of flow resamples the
@@ -6,6 +6,7 @@ field; its values stay pixels a frame *of the stored size*.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -35,13 +36,6 @@ class Box(NamedTuple):
   width: int
 
 
-class View(NamedTuple):
-  """A crop, and whether it is mirrored left to right."""
-
-  box: Box
-  flip: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
   """A crop of random size, aspect ratio and place.
@@ -67,11 +61,17 @@ class RandomCrop:
     if not self.max_ratio >= 1:
       raise ValueError(f"input.max_ratio must be at least 1: {self.max_ratio}")
 
-  def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
-    """Draws a crop of a frame of `height` times `width` pixels."""
-    # One call for all numbers: what NumPy takes for each is the time of a
-    # fiftieth of a frame.
-    size, ratio, y, x = rng.random(4).tolist()
+  num_draws = 4
+
+  def box(self, draws: Sequence[float], height: int, width: int) -> Box:
+    """A crop of a frame of `height` times `width` pixels.
+
+    Args:
+      draws: `num_draws` numbers from [0, 1).
+      height: pixels.
+      width: pixels.
+    """
+    size, ratio, y, x = draws
     low, high = self.scale
     side = (low + size * (high - low)) * min(height, width)
     stretch = self.max_ratio ** (ratio - 0.5)
@@ -116,8 +116,10 @@ class CornerCrop:
         f"input.max_distort must be at least 0: {self.max_distort}"
       )
 
-  def draw(self, rng: np.random.Generator, height: int, width: int) -> Box:
-    """Draws a crop of a frame of `height` times `width` pixels."""
+  num_draws = 2
+
+  def box(self, draws: Sequence[float], height: int, width: int) -> Box:
+    """A crop of a frame; see `RandomCrop.box`."""
     sides = [max(1, round(s * min(height, width))) for s in self.scales]
     pairs = [
       (box_height, box_width)
@@ -125,9 +127,10 @@ class CornerCrop:
       for j, box_width in enumerate(sides)
       if abs(i - j) <= self.max_distort
     ]
-    box_height, box_width = pairs[rng.integers(len(pairs))]
+    of_pairs, of_places = draws
+    box_height, box_width = pairs[int(of_pairs * len(pairs))]
     places = _fixed_places(height - box_height, width - box_width)
-    y, x = places[rng.integers(len(places))]
+    y, x = places[int(of_places * len(places))]
     return Box(y, x, box_height, box_width)
 
 
@@ -161,28 +164,6 @@ def create_crop(
   raise ValueError(f"input.crop={kind!r} is not in ('random', 'corner')")
 
 
-def random_view(
-  rng: np.random.Generator,
-  height: int,
-  width: int,
-  *,
-  crop: Crop,
-  flip: bool,
-) -> View:
-  """Draws a crop, and maybe mirrors it.
-
-  Args:
-    rng: source of randomness.
-    height: of the frame, pixels.
-    width: of the frame, pixels.
-    crop: how it is drawn.
-    flip: whether to mirror every other sample. Off where labels name a
-      direction.
-  """
-  box = crop.draw(rng, height, width)
-  return View(box, flip and rng.random() < 0.5)
-
-
 def random_rgb_shift(rng: np.random.Generator, sigma: float) -> np.ndarray:
   """Draws what the colours of a sample are moved by.
 
@@ -202,9 +183,9 @@ def random_rgb_shift(rng: np.random.Generator, sigma: float) -> np.ndarray:
   return (_EIGENVECTORS @ (alpha * _EIGENVALUES)).astype(np.float32)
 
 
-def eval_views(
+def eval_crops(
   height: int, width: int, *, fraction: float, count: int
-) -> list[View]:
+) -> list[Box]:
   """The fixed crops of a test protocol.
 
   Args:
@@ -212,8 +193,8 @@ def eval_views(
     width: of the frame, pixels.
     fraction: side of the square crop over the frame's shorter side, in (0, 1];
       224 / 256 in Simonyan & Zisserman 2014, §5.
-    count: 1 (centre), 5 (centre and corners) or 10 (these and their mirror
-      images, Simonyan & Zisserman 2014, §5).
+    count: 1 (centre), 5 (centre and corners) or 10 (these, and again to be
+      mirrored, Simonyan & Zisserman 2014, §5).
 
   Raises:
     ValueError: a setting is out of its range.
@@ -225,8 +206,12 @@ def eval_views(
   side = max(1, round(fraction * min(height, width)))
   places = _fixed_places(height - side, width - side)
   boxes = [Box(y, x, side, side) for y, x in places[: min(count, 5)]]
-  flips = (False, True) if count == 10 else (False,)
-  return [View(box, flip) for flip in flips for box in boxes]
+  return boxes * (count // len(boxes))
+
+
+def eval_flips(count: int) -> np.ndarray:
+  """Which of `count` fixed crops are mirrored: bool [count]."""
+  return np.arange(count) >= 5
 
 
 def _fixed_places(bottom: int, right: int) -> list[tuple[int, int]]:

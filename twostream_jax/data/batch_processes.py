@@ -5,6 +5,7 @@ for some microseconds, and one that finds it taken falls asleep: on two cores
 that costs a tenth of the batches, and what trains waits for the same lock.
 """
 
+import atexit
 import collections
 import ctypes
 import dataclasses
@@ -13,6 +14,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -104,13 +106,16 @@ class _Worker:
     self._process.start()
     # Ours only: when the process ends, nobody holds its end any more.
     theirs.close()
+    # A program that ends without closing the batches would wait for it: the
+    # signal by which `multiprocessing` ends its processes is one it ignores.
+    atexit.register(self._process.kill)
     self._blocks = {}
     self._free = collections.deque()
 
   def ask(self, number: int) -> None:
     free = [self._free.popleft() for _ in range(len(self._free))]
     try:
-      self._connection.send((number, free))
+      _send(self._connection, (number, free))
     except BrokenPipeError:
       self._raise_ended()
 
@@ -131,6 +136,7 @@ class _Worker:
     self._process.kill()
     self._process.join()
     self._connection.close()
+    atexit.unregister(self._process.kill)
 
   def _attach(self, place: _Shared) -> np.ndarray:
     descriptor, shape = place
@@ -197,6 +203,11 @@ class _Blocks:
     return packed
 
 
+def _send(connection: Connection, message: Any) -> None:
+  """`connection.send`, without its search for what processes can share."""
+  connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
 def _serve(connection: Connection, load: Callable[[int, Empty], Batch]) -> None:
   """Runs in the process: answers each number with (batch, error)."""
   # Whoever ends a run sends its signal to all of its processes; the main one
@@ -214,4 +225,4 @@ def _serve(connection: Connection, load: Callable[[int, Empty], Batch]) -> None:
     except Exception as error:
       error.add_note(f"in a process of the loader:\n{traceback.format_exc()}")
       answer = (None, error)
-    connection.send(answer)
+    _send(connection, answer)

@@ -45,7 +45,9 @@ class Rows(NamedTuple):
 class EvalTransform:
   """Records to the views of a test protocol; a row is a window.
 
-  Gives {"rgb": uint8 [b v 1 h w 3], "flow": uint8 [b v 1 h w 2l]} with v crops.
+  Gives {"rgb": uint8 [b v 1 h w 3], "flow": uint8 [b v 1 2l h w], "flip": bool
+  [b v]} with v crops; "flip" tells which of them the device mirrors, see
+  `preprocess`, and is there where the protocol has such.
 
   Attributes:
     spec: what a view shows.
@@ -77,19 +79,23 @@ class EvalTransform:
     for video, places, here in rows.by_video():
       record = source[video]
       available = self.spec.num_starts(int(record["num_frames"]))
-      views = _crops(record, self.crop_fraction, self.views)
+      crops = _crops(record, self.crop_fraction, self.views)
       out = {name: x[here].swapaxes(0, 1) for name, x in arrays.items()}
       starts = self.protocol.starts(available)[places]
-      load_views(record, starts, views, self.spec, out=out)
+      load_views(record, starts, crops, self.spec, out=out)
     _repeat_last(arrays, len(rows.number))
-    return {name: x[:, :, None] for name, x in arrays.items()}
+    batch = {name: x[:, :, None] for name, x in arrays.items()}
+    flips = augment.eval_flips(self.views)
+    if flips.any():
+      batch["flip"] = np.tile(flips, (size, 1))
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameTransform:
   """Records to sequences of windows, to compute features of.
 
-  Gives {"rgb": uint8 [b f 1 h w 3], "flow": uint8 [b f 1 h w 2l], "length":
+  Gives {"rgb": uint8 [b f 1 h w 3], "flow": uint8 [b f 1 2l h w], "length":
   int32 [b]} with f = num_frames centre crops; of a video with fewer frames
   "length" is their number, and beyond it the last window comes again.
 
@@ -130,12 +136,12 @@ class FrameTransform:
     lengths = np.ones(size, np.int32)
     for video, places, here in rows.by_video():
       record = source[video]
-      views = _crops(record, self.crop_fraction, 1)
+      crops = _crops(record, self.crop_fraction, 1)
       sequences = self._sequences(int(record["num_frames"]))
       chosen = np.stack([sequences[place] for place in places])
       count, length = chosen.shape
       # All in one call, for sequences share fields of flow.
-      seen = load_views(record, chosen.ravel(), views, self.spec)
+      seen = load_views(record, chosen.ravel(), crops, self.spec)
       for name, x in seen.items():
         array = arrays[name][here]
         array[:, :length] = x[0].reshape(count, length, *x.shape[2:])
@@ -191,12 +197,12 @@ def _lengths(source) -> Iterator[int]:
 
 def _check_crops(fraction: float, count: int) -> None:
   # Any frame will do: this refuses what no frame could be cropped by.
-  augment.eval_views(64, 64, fraction=fraction, count=count)
+  augment.eval_crops(64, 64, fraction=fraction, count=count)
 
 
-def _crops(record, fraction: float, count: int) -> list[augment.View]:
+def _crops(record, fraction: float, count: int) -> list[augment.Box]:
   height, width = int(record["height"]), int(record["width"])
-  return augment.eval_views(height, width, fraction=fraction, count=count)
+  return augment.eval_crops(height, width, fraction=fraction, count=count)
 
 
 def _repeat_last(arrays: dict[str, np.ndarray], count: int) -> None:

@@ -7,8 +7,8 @@ on where training was interrupted.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -27,16 +27,18 @@ _ENDLESS = 2**40
 class TrainTransform:
   """Records to random training samples.
 
-  Gives {"rgb": uint8 [b t h w 3], "flow": uint8 [b t h w 2l], "label": int32
+  Gives {"rgb": uint8 [b t h w 3], "flow": uint8 [b t 2l h w], "label": int32
   [b], or float32 [b n] with n = num_classes in a multi-label set, "mask": bool
-  [b], "video_id": [b]}, with t = num_segments. With `rgb_jitter`, frames come
-  with "rgb_shift": float32 [b 3], what is to be added to R, G and B in 0..1.
+  [b], "video_id": [b]}, with t = num_segments. What the device shall do, see
+  `preprocess`, comes with them: "flip" bool [b], which samples it mirrors; with
+  `rgb_jitter`, "rgb_shift" float32 [b 3], what it adds to R, G and B in 0..1.
 
   Attributes:
     spec: what a sample shows.
     num_segments: windows a sample, t.
     crop: how the part of the frame is drawn that all windows show.
-    flip: whether every other sample is mirrored.
+    flip: whether every other sample is mirrored. Off where labels name a
+      direction.
     rgb_jitter: see `augment.random_rgb_shift`; 0 is none.
     num_classes: n, of a multi-label set.
   """
@@ -61,43 +63,51 @@ class TrainTransform:
     """Whether samples have "rgb_shift"."""
     return "rgb" in self.spec.modalities and self.rgb_jitter > 0
 
-  def draw(self, element, rng: np.random.Generator):
-    """Draws a sample of a record: a look, and the shift of its colours."""
+  def draw(self, element, rng: np.random.Generator) -> "Sample":
+    """Draws a sample of a record."""
+    windows, crop = self.num_segments, self.crop
+    # In one call: each costs as much as copying a tenth of a frame.
+    draws = rng.random(windows + crop.num_draws + self.flip).tolist()
     available = self.spec.num_starts(int(element["num_frames"]))
-    starts = sampling.random_starts(rng, available, self.num_segments)
-    view = augment.random_view(
-      rng,
+    starts = sampling.random_starts(draws[:windows], available)
+    box = crop.box(
+      draws[windows : windows + crop.num_draws],
       int(element["height"]),
       int(element["width"]),
-      crop=self.crop,
-      flip=self.flip,
     )
+    flip = self.flip and draws[-1] < 0.5
     shift = None
     if self.shifts_rgb:
       shift = augment.random_rgb_shift(rng, self.rgb_jitter)
-    return Look(element, starts, [view]), shift
+    return Sample(Look(element, starts, box), flip, shift)
 
   def load(
-    self,
-    samples: Iterable[tuple[Look, np.ndarray | None]],
-    size: int,
-    empty: Empty = new_array,
+    self, samples: Sequence["Sample"], size: int, empty: Empty = new_array
   ) -> dict[str, np.ndarray]:
     """Decodes what `draw` gave `size` times, in arrays from `empty`."""
-    looks, shifts = [], []
-
-    def next_looks() -> Iterator[Look]:
-      for look, shift in samples:
-        looks.append(look)
-        shifts.append(shift)
-        yield look
-
-    shape = {"windows": self.num_segments, "views": 1, "size": size}
-    arrays = load_looks(next_looks(), self.spec, **shape, empty=empty)
-    batch = {name: array[:, :, 0] for name, array in arrays.items()}
+    looks, flips, shifts = zip(*samples, strict=True)
+    batch = load_looks(
+      looks, self.spec, windows=self.num_segments, size=size, empty=empty
+    )
+    if self.flip:
+      batch["flip"] = np.array(flips)
     if self.shifts_rgb:
       batch["rgb_shift"] = np.stack(shifts)
     return batch | _labels(looks, self.num_classes)
+
+
+class Sample(NamedTuple):
+  """A random sample; nothing of it is read yet.
+
+  Attributes:
+    look: at its video.
+    flip: whether it is mirrored.
+    rgb_shift: see `augment.random_rgb_shift`; None: no shift.
+  """
+
+  look: Look
+  flip: bool
+  rgb_shift: np.ndarray | None
 
 
 def _labels(looks: Sequence[Look], num_classes: int):
@@ -208,11 +218,11 @@ class _TrainLoader:
   def __call__(self, number: int, empty: Empty) -> dict[str, np.ndarray]:
     places = number * self.batch_size + self.index.astype(np.int64)
     positions = places.tolist()
-    records = (self.source[self.order(position)] for position in positions)
+    records = [self.source[self.order(position)] for position in positions]
     if self.transform is None:
-      return _stack([*records]) | {"index": self.index}
+      return _stack(records) | {"index": self.index}
     rngs = sampling.generators(self.seed, positions)
-    samples = map(self.transform.draw, records, rngs)
+    samples = [*map(self.transform.draw, records, rngs)]
     batch = self.transform.load(samples, len(positions), empty)
     return batch | {"index": self.index}
 

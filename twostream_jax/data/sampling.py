@@ -11,7 +11,7 @@ either end; backward field i is the motion from frame i + step to frame i.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -31,29 +31,27 @@ def num_starts(num_frames: int, stack_length: int, step: int = 1) -> int:
   return max(1, num_frames - stack_length * step)
 
 
-def random_starts(
-  rng: np.random.Generator, available: int, num_segments: int
-) -> np.ndarray:
+def random_starts(draws: Sequence[float], available: int) -> list[int]:
   """One random start in each of equal segments of the video.
 
   With one segment this is Simonyan & Zisserman 2014, §5 (a random position);
   with several, Wang et al. 2016 (temporal segment networks), §3.
 
   Args:
-    rng: source of randomness.
+    draws: a number from [0, 1) for each segment.
     available: what `num_starts` gave.
-    num_segments: number of segments, at least 1.
 
   Returns:
-    int [num_segments], not decreasing, in 0..available - 1.
+    As many starts, not decreasing, in 0..available - 1.
   """
+  count = len(draws)
   starts = []
-  for segment, place in enumerate(rng.random(num_segments).tolist()):
-    low = segment * available // num_segments
-    high = -((segment + 1) * available // -num_segments)
+  for segment, place in enumerate(draws):
+    low = segment * available // count
+    high = -((segment + 1) * available // -count)
     start = low + int(place * max(high - low, 1))
     starts.append(min(start, available - 1))
-  return np.array(starts)
+  return starts
 
 
 def even_starts(available: int, count: int) -> np.ndarray:
@@ -66,7 +64,7 @@ def even_starts(available: int, count: int) -> np.ndarray:
 
 
 def stack_fields(
-  starts: np.ndarray,
+  starts: Sequence[int],
   num_frames: int,
   stack_length: int,
   step: int = 1,
@@ -75,7 +73,7 @@ def stack_fields(
   """Flow fields of the stacks that begin at `starts`.
 
   Args:
-    starts: int [t].
+    starts: t of them.
     num_frames: frames of the video, at least step + 1.
     stack_length: fields a stack, l.
     step: frames a field spans.
@@ -88,12 +86,12 @@ def stack_fields(
   Raises:
     ValueError: the rule is not known or the video has no field.
   """
-  fields = starts[:, None] + step * np.arange(stack_length)
+  fields = np.asarray(starts)[:, None] + step * np.arange(stack_length)
   return _within(fields, num_frames, step, short_clip)
 
 
 def bidirectional_fields(
-  centres: np.ndarray,
+  centres: Sequence[int],
   num_frames: int,
   half_length: int,
   step: int = 1,
@@ -106,7 +104,7 @@ def bidirectional_fields(
   fields c - step, c - 2 step, ... take it back from frame c.
 
   Args:
-    centres: frames in the middle of the stacks, int [t], in 0..num_frames - 1.
+    centres: frames in the middle of t stacks, in 0..num_frames - 1.
     num_frames: frames of the video, at least step + 1.
     half_length: fields in each direction, l / 2.
     step: frames a field spans.
@@ -120,8 +118,8 @@ def bidirectional_fields(
     ValueError: the rule is not known or the video has no field.
   """
   offsets = step * np.arange(half_length)
-  forward = centres[:, None] + offsets
-  backward = centres[:, None] - step - offsets
+  forward = np.asarray(centres)[:, None] + offsets
+  backward = np.asarray(centres)[:, None] - step - offsets
   return (
     _within(forward, num_frames, step, short_clip),
     _within(backward, num_frames, step, short_clip),
@@ -146,14 +144,16 @@ def _within(fields, num_frames, step, short_clip) -> np.ndarray:
 
 
 def centre_frames(
-  starts: np.ndarray, num_frames: int, stack_length: int, step: int = 1
-) -> np.ndarray:
+  starts: Sequence[int], num_frames: int, stack_length: int, step: int = 1
+) -> list[int]:
   """The RGB frame of each window: the one in the middle of its stack.
 
   Returns:
-    int [t] in 0..num_frames - 1; `starts` itself without a stack.
+    As many frames, in 0..num_frames - 1; the starts themselves without a stack.
   """
-  return np.minimum(starts + stack_length * step // 2, num_frames - 1)
+  # No array: most calls are for one window of a training sample.
+  offset, last = stack_length * step // 2, num_frames - 1
+  return [min(start + offset, last) for start in starts]
 
 
 def generators(
@@ -212,7 +212,7 @@ class EpochOrder:
   def __call__(self, position: int) -> int:
     """The video at a position >= 0: an index below the count."""
     epoch, place = divmod(position, self.count)
-    return int(_epoch(self.count, self.seed, epoch)[place])
+    return _epoch(self.count, self.seed, epoch).item(place)
 
 
 # Batches of two epochs may be in the making at once, of two stages' data.

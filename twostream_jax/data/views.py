@@ -1,17 +1,16 @@
 """What a model sees of a video: the windows it shows, decoded and cropped.
 
-Only the images of a window are read and decoded. Pixels are copied as seldom as
-can be, and most of that by OpenCV, which lets other threads run meanwhile: all
-of it may take a few per cent of the time that decoding takes.
+All images that are wanted are read before the first is decoded, and between two
+of them nothing runs but what copies their pixels: what decodes an image throws
+the code and the data of all else out of the caches, and to fetch them back for
+every image takes longer than to run them. What the device does at no cost is
+left to it, see `preprocess`: to mirror, and to interleave the planes of flow.
 """
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from twostream_jax.data import augment, images, sampling
@@ -19,21 +18,6 @@ from twostream_jax.data.buffers import Empty, new_array
 from twostream_jax.flow import spec as flow_spec
 
 MODALITIES = ("rgb", "flow")
-
-
-class Scratch:
-  """Memory to work in, which is used again; of one thread."""
-
-  def __init__(self):
-    self._blocks = {}
-
-  def array(self, name: str, shape: Sequence[int]) -> np.ndarray:
-    """An array, uint8, not initialised; it ends the one before of the name."""
-    size = math.prod(shape)
-    block = self._blocks.get(name)
-    if block is None or len(block) < size:
-      block = self._blocks[name] = np.empty(size, np.uint8)
-    return block[:size].reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +70,26 @@ class InputSpec:
     length = self.stack_length if "flow" in self.modalities else 0
     return sampling.num_starts(num_frames, length, self.flow_step)
 
-  def channels(self, modality: str) -> int:
-    """Channels of a frame, or of a stack."""
-    return {"rgb": 3, "flow": 2 * self.stack_length}[modality]
-
   def empty(self, *leading: int, empty: Empty) -> dict[str, np.ndarray]:
     """Arrays for `load_views` to write in.
 
     Args:
-      *leading: axes before those of height, width and channels.
+      *leading: axes before those of an image.
       empty: gives an array of a shape.
 
     Returns:
       uint8, not initialised, for each modality.
     """
-    side = self.image_size
-    return {
-      name: empty((*leading, side, side, self.channels(name)))
-      for name in self.modalities
-    }
+    shapes = image_shapes(self.modalities, self.image_size, self.stack_length)
+    return {name: empty((*leading, *shape)) for name, shape in shapes.items()}
+
+
+def image_shapes(
+  modalities: Sequence[str], size: int, stack_length: int
+) -> dict[str, tuple[int, int, int]]:
+  """Of a frame, [h w 3], and of a stack, [2l h w], by modality."""
+  shapes = {"rgb": (size, size, 3), "flow": (2 * stack_length, size, size)}
+  return {name: shapes[name] for name in modalities}
 
 
 class Look(NamedTuple):
@@ -112,145 +97,165 @@ class Look(NamedTuple):
 
   Attributes:
     record: one example of the dataset, images encoded.
-    starts: of the windows, int [t].
-    views: v crops, of each window.
+    starts: of the t windows.
+    box: the part of the frame that all of them show.
   """
 
   record: Mapping[str, Any]
-  starts: np.ndarray
-  views: Sequence[augment.View]
+  starts: Sequence[int]
+  box: augment.Box
 
 
 def load_looks(
-  looks: Iterable[Look],
+  looks: Sequence[Look],
   spec: InputSpec,
   *,
   windows: int,
-  views: int,
   size: int,
   empty: Empty = new_array,
 ) -> dict[str, np.ndarray]:
   """Decodes looks at several videos, straight into the arrays of a batch.
 
   Args:
-    looks: at 1 to `size` videos. Each is taken when the one before is decoded:
-      while one thread draws, the others can do nothing but decode, so that
-      draws in a row would make them wait.
+    looks: at 1 to `size` videos.
     spec: what to load.
     windows: t; a video with fewer of them shows its last one again.
-    views: v, of every look.
     size: b; the last video is repeated up to it.
     empty: gives the arrays, uint8, of a shape.
 
   Returns:
-    "rgb": uint8 [b t v h w 3] and "flow": uint8 [b t v h w 2l], as far as
+    "rgb": uint8 [b t h w 3] and "flow": uint8 [b t 2l h w], as far as
     `spec.modalities` names them.
 
   Raises:
     ValueError: as `load_views`.
   """
-  batch = spec.empty(size, windows, views, empty=empty)
-  scratch = Scratch()
-  count = 0
+  batch = spec.empty(size, windows, empty=empty)
+  encoded = []
   for i, look in enumerate(looks):
-    count = i + 1
-    length = len(look.starts)
-    shown = {n: array[i, :length].swapaxes(0, 1) for n, array in batch.items()}
-    load_views(*look, spec, out=shown, scratch=scratch)
-    for array in batch.values():
-      array[i, length:] = array[i, length - 1]
+    out = {name: array[i, None] for name, array in batch.items()}
+    encoded += _read(look.record, look.starts, [look.box], spec, out)
+  _decode(encoded)
+  for i, look in enumerate(looks):
+    shown = len(look.starts)
+    if shown < windows:
+      for array in batch.values():
+        array[i, shown:] = array[i, shown - 1]
   for array in batch.values():
-    array[count:] = array[count - 1]
+    array[len(looks) :] = array[len(looks) - 1]
   return batch
 
 
 def load_views(
   record: Mapping[str, Any],
-  starts: np.ndarray,
-  views: Sequence[augment.View],
+  starts: Sequence[int],
+  boxes: Sequence[augment.Box],
   spec: InputSpec,
   out: Mapping[str, np.ndarray] | None = None,
-  scratch: Scratch | None = None,
 ) -> Mapping[str, np.ndarray]:
-  """Decodes the windows at `starts`, each as seen by every view.
+  """Decodes the windows at `starts`, each as seen through every box.
 
   Args:
     record: one example of the dataset, images encoded.
-    starts: int [t].
-    views: v crops.
+    starts: of the t windows.
+    boxes: v crops.
     spec: what to load.
-    out: arrays to write the result in, contiguous from the height on; None:
-      new ones.
-    scratch: memory to work in; None: new memory.
+    out: arrays to write the result in, contiguous over an image; None: new
+      ones.
 
   Returns:
-    "rgb": uint8 [v t h w 3] and "flow": uint8 [v t h w 2l], interleaved
-    x1 y1 x2 y2 ..., as far as `spec.modalities` names them.
+    "rgb": uint8 [v t h w 3] and "flow": uint8 [v t 2l h w], planes in the
+    order x1 y1 x2 y2 ..., as far as `spec.modalities` names them.
 
   Raises:
     ValueError: the video has no flow field, or an image can't be decoded.
   """
-  out = out or spec.empty(len(views), len(starts), empty=new_array)
-  scratch = scratch or Scratch()
-  num_frames = int(record["num_frames"])
-  if "rgb" in spec.modalities:
-    length = spec.stack_length if "flow" in spec.modalities else 0
-    frames = sampling.centre_frames(starts, num_frames, length, spec.flow_step)
-    size = 3 * int(record["height"]) * int(record["width"])
-    memory = scratch.array("frame", (size,))
-    for t, i in enumerate(frames.tolist()):
-      image = images.decode_rgb(record["rgb"][i], memory)
-      for v, view in enumerate(views):
-        _see(image, view, out["rgb"][v, t])
-  if "flow" in spec.modalities:
-    stacks = _stored_fields(starts, num_frames, spec)
-    _load_stacks(record, stacks, views, out["flow"], scratch)
+  out = out or spec.empty(len(boxes), len(starts), empty=new_array)
+  _decode(_read(record, starts, boxes, spec, out))
   return out
 
 
-def _load_stacks(
-  record, stacks, views, out: np.ndarray, scratch: Scratch
-) -> None:
-  """Writes stacks, as seen by every view, in `out`, [v t h w 2l]."""
-  # Windows overlap: a field is decoded once however many stacks show it.
-  fields = list(dict.fromkeys(itertools.chain.from_iterable(stacks)))
-  jpegs = _read(record, fields)
-  if len(views) > 1:
-    decoded = list(map(images.decode_flow, jpegs))
-  else:  # Each is cropped while it is in a cache.
-    size = 2 * int(record["height"]) * int(record["width"])
-    memory = scratch.array("field", (size,))
-    decoded = (images.decode_flow(jpeg, memory) for jpeg in jpegs)
-  place = {field: i for i, field in enumerate(fields)}
-  rows = [[place[field] for field in stack] for stack in stacks]
-  in_order = list(range(len(fields)))
-  side = out.shape[-2]
-  seen = scratch.array("seen", (len(fields), 2, side, side))
-  for v, view in enumerate(views):
-    for planes, field in zip(seen, decoded, strict=True):
-      _see_field(field, view, planes)
-    if view.flip:
-      # What went left goes right: see `flow_spec.flip_codes`.
-      np.invert(seen[:, 0], out=seen[:, 0])
-    for t, row in enumerate(rows):
-      stack = seen if row == in_order else seen[row]
-      # To interleave them like this is much faster than to stack them.
-      cv2.transpose(
-        stack.reshape(-1, side * side), dst=out[v, t].reshape(side * side, -1)
+class _Encoded(NamedTuple):
+  """A frame or field that is read and not decoded.
+
+  Attributes:
+    jpeg: its bytes.
+    pixels: of the frame.
+    decode: (bytes, memory) to the image.
+    show: writes what shows of the image through a box in an array.
+    targets: boxes, and the array that each is written in first; then copies.
+  """
+
+  jpeg: bytes
+  pixels: int
+  decode: Callable[[bytes, np.ndarray], np.ndarray]
+  show: Callable[[np.ndarray, augment.Box, np.ndarray], None]
+  targets: list[tuple[augment.Box, np.ndarray, list[np.ndarray]]]
+
+
+def _read(
+  record,
+  starts: Sequence[int],
+  boxes: Sequence[augment.Box],
+  spec: InputSpec,
+  out: Mapping[str, np.ndarray],
+) -> list[_Encoded]:
+  """Reads what windows show through boxes; see `load_views`."""
+  num_frames = int(record["num_frames"])
+  pixels = int(record["height"]) * int(record["width"])
+  encoded = []
+  if "rgb" in spec.modalities:
+    length = spec.stack_length if "flow" in spec.modalities else 0
+    shown = sampling.centre_frames(starts, num_frames, length, spec.flow_step)
+    for t, i in enumerate(shown):
+      targets = [(box, out["rgb"][v, t], []) for v, box in enumerate(boxes)]
+      jpeg = record["rgb"][i]
+      encoded.append(
+        _Encoded(jpeg, pixels, images.decode_rgb, _show_frame, targets)
       )
+  if "flow" in spec.modalities:
+    # Windows overlap: a field is decoded once however many stacks show it.
+    places = {}
+    for t, stack in enumerate(_stored_fields(starts, num_frames, spec)):
+      for k, field in enumerate(stack):
+        places.setdefault(field, []).append((t, k))
+    stacks = out["flow"]
+    v, t, planes, height, width = stacks.shape
+    stacks = stacks.reshape(v, t, planes // 2, 2, height, width)
+    for field, jpeg in _read_fields(record, list(places)):
+      targets = []
+      for box, of_view in zip(boxes, stacks, strict=True):
+        first, *copies = [of_view[place] for place in places[field]]
+        targets.append((box, first, copies))
+      encoded.append(
+        _Encoded(jpeg, pixels, images.decode_flow, _show_field, targets)
+      )
+  return encoded
 
 
-def _read(record, fields: Sequence[tuple[str, int]]) -> list[bytes]:
-  """The JPEGs of distinct fields; those of one direction in one piece."""
-  found = {}
+def _decode(encoded: Sequence[_Encoded]) -> None:
+  """Writes every image where it goes."""
+  memory = np.empty(3 * max(image.pixels for image in encoded), np.uint8)
+  for jpeg, _, decode, show, targets in encoded:
+    image = decode(jpeg, memory)
+    for box, first, copies in targets:
+      show(image, box, first)
+      for copy in copies:
+        copy[...] = first
+
+
+def _read_fields(
+  record, fields: Sequence[tuple[str, int]]
+) -> Iterator[tuple[tuple[str, int], bytes]]:
+  """Distinct fields with their JPEGs; those of one direction in one piece."""
   for name in ("flow", "flow_backward"):
     wanted = sorted(i for direction, i in fields if direction == name)
     if wanted and wanted[-1] - wanted[0] == len(wanted) - 1:
       jpegs = record[name][wanted[0] : wanted[-1] + 1]
     else:
       jpegs = [record[name][i] for i in wanted]
-    found |= {(name, i): jpeg for i, jpeg in zip(wanted, jpegs, strict=True)}
-  return [found[field] for field in fields]
+    for i, jpeg in zip(wanted, jpegs, strict=True):
+      yield (name, i), jpeg
 
 
 def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
@@ -271,24 +276,20 @@ def _stored_fields(starts, num_frames, spec) -> list[list[tuple[str, int]]]:
   ]
 
 
-def _see_field(field: np.ndarray, view: augment.View, out: np.ndarray) -> None:
-  """Writes what a view shows of a field, [2 h w], mirrored, in `out`."""
-  y, x, height, width = view.box
-  if height == width == out.shape[-1] and not view.flip:
+def _show_field(field: np.ndarray, box: augment.Box, out: np.ndarray) -> None:
+  """Writes what shows of a field, [2 h w], in `out`."""
+  y, x, height, width = box
+  if height == width == out.shape[-1]:
     out[...] = field[:, y : y + height, x : x + width]
-    return
-  for component, plane in zip(field, out, strict=True):
-    _see(component, view, plane)
-
-
-def _see(image: np.ndarray, view: augment.View, out: np.ndarray) -> None:
-  """Writes what a view shows of a frame or plane, [h w ...], in `out`."""
-  y, x, height, width = view.box
-  if height != len(out) or width != len(out):
-    augment.crop_and_resize(image, view.box, len(out), out)
-    if view.flip:
-      cv2.flip(out, 1, dst=out)
-  elif view.flip:
-    cv2.flip(image[y : y + height, x : x + width], 1, dst=out)
   else:
+    for component, plane in zip(field, out, strict=True):
+      augment.crop_and_resize(component, box, out.shape[-1], plane)
+
+
+def _show_frame(image: np.ndarray, box: augment.Box, out: np.ndarray) -> None:
+  """Writes what shows of a frame, [h w 3], in `out`."""
+  y, x, height, width = box
+  if height == width == len(out):
     out[...] = image[y : y + height, x : x + width]
+  else:
+    augment.crop_and_resize(image, box, len(out), out)

@@ -136,7 +136,7 @@ def _of_videos(stage: TrainedStage) -> Callable[[Arrays, Arrays], jax.Array]:
   def run(weights, inputs):
     variables = _tree(weights, stage.name)
     logits, _ = stage.model.apply(
-      variables, stage.preprocess(inputs), train=False
+      variables, stage.preprocess(_planes(inputs)), train=False
     )
     return logits[:, : stage.num_classes].astype(jnp.float32)
 
@@ -151,7 +151,7 @@ def _of_features(
     for source in stage.sources:
       stream = run.stages[source]
       (modality,) = stream.frames.spec.modalities
-      batch = stream.preprocess({modality: inputs[source]})
+      batch = stream.preprocess(_planes({modality: inputs[source]}))
       _, found = stream.model.apply(_tree(weights, source), batch, train=False)
       values = found[stream.feature].astype(jnp.float32)
       # The run stores features in half precision; a cast there and back again
@@ -168,6 +168,14 @@ def _of_features(
     return logits[:, : stage.num_classes].astype(jnp.float32)
 
   return program
+
+
+def _planes(inputs: Arrays) -> Arrays:
+  """Inputs as the loader gives them: flow in planes, not interleaved."""
+  planes = dict(inputs)
+  if "flow" in inputs:
+    planes["flow"] = jnp.moveaxis(inputs["flow"], -1, -3)
+  return planes
 
 
 def _describe(stage: TrainedStage) -> dict[str, dict[str, Any]]:

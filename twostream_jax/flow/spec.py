@@ -166,15 +166,19 @@ def dequantise(codes, bound: float):
   return codes * (2.0 * bound / 255.0) - bound
 
 
-def flip_codes(codes: np.ndarray) -> np.ndarray:
+def flip_codes(codes):
   """Mirrors quantised flow left to right: moves pixels and negates x.
 
   Args:
-    codes: uint8 [..., h, w, 2l], interleaved x1 y1 x2 y2 ...
+    codes: uint8 [..., 2l, h, w], planes in the order x1 y1 x2 y2 ...; a NumPy
+      or a JAX array.
 
   Returns:
-    uint8 of the same shape; applying it twice gives `codes` back, to the bit.
+    uint8, of the same kind and shape; applying it twice gives `codes` back, to
+    the bit.
   """
-  flipped = codes[..., ::-1, :].copy()
-  flipped[..., 0::2] = 255 - flipped[..., 0::2]
-  return flipped
+  is_x = np.arange(codes.shape[-3]) % 2 == 0
+  # All bits turned are 255 less the code.
+  turned = (255 * is_x).astype(np.uint8).reshape(-1, 1, 1)
+  mirrored = codes[..., ::-1]
+  return mirrored ^ turned.reshape((1,) * (codes.ndim - 3) + turned.shape)
