@@ -43,7 +43,7 @@ def test_the_protocol_says_what_was_done(videos):
 def test_an_example_has_the_shapes_of_training(videos):
   batch = next(iter(videos.train_batches("train", batch_size=1, seed=0)))
   example = videos.example()
-  assert set(example) == {"rgb", "flow"}
+  assert set(example) == {"rgb", "flow", "flip"}
   for name, array in example.items():
     assert (array.shape, array.dtype) == (batch[name].shape, batch[name].dtype)
 
@@ -53,7 +53,7 @@ def test_jitter_of_colours_is_for_training_alone(videos):
   videos = dataclasses.replace(videos, train=jittered)
   batch = next(iter(videos.train_batches("train", batch_size=1, seed=0)))
   example = videos.example()
-  assert set(example) == {"rgb", "flow", "rgb_shift"}
+  assert set(example) == {"rgb", "flow", "flip", "rgb_shift"}
   for name, array in example.items():
     assert (array.shape, array.dtype) == (batch[name].shape, batch[name].dtype)
   for quick in (False, True):

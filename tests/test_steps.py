@@ -287,10 +287,13 @@ def test_what_is_mirrored_moves_the_other_way(shape):
   plain = jax.jit(preprocess)(batch)
   found = jax.jit(preprocess)(batch | {"flip": flip})
   for i in np.ndindex(shape):
-    rgb, flow = plain["rgb"][i], plain["flow"][i]
+    rgb, flow = np.asarray(plain["rgb"][i]), np.asarray(plain["flow"][i])
     if flip[i]:
       # Of what has lost its mean, that is all there is to do.
-      rgb, flow = rgb[..., ::-1, :], flow[..., ::-1, :] * [-1, 1, -1, 1]
+      rgb, flow = (
+        rgb[..., ::-1, :],
+        flow[..., ::-1, :] * np.array([-1, 1, -1, 1]),
+      )
     np.testing.assert_array_equal(found["rgb"][i], rgb)
     np.testing.assert_allclose(found["flow"][i], flow, rtol=1e-4, atol=1e-4)
 

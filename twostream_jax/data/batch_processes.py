@@ -5,7 +5,6 @@ for some microseconds, and one that finds it taken falls asleep: on two cores
 that costs a tenth of the batches, and what trains waits for the same lock.
 """
 
-import atexit
 import collections
 import ctypes
 import dataclasses
@@ -16,7 +15,8 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
+import subprocess
+import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +27,21 @@ import cv2
 import numpy as np
 
 from twostream_jax.data.buffers import Empty
-from twostream_jax.data.workers import exit_with_parent
 
 Batch = dict[str, np.ndarray]
 
 # Batches that each process has been asked for: one to make, one to go on with.
 _DEPTH = 2
+# What a process runs. It imports no more than it needs: not, as those of
+# `multiprocessing` do, the main program with all of its frameworks.
+_PROGRAM = """
+import sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = connection.recv()
+from twostream_jax.data import batch_processes
+batch_processes.serve(connection)
+"""
 
 
 class LoaderProcessError(RuntimeError):
@@ -49,7 +58,7 @@ class ProcessBatches:
     load: number of a batch, and what gives arrays for it, to the batch; can be
       pickled.
     first: number of the first one.
-    num_processes: that make them, in turn; they start by `spawn`.
+    num_processes: that make them, in turn.
   """
 
   load: Callable[[int, Empty], Batch]
@@ -69,8 +78,12 @@ class ProcessBatches:
       LoaderProcessError: a process has ended by itself.
       Exception: what `load` raises, in the turn of that batch.
     """
-    workers = [_Worker(self.load) for _ in range(self.num_processes)]
+    workers = [_Worker() for _ in range(self.num_processes)]
     try:
+      # Now that all of them are starting, for it may have to wait.
+      for worker in workers:
+        worker.tell(sys.path)
+        worker.tell(self.load)
       ahead = _DEPTH * self.num_processes
       turns = zip(
         itertools.count(self.first), itertools.cycle(workers), strict=False
@@ -97,26 +110,25 @@ class _Shared(NamedTuple):
 class _Worker:
   """A process that makes batches, as this one sees it."""
 
-  def __init__(self, load: Callable[[int, Empty], Batch]):
-    context = multiprocessing.get_context("spawn")
-    self._connection, theirs = context.Pipe()
-    self._process = context.Process(
-      target=_serve, args=(theirs, load), daemon=True
-    )
-    self._process.start()
-    # Ours only: when the process ends, nobody holds its end any more.
-    theirs.close()
-    # A program that ends without closing the batches would wait for it: the
-    # signal by which `multiprocessing` ends its processes is one it ignores.
-    atexit.register(self._process.kill)
+  def __init__(self):
+    self._connection, theirs = multiprocessing.Pipe()
+    with theirs:  # Ours only until the process has it.
+      self._process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+      )
     self._blocks = {}
     self._free = collections.deque()
 
   def ask(self, number: int) -> None:
     free = [self._free.popleft() for _ in range(len(self._free))]
+    self.tell((number, free))
+
+  def tell(self, message: Any) -> None:
     try:
-      _send(self._connection, (number, free))
-    except BrokenPipeError:
+      _send(self._connection, message)
+    except (BrokenPipeError, ConnectionResetError):
       self._raise_ended()
 
   def answer(self) -> Batch:
@@ -134,9 +146,8 @@ class _Worker:
   def close(self) -> None:
     # It may be in the middle of a batch that nobody waits for.
     self._process.kill()
-    self._process.join()
+    self._process.wait()
     self._connection.close()
-    atexit.unregister(self._process.kill)
 
   def _attach(self, place: _Shared) -> np.ndarray:
     descriptor, shape = place
@@ -153,10 +164,9 @@ class _Worker:
     return np.frombuffer(holder, np.uint8).reshape(shape)
 
   def _raise_ended(self):
-    self._process.join()
     raise LoaderProcessError(
       "a process that makes batches has ended by itself, with exit code"
-      f" {self._process.exitcode} (-9: killed, maybe for lack of memory; use"
+      f" {self._process.wait()} (-9: killed, maybe for lack of memory; use"
       " fewer with config.data.processes, or none with 0)"
     ) from None
 
@@ -208,21 +218,29 @@ def _send(connection: Connection, message: Any) -> None:
   connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
 
 
-def _serve(connection: Connection, load: Callable[[int, Empty], Batch]) -> None:
-  """Runs in the process: answers each number with (batch, error)."""
+def serve(connection: Connection) -> None:
+  """Runs in the process: answers each number with (batch, error).
+
+  Args:
+    connection: gives what makes batches and then (number, descriptors of blocks
+      that nobody holds any more), until the other side is gone.
+  """
   # Whoever ends a run sends its signal to all of its processes; the main one
   # still has to save, and ends these.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  threading.Thread(target=exit_with_parent, daemon=True).start()
   cv2.setNumThreads(1)
   blocks = _Blocks()
-  while True:
-    number, free = connection.recv()
-    blocks.give_back(free)
-    try:
-      answer = (blocks.pack(load(number, blocks.empty)), None)
-    except Exception as error:
-      error.add_note(f"in a process of the loader:\n{traceback.format_exc()}")
-      answer = (None, error)
-    _send(connection, answer)
+  try:
+    load = connection.recv()
+    while True:
+      number, free = connection.recv()
+      blocks.give_back(free)
+      try:
+        answer = (blocks.pack(load(number, blocks.empty)), None)
+      except Exception as error:
+        error.add_note(f"in a process of the loader:\n{traceback.format_exc()}")
+        answer = (None, error)
+      _send(connection, answer)
+  except (EOFError, BrokenPipeError, ConnectionResetError):
+    pass  # Whoever wanted the batches is gone.

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from twostream_jax.data import augment, sampling
@@ -196,8 +195,7 @@ def train_batches(
   if processes:
     return ProcessBatches(load, start, processes)
   buffers = Buffers()
-  numbers = grain.MapDataset.range(start, _ENDLESS)
-  return _threaded(numbers.map(lambda n: load(n, buffers.empty)), threads)
+  return _threaded(lambda n: load(n, buffers.empty), start, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +229,15 @@ def _stack(samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   return {name: np.stack([s[name] for s in samples]) for name in samples[0]}
 
 
-def _threaded(batches: grain.MapDataset, threads: int) -> grain.IterDataset:
+def _threaded(
+  load: Callable[[int], dict[str, np.ndarray]], start: int, threads: int
+) -> Iterable[dict[str, np.ndarray]]:
+  # Not for processes that make batches: it takes longer than all they import.
+  import grain
+
   # Batches in flight are what costs memory: hold no more than are being made.
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(2, threads)
   )
-  return batches.to_iter_dataset(options)
+  numbers = grain.MapDataset.range(start, _ENDLESS)
+  return numbers.map(load).to_iter_dataset(options)

@@ -152,7 +152,7 @@ def iterate_in_process(
 def _serve_values(connection: Connection, work, item, start) -> None:
   """Runs in the process: sends every value, then that there are no more."""
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  threading.Thread(target=exit_with_parent, daemon=True).start()
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
   start()
   connection.send(None)
   try:
@@ -244,7 +244,7 @@ def _serve(
   """Runs in the process: answers each item with (result, error)."""
   # Ctrl-C ends workers without a word; the main process reports.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  threading.Thread(target=exit_with_parent, daemon=True).start()
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
   start()
   connection.send(None)
   while True:
@@ -257,7 +257,7 @@ def _serve(
     connection.send(answer)
 
 
-def exit_with_parent() -> None:
+def _exit_with_parent() -> None:
   """Ends this process with the one that started it; for a thread."""
   # Workers of a parent that was killed would wait, or work, for ever.
   multiprocessing.parent_process().join()
