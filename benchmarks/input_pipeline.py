@@ -66,8 +66,8 @@ def define_flags(values: flags.FlagValues) -> None:
     ("batches", 16, "Batches a turn; five times as many of RGB."),
     ("rounds", 4, "Turns of each."),
     ("epochs", 5, "Epochs of flow after which memory is looked at."),
-    ("threads", cores, "Threads of the loader, processes of the rival."),
-    ("processes", 0, "Processes of the loader, instead of threads."),
+    ("threads", cores, "Threads of the limit, processes of the rival."),
+    ("processes", cores, "Processes of the loader; 0: as many threads."),
   ]:
     flags.DEFINE_integer(name, default, text, flag_values=values)
   values_of = list(CASES)

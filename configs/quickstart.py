@@ -18,6 +18,8 @@ def get_config():
   config.data.dir = "data/quickstart"
   config.data.synthetic = {"train": 40, "validation": 8, "test": 10}
   config.data.validation_split = "validation"
+  # The clips are small: to start processes would take longer than they save.
+  config.data.processes = 0
 
   for stage in (config.spatial, config.temporal):
     stage.batch_size = 32

@@ -10,6 +10,7 @@ def get_config():
   config.data.synthetic = {"train": 2, "validation": 1, "test": 1}
   config.data.validation_split = "validation"
   config.data.threads = 1
+  config.data.processes = 0
   for stage in (config.spatial, config.temporal):
     stage.batch_size = 8
     stage.total_steps = 8
