@@ -51,6 +51,9 @@ class WithSeveralLabels:
   def __getattr__(self, name):
     return getattr(self._source, name)
 
+  def __reduce__(self):
+    return WithSeveralLabels, (self._source,)
+
   def __len__(self):
     return len(self._source)
 
