@@ -166,8 +166,9 @@ class _Worker:
   def _raise_ended(self):
     raise LoaderProcessError(
       "a process that makes batches has ended by itself, with exit code"
-      f" {self._process.wait()} (-9: killed, maybe for lack of memory; use"
-      " fewer with config.data.processes, or none with 0)"
+      f" {self._process.wait()} (1: see its error above; -9: killed, maybe"
+      " for lack of memory); config.data.processes sets how many there are, 0"
+      " none"
     ) from None
 
 
