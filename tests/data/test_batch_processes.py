@@ -4,7 +4,10 @@ import dataclasses
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from twostream_jax.data.batch_processes import (
   LoaderProcessError,
   ProcessBatches,
 )
+from twostream_jax.data.records import VideoSource
 
 pytestmark = pytest.mark.skipif(
   not hasattr(os, "memfd_create"), reason="only Linux has memfd_create"
@@ -71,6 +75,25 @@ def test_memory_is_used_again_when_nobody_holds_it():
   batches.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """Batches that name the packages of the process that makes them."""
+
+  source: VideoSource
+
+  def __call__(self, number, empty):
+    del number, empty
+    assert self.source[0]["rgb"][0]
+    return {"modules": np.array(sorted({m.split(".")[0] for m in sys.modules}))}
+
+
+def test_processes_read_videos_without_the_frameworks_of_the_main_one(tiny):
+  batches = iter(ProcessBatches(Loaded(tiny.sources["train"]), 0, 1))
+  found = set(next(batches)["modules"].tolist())
+  batches.close()
+  assert "cv2" in found and not found & {"jax", "grain", "tensorflow"}
+
+
 def test_an_error_comes_in_its_turn():
   batches = iter(ProcessBatches(Numbered(fails_at=2), 0, 2))
   assert [int(next(batches)["label"][0]) for _ in range(2)] == [0, 1]
@@ -91,12 +114,50 @@ def test_signals_of_a_run_do_not_end_it_but_a_crash_is_told():
       next(batches)
 
 
+def wait_for_end(pids):
+  deadline = time.monotonic() + 10
+  while any(map(is_running, pids)):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def is_running(pid):
+  try:
+    status = Path(f"/proc/{pid}/status").read_text()
+  except FileNotFoundError:
+    return False
+  return "State:\tZ" not in status
+
+
 def test_processes_end_with_who_reads_from_them():
   batches = iter(ProcessBatches(Numbered(), 0, 2))
   pids = [int(next(batches)["pid"][0]) for _ in range(2)]
   del batches
   gc.collect()
-  deadline = time.monotonic() + 10
-  while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
+  wait_for_end(pids)
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_processes_end_with_a_program_that_does_not_close_them(end):
+  program = """
+import itertools, sys
+from tests.data.test_batch_processes import Numbered
+from twostream_jax.data.batch_processes import ProcessBatches
+batches = iter(ProcessBatches(Numbered(), 0, 2))
+print(*(batch["pid"][0] for batch in itertools.islice(batches, 2)), flush=True)
+sys.stdin.read()
+"""
+  with subprocess.Popen(
+    [sys.executable, "-c", program],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    cwd=Path(__file__).parents[2],
+  ) as process:
+    pids = list(map(int, process.stdout.readline().split()))
+    assert len(pids) == 2 and all(map(is_running, pids))
+    if end == "kill":
+      process.kill()
+    else:
+      process.stdin.close()
+    process.wait(timeout=20)
+  wait_for_end(pids)
