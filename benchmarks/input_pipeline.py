@@ -221,9 +221,11 @@ def compare(case, source, clips, values):
       rates[name].append(count / seconds)
     for name, endless in made.items():
       # So many may lie ready, or be half made.
-      seconds = seconds_of(endless, batches, 3 * values.threads)
+      ahead = 3 * values.threads
+      seconds = seconds_of(endless, batches, ahead)
       rates[name].append(count / seconds)
-      time.sleep(0.5)  # It goes on until its batches lie ready.
+      # It goes on until they lie ready.
+      time.sleep(0.5 + ahead * seconds / batches)
   rate = {name: statistics.median(found) for name, found in rates.items()}
   print(
     f"| {case} | {rate['fast']:.0f} | {rate['cv2']:.0f} | {rate['ours']:.0f} |"
