@@ -113,7 +113,7 @@ def jpegs_of(samples, transform):
       for name in ("rgb", "flow")
     }
     look = sample.look._replace(record=record | noted)
-    transform.load([sample._replace(look=look)], 1)
+    transform.load([sample._replace(look=look)])
   return notes
 
 
@@ -251,7 +251,7 @@ def print_profile(source, values):
       samples = draw(source, transform, values.batch)
       parts["draw"].append(time.perf_counter() - began)
       began = time.perf_counter()
-      transform.load(samples, len(samples))
+      transform.load(samples)
       parts["load"].append(time.perf_counter() - began)
       wanted = jpegs_of(samples, transform)
       parts["decode"].append(seconds_to_decode(wanted, decode_fast, 1))

@@ -330,7 +330,7 @@ def test_frames_and_fields_of_a_sample_share_one_view(crop):
   transform = dataclasses.replace(train_transform(segments=2), crop=crop)
   flips, crops = 0, set()
   for _ in range(20):
-    batch = transform.load([transform.draw(record, rng)], 1)
+    batch = transform.load([transform.draw(record, rng)])
     rgb, flow = batch["rgb"][0].astype(int), batch["flow"][0].astype(int)
     flips += batch["flip"].item()
     crops.add((rgb[0, 0, 0, 0], rgb[0, 0, -1, 0], rgb[0, 0, 0, 1]))
@@ -347,7 +347,7 @@ def test_nothing_is_mirrored_where_labels_name_a_direction(tiny):
   rng = np.random.default_rng(0)
   samples = [transform.draw(tiny.sources["train"][0], rng) for _ in range(20)]
   assert not any(sample.flip for sample in samples)
-  assert "flip" not in transform.load(samples, 20)
+  assert "flip" not in transform.load(samples)
 
 
 def test_colours_are_jittered_by_seed_and_position_alone(tiny):

@@ -7,7 +7,7 @@ field; its values stay pixels a frame *of the stored size*.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -51,6 +51,8 @@ class RandomCrop:
 
   scale: tuple[float, float]
   max_ratio: float = 1.0
+  # Random numbers that a crop takes.
+  num_draws: ClassVar[int] = 4
 
   def __post_init__(self):
     if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -60,8 +62,6 @@ class RandomCrop:
       )
     if not self.max_ratio >= 1:
       raise ValueError(f"input.max_ratio must be at least 1: {self.max_ratio}")
-
-  num_draws = 4
 
   def box(self, draws: Sequence[float], height: int, width: int) -> Box:
     """A crop of a frame of `height` times `width` pixels.
@@ -103,6 +103,7 @@ class CornerCrop:
 
   scales: tuple[float, ...]
   max_distort: int
+  num_draws: ClassVar[int] = 2
 
   def __post_init__(self):
     inside = self.scales and self.scales[0] <= 1 and self.scales[-1] > 0
@@ -115,8 +116,6 @@ class CornerCrop:
       raise ValueError(
         f"input.max_distort must be at least 0: {self.max_distort}"
       )
-
-  num_draws = 2
 
   def box(self, draws: Sequence[float], height: int, width: int) -> Box:
     """A crop of a frame; see `RandomCrop.box`."""

@@ -56,7 +56,7 @@ class ProcessBatches:
 
   Attributes:
     load: number of a batch, and what gives arrays for it, to the batch; can be
-      pickled.
+      pickled, and is not defined in the main program.
     first: number of the first one.
     num_processes: that make them, in turn.
   """

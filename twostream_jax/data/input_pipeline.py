@@ -1,4 +1,4 @@
-"""From records to batches, with grain: sample, decode, crop, flip.
+"""From records to training batches: sample, decode, crop.
 
 Only the frames that a sample shows are decoded. Everything random is drawn from
 a generator that is a function of (seed, position in the sequence of samples),
@@ -20,6 +20,20 @@ from twostream_jax.data.views import InputSpec, Look, load_looks
 
 # Batches: more than any training takes.
 _ENDLESS = 2**40
+
+
+class Sample(NamedTuple):
+  """A random sample; nothing of it is read yet.
+
+  Attributes:
+    look: at its video.
+    flip: whether it is mirrored.
+    rgb_shift: see `augment.random_rgb_shift`; None: no shift.
+  """
+
+  look: Look
+  flip: bool
+  rgb_shift: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +76,7 @@ class TrainTransform:
     """Whether samples have "rgb_shift"."""
     return "rgb" in self.spec.modalities and self.rgb_jitter > 0
 
-  def draw(self, element, rng: np.random.Generator) -> "Sample":
+  def draw(self, element, rng: np.random.Generator) -> Sample:
     """Draws a sample of a record."""
     windows, crop = self.num_segments, self.crop
     # In one call: each costs as much as copying a tenth of a frame.
@@ -81,32 +95,16 @@ class TrainTransform:
     return Sample(Look(element, starts, box), flip, shift)
 
   def load(
-    self, samples: Sequence["Sample"], size: int, empty: Empty = new_array
+    self, samples: Sequence[Sample], empty: Empty = new_array
   ) -> dict[str, np.ndarray]:
-    """Decodes what `draw` gave `size` times, in arrays from `empty`."""
+    """Decodes what `draw` gave, in arrays from `empty`."""
     looks, flips, shifts = zip(*samples, strict=True)
-    batch = load_looks(
-      looks, self.spec, windows=self.num_segments, size=size, empty=empty
-    )
+    batch = load_looks(looks, self.spec, empty)
     if self.flip:
       batch["flip"] = np.array(flips)
     if self.shifts_rgb:
       batch["rgb_shift"] = np.stack(shifts)
     return batch | _labels(looks, self.num_classes)
-
-
-class Sample(NamedTuple):
-  """A random sample; nothing of it is read yet.
-
-  Attributes:
-    look: at its video.
-    flip: whether it is mirrored.
-    rgb_shift: see `augment.random_rgb_shift`; None: no shift.
-  """
-
-  look: Look
-  flip: bool
-  rgb_shift: np.ndarray | None
 
 
 def _labels(looks: Sequence[Look], num_classes: int):
@@ -221,7 +219,7 @@ class _TrainLoader:
       return _stack(records) | {"index": self.index}
     rngs = sampling.generators(self.seed, positions)
     samples = [*map(self.transform.draw, records, rngs)]
-    batch = self.transform.load(samples, len(positions), empty)
+    batch = self.transform.load(samples, empty)
     return batch | {"index": self.index}
 
 

@@ -107,20 +107,13 @@ class Look(NamedTuple):
 
 
 def load_looks(
-  looks: Sequence[Look],
-  spec: InputSpec,
-  *,
-  windows: int,
-  size: int,
-  empty: Empty = new_array,
+  looks: Sequence[Look], spec: InputSpec, empty: Empty = new_array
 ) -> dict[str, np.ndarray]:
   """Decodes looks at several videos, straight into the arrays of a batch.
 
   Args:
-    looks: at 1 to `size` videos.
+    looks: b of them, at least one, at t windows each.
     spec: what to load.
-    windows: t; a video with fewer of them shows its last one again.
-    size: b; the last video is repeated up to it.
     empty: gives the arrays, uint8, of a shape.
 
   Returns:
@@ -130,19 +123,12 @@ def load_looks(
   Raises:
     ValueError: as `load_views`.
   """
-  batch = spec.empty(size, windows, empty=empty)
+  batch = spec.empty(len(looks), len(looks[0].starts), empty=empty)
   encoded = []
   for i, look in enumerate(looks):
     out = {name: array[i, None] for name, array in batch.items()}
     encoded += _read(look.record, look.starts, [look.box], spec, out)
   _decode(encoded)
-  for i, look in enumerate(looks):
-    shown = len(look.starts)
-    if shown < windows:
-      for array in batch.values():
-        array[i, shown:] = array[i, shown - 1]
-  for array in batch.values():
-    array[len(looks) :] = array[len(looks) - 1]
   return batch
 
 

@@ -177,8 +177,6 @@ def flip_codes(codes):
     uint8, of the same kind and shape; applying it twice gives `codes` back, to
     the bit.
   """
-  is_x = np.arange(codes.shape[-3]) % 2 == 0
-  # All bits turned are 255 less the code.
-  turned = (255 * is_x).astype(np.uint8).reshape(-1, 1, 1)
-  mirrored = codes[..., ::-1]
-  return mirrored ^ turned.reshape((1,) * (codes.ndim - 3) + turned.shape)
+  # x with all bits turned is 255 - x. JAX wants the rank of the codes.
+  bits = np.where(np.arange(codes.shape[-3]) % 2, 0, 255).astype(np.uint8)
+  return codes[..., ::-1] ^ bits.reshape((1,) * (codes.ndim - 3) + (-1, 1, 1))
