@@ -149,13 +149,15 @@ def _pull(function, place, gradient, *arguments):
 def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   for network in values.network:
-    case = train_step.Case(network, values.batch, values.size, gpu=False)
-    step, _, _ = train_step.jax_side(case)
-    step(), step()
+    case = train_step.Case(
+      network, values.batch, values.size, gpu=False, dtype="float32"
+    )
+    built = train_step.jax_side(case)
+    built.step(), built.step(), built.wait()
     times = []
     for _ in range(_REPEATS):
       start = time.perf_counter()
-      step()
+      built.step(), built.wait()
       times.append(time.perf_counter() - start)
     whole = min(times)
     parts = time_parts(case)

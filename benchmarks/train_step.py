@@ -11,12 +11,13 @@ device; nothing drops units. On a CPU: float32 and all cores. Where both jax
 and torch see a GPU: bfloat16 compute, float32 parameters, channels last.
 
 Every side is a process of its own, so that peak memory is its own. The sides
-take turns, one step and one forward pass each, so that all of them see what
-else the machine does; the median of all turns counts, after one more. Shares of
-peak are of a large product of matrices in the same dtype in the same run;
-FLOPs are those that XLA counts before it optimises.
+take turns of some steps and as many forward passes, so that all of them see
+what else the machine does; the median of all turns is used, after one more.
+Shares of peak are of a large product of matrices in the same dtype in the same
+run; the FLOPs of a step are 3 times those of a forward pass.
 """
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -25,8 +26,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ from absl import app, flags
 
 from twostream_jax import losses, models, parallel, steps
 from twostream_jax.data.views import image_shapes
+from twostream_jax.flops import count_flops
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
 from twostream_jax.preprocess import Preprocess
@@ -70,16 +73,21 @@ class Case:
   """One network and its input.
 
   Attributes:
-    network: a key of _NETWORKS.
-    batch: clips.
-    size: height and width, pixels.
-    gpu: bfloat16 on a GPU, instead of float32 on the CPU.
+    network: A key of _NETWORKS.
+    batch: Videos per step.
+    size: Height and width, pixels.
+    gpu: Whether to run on a GPU, channels last in PyTorch too.
+    dtype: Compute dtype, "bfloat16" or "float32" (products of matrices and
+      convolutions in TF32 where the GPU has it).
+    width: Factor on the channels and hidden units.
   """
 
   network: str
   batch: int
   size: int
   gpu: bool
+  dtype: str
+  width: float = 1.0
 
   def inputs(self) -> dict[str, np.ndarray]:
     """As the loader gives them: uint8 by modality, and labels int32 [b]."""
@@ -95,47 +103,76 @@ class Case:
     return images | {"label": labels}
 
 
-def jax_side(case: Case) -> tuple[Callable, Callable, float]:
-  """A step and a forward pass to call, and the step's GFLOPs."""
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """A network that is ready to be timed; nothing waits for a result but `wait`.
+
+  Attributes:
+    step: Runs a training step.
+    forward: Runs a forward pass.
+    wait: Waits for all that was begun.
+    gflops: Operations of a step; 0 where they are not counted.
+  """
+
+  step: Callable[[], None]
+  forward: Callable[[], None]
+  wait: Callable[[], None]
+  gflops: float = 0.0
+
+
+def jax_side(case: Case) -> Side:
+  """The project's own training step and forward pass."""
   model = jax_model(case)
   batch = case.inputs() | {
     "mask": np.ones(case.batch, bool),
     "index": np.arange(case.batch, dtype=np.int32),
   }
-  preprocess = Preprocess(
-    (_MEAN,) * 3, (_STD,) * 3, _BOUND, _BOUND, subtract_mean_flow=False
-  )
   tx = optax.sgd(1e-4, momentum=0.9)
   key = jax.random.key(0)
   state = parallel.replicate(
-    steps.create_train_state(key, model, tx, preprocess, batch)
+    steps.create_train_state(key, model, tx, preprocess(), batch)
   )
   train = parallel.pmap_train_step(
     functools.partial(
       steps.train_step,
       model=model,
       tx=tx,
-      preprocess=preprocess,
+      preprocess=preprocess(),
       loss_fn=losses.softmax_cross_entropy,
     )
   )
-  predict = parallel.pmap_predict_step(
-    lambda variables, batch: model.apply(
-      variables, preprocess(batch), train=False
-    )[0]
+
+  def logits(variables, batch):
+    return model.apply(variables, preprocess()(batch), train=False)[0]
+
+  predict = parallel.pmap_predict_step(logits)
+  forward_flops = count_flops(
+    logits, parallel.unreplicate(state.variables), batch
   )
   batch = jax.device_put(parallel.shard(batch))
-  flops = train.lower(state, batch, key).cost_analysis()["flops"]
+  pending = None
 
   def step():
-    nonlocal state
-    state, metrics = train(state, batch, key)
-    jax.block_until_ready((state, metrics))
+    nonlocal state, pending
+    state, pending = train(state, batch, key)
 
   def forward():
-    jax.block_until_ready(predict(state.variables, batch))
+    nonlocal pending
+    pending = predict(state.variables, batch)
 
-  return step, forward, flops / 1e9
+  return Side(
+    step,
+    forward,
+    lambda: jax.block_until_ready((state, pending)),
+    3 * forward_flops / 1e9,
+  )
+
+
+def preprocess() -> Preprocess:
+  """Codes to inputs, as in the PyTorch sides."""
+  return Preprocess(
+    (_MEAN,) * 3, (_STD,) * 3, _BOUND, _BOUND, subtract_mean_flow=False
+  )
 
 
 def jax_model(case: Case):
@@ -145,7 +182,8 @@ def jax_model(case: Case):
     "num_classes": _CLASSES,
     "dropout_rate": 0.0,
     "axis_name": parallel.AXIS,
-    "dtype": jnp.bfloat16 if case.gpu else jnp.float32,
+    "dtype": jnp.dtype(case.dtype),
+    "width": case.width,
   }
   nets = {}
   if spatial:
@@ -158,11 +196,13 @@ def jax_model(case: Case):
   return Stream(modality=modality, backbone=backbone)
 
 
-def torch_side(case: Case, compiled: bool) -> tuple[Callable, Callable, float]:
-  """A step and a forward pass of the same network in PyTorch; no count."""
+def torch_side(case: Case, compiled: bool) -> Side:
+  """A step and a forward pass of the same network in PyTorch."""
   import torch
 
   torch.set_num_threads(os.cpu_count())
+  # TF32 where the GPU has it, as in JAX.
+  torch.set_float32_matmul_precision("high")
   device = "cuda" if case.gpu else "cpu"
   nets = {name: net.to(device) for name, net in torch_nets(case).items()}
   if case.gpu:
@@ -187,17 +227,20 @@ def torch_side(case: Case, compiled: bool) -> tuple[Callable, Callable, float]:
     return total / len(nets)
 
   def loss():
-    with torch.autocast(device, torch.bfloat16, enabled=case.gpu):
+    with torch.autocast(
+      device, torch.bfloat16, enabled=case.dtype == "bfloat16"
+    ):
       out = logits()
     return torch.nn.functional.cross_entropy(out.float(), labels)
 
   def predictions():
-    with torch.autocast(device, torch.bfloat16, enabled=case.gpu):
+    with torch.autocast(
+      device, torch.bfloat16, enabled=case.dtype == "bfloat16"
+    ):
       return logits()
 
   if compiled:
     loss, predictions = torch.compile(loss), torch.compile(predictions)
-  wait = torch.cuda.synchronize if case.gpu else lambda: None
 
   def step():
     for net in nets.values():
@@ -205,16 +248,16 @@ def torch_side(case: Case, compiled: bool) -> tuple[Callable, Callable, float]:
     optimiser.zero_grad()
     loss().backward()
     optimiser.step()
-    wait()
 
   def forward():
     for net in nets.values():
       net.eval()
     with torch.no_grad():
       predictions()
-    wait()
 
-  return step, forward, 0.0
+  return Side(
+    step, forward, torch.cuda.synchronize if case.gpu else lambda: None
+  )
 
 
 def torch_nets(case: Case) -> dict:
@@ -226,7 +269,7 @@ def torch_nets(case: Case) -> dict:
   from tests.models import torch_networks
 
   spatial, temporal, fields = _NETWORKS[case.network]
-  common = {"width": 1.0, "classes": _CLASSES}
+  common = {"width": case.width, "classes": _CLASSES}
   size = (case.size, case.size)
   nets = {}
   if spatial == "vgg16":
@@ -236,31 +279,43 @@ def torch_nets(case: Case) -> dict:
   if temporal:
     net = torch_networks.CNNM(second_lrn=True, size=size, **common, **fields)
     bias = net.conv1.bias is not None
-    net.conv1 = nn.Conv2d(FLOW_CHANNELS, 96, 7, 2, bias=bias)
+    channels = net.conv1.out_channels
+    net.conv1 = nn.Conv2d(FLOW_CHANNELS, channels, 7, 2, bias=bias)
     nets["flow"] = net
   return nets
 
 
-_SIDES = {
+SIDES = {
   "jax": jax_side,
   "torch, eager": functools.partial(torch_side, compiled=False),
   "torch, compiled": functools.partial(torch_side, compiled=True),
 }
 
 
-def work(pipe, side: str, case: Case) -> None:
-  """A process: builds one side, then takes a turn whenever it is told to."""
+def work(pipe, side: str, case: Case, steps_a_turn: int) -> None:
+  """A process: builds one side when told to, then takes turns when told to.
+
+  Args:
+    pipe: To the process that tells it; gets facts, then seconds by turn.
+    side: A key of SIDES.
+    case: The network.
+    steps_a_turn: Steps and forward passes per turn.
+  """
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  pipe.recv()
   start = time.perf_counter()
-  step, forward, gflops = _SIDES[side](case)
-  step(), forward(), step()
-  pipe.send({"first": time.perf_counter() - start, "gflops": gflops})
+  built = SIDES[side](case)
+  built.step(), built.forward(), built.step(), built.wait()
+  first = time.perf_counter() - start
+  pipe.send({"first": first, "gflops": built.gflops})
   while pipe.recv():
     times = []
-    for function in (step, forward):
+    for function in (built.step, built.forward):
       start = time.perf_counter()
-      function()
-      times.append(time.perf_counter() - start)
+      for _ in range(steps_a_turn):
+        function()
+      built.wait()
+      times.append((time.perf_counter() - start) / steps_a_turn)
     pipe.send(times)
   pipe.send(_peak_memory(side, case, before))
 
@@ -277,11 +332,9 @@ def _peak_memory(side: str, case: Case, before: int) -> float:
   return torch.cuda.max_memory_allocated() / 2**20
 
 
-def measure_peak(gpu: bool) -> float:
-  """GFLOP/s of a large product of matrices, the best of 7."""
-  side = _PEAK_SIDE["gpu" if gpu else "cpu"]
-  dtype = jnp.bfloat16 if gpu else jnp.float32
-  x = jnp.ones((side, side), dtype)
+def measure_peak(side: int, dtype: str) -> float:
+  """GFLOP/s of a product of square matrices of random numbers, best of 7."""
+  x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
   product = jax.jit(lambda a, b: a @ b)
   times = []
   for _ in range(8):
@@ -291,30 +344,72 @@ def measure_peak(gpu: bool) -> float:
   return 2 * side**3 / min(times[1:]) / 1e9
 
 
-def compare(case: Case, sides: Sequence[str], repeats: int) -> dict[str, dict]:
-  """Median seconds, GFLOPs, first-use seconds and peak MiB of each side."""
+@contextlib.contextmanager
+def processes(
+  cases: Sequence[Case], sides: Sequence[str], steps_a_turn: int = 1
+) -> Iterator[dict[Case, dict[str, Any]]]:
+  """Starts a process for every side of every case; nothing is built yet.
+
+  Args:
+    cases: The networks.
+    sides: Keys of SIDES.
+    steps_a_turn: See `work`.
+
+  Yields:
+    By case, and by side: a pipe to the process, as `compare` takes them.
+  """
   context = multiprocessing.get_context("spawn")
-  pipes, processes, found = {}, [], {}
-  for side in sides:
-    pipes[side], other = context.Pipe()
-    process = context.Process(target=work, args=(other, side, case))
-    process.start()
-    other.close()  # So that the death of a worker is seen as the end of it.
-    processes.append(process)
-    found[side] = pipes[side].recv() | {"step": [], "forward": []}
-  for _ in range(repeats):
-    for side, pipe in pipes.items():
-      pipe.send(True)
-      step, forward = pipe.recv()
-      found[side]["step"].append(step)
-      found[side]["forward"].append(forward)
+  pipes = {case: {} for case in cases}
+  started = []
+  try:
+    for case in cases:
+      for side in sides:
+        pipes[case][side], other = context.Pipe()
+        process = context.Process(
+          target=work, args=(other, side, case, steps_a_turn)
+        )
+        process.start()
+        other.close()  # So that the death of a worker is seen as the end of it.
+        started.append(process)
+    yield pipes
+  finally:
+    for process in started:
+      process.kill()
+      process.join()
+
+
+def compare(
+  pipes: Mapping[str, Any], repeats: int, building: Sequence[str] = ()
+) -> dict[str, dict]:
+  """Median seconds, GFLOPs, first-use seconds and peak MiB of each side.
+
+  Sides are built one after the other: XLA chooses algorithms by timing them.
+
+  Args:
+    pipes: From `processes`, by side.
+    repeats: Counted turns.
+    building: Sides that were told to build before.
+
+  Returns:
+    By side. One that fails is left out; its process says why.
+  """
+  found = {}
   for side, pipe in pipes.items():
-    pipe.send(False)
-    found[side]["memory"] = pipe.recv()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+      if side not in building:
+        pipe.send(True)
+      found[side] = pipe.recv() | {"step": [], "forward": []}
+  for _ in range(repeats):
+    for side, row in found.items():
+      pipes[side].send(True)
+      step, forward = pipes[side].recv()
+      row["step"].append(step)
+      row["forward"].append(forward)
+  for side, row in found.items():
+    pipes[side].send(False)
+    row["memory"] = pipes[side].recv()
     for name in ("step", "forward"):
-      found[side][name] = statistics.median(found[side][name])
-  for process in processes:
-    process.join()
+      row[name] = statistics.median(row[name])
   return found
 
 
@@ -325,7 +420,7 @@ def main(argv: Sequence[str]) -> None:
   gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
   if jax.local_device_count() > 1:
     raise app.UsageError("one device only: set CUDA_VISIBLE_DEVICES=0")
-  sides = [side for side in _SIDES if values.compiled or "compiled" not in side]
+  sides = [side for side in SIDES if values.compiled or "compiled" not in side]
   print(
     f"jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} cores,"
     f" {jax.local_devices()[0].device_kind};"
@@ -336,11 +431,14 @@ def main(argv: Sequence[str]) -> None:
     f"{'':12} {'':15} {'step s':>8} {'clips/s':>8} {'of peak':>8}"
     f" {'forward s':>9} {'MiB':>6} {'first s':>7}  jax takes, step and forward"
   )
+  dtype = "bfloat16" if gpu else "float32"
+  measure = functools.partial(measure_peak, _PEAK_SIDE["gpu" if gpu else "cpu"])
   for network in values.network:
-    case = Case(network, values.batch, values.size, gpu)
-    before = measure_peak(gpu)
-    found = compare(case, sides, values.repeats)
-    peak = max(before, measure_peak(gpu))
+    case = Case(network, values.batch, values.size, gpu, dtype)
+    before = measure(dtype)
+    with processes([case], sides, steps_a_turn=10 if gpu else 1) as pipes:
+      found = compare(pipes[case], values.repeats)
+    peak = max(before, measure(dtype))
     print(f"{network}: a product of matrices makes {peak:.0f} GFLOP/s")
     own = found["jax"]
     for side, row in found.items():

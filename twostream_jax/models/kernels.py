@@ -1,8 +1,10 @@
-"""Operations in the form that XLA computes fastest on CPUs.
+"""Operations in the form that XLA computes fastest on CPUs and GPUs.
 
 On a CPU XLA is slow at three things: the gradient of batch norm, the gradient
 of a maximum over windows, and convolutions of 1 x 1 or into maps of a few
-pixels. Each is here once more, as products of matrices or as slices.
+pixels. Each is here once more, as products of matrices or as slices. On NVIDIA
+GPUs the gradient of a maximum would be a scatter with atomic additions, which
+is slow and, where windows overlap, rounds differently in each run.
 Elsewhere nothing changes: the platform is known when a program is lowered, and
 other platforms get the plain operation. benchmarks/RESULTS.md has the gains.
 """
@@ -132,7 +134,10 @@ def _max_pool_backward(window, stride, padding, residuals, gradient):
     _unpool, window=window, stride=stride, padding=padding
   )
   x, y = residuals
-  return (lax.platform_dependent(x, y, gradient, cpu=by_phase, default=plain),)
+  to_x = lax.platform_dependent(
+    x, y, gradient, cpu=by_phase, cuda=by_phase, default=plain
+  )
+  return (to_x,)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
