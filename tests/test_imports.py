@@ -53,6 +53,7 @@ LEVELS = {
   "flow.opencv": 0,
   "flow.spec": 0,
   "flow.tvl1": 0,
+  "flow.tvl1_kernel": 0,
   "fuse": 1,
   "inputs": 4,
   "interrupts": 0,

@@ -114,14 +114,14 @@ def test_what_can_not_work_is_refused(shapes, settings, match):
 
 
 def test_small_images_have_small_pyramids():
-  assert module._pyramid_sizes(256, 340, 5, 0.5) == (
+  assert module.pyramid_sizes(256, 340, 5, 0.5) == (
     (256, 340),
     (128, 170),
     (64, 85),
     (32, 42),
     (16, 21),
   )
-  assert module._pyramid_sizes(20, 20, 5, 0.5) == ((20, 20),)
+  assert module.pyramid_sizes(20, 20, 5, 0.5) == ((20, 20),)
   assert tvl1(np.zeros((2, 2)), np.zeros((2, 2)), **SMALL).shape == (2, 2, 2)
 
 

@@ -9,13 +9,17 @@ because it was better or faster, see `tvl1`.
 """
 
 import functools
+import importlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+Flow = tuple[Array, Array]
 
 # A preset for `tvl1`: about half the time. It is less exact on the Middlebury
 # pair, and more on warped images.
@@ -99,18 +103,15 @@ def tvl1(
       f" 1: {scale_step}, {nscales}, {warps}, {iterations}"
     )
   h, w = previous.shape[-2:]
-  solve = functools.partial(
-    _solve_pair,
+  flow = _solve(
+    previous.reshape((-1, h, w)).astype(jnp.float32),
+    following.reshape((-1, h, w)).astype(jnp.float32),
     tau=tau,
     lambda_=lambda_,
     theta=theta,
-    sizes=_pyramid_sizes(h, w, nscales, scale_step),
+    sizes=pyramid_sizes(h, w, nscales, scale_step),
     warps=warps,
     iterations=iterations,
-  )
-  flow = jax.vmap(solve)(
-    previous.reshape((-1, h, w)).astype(jnp.float32),
-    following.reshape((-1, h, w)).astype(jnp.float32),
   )
   return flow.reshape(previous.shape + (2,))
 
@@ -150,10 +151,10 @@ def default_pairs_at_once() -> int:
   A CPU's caches hold the images of one pair, not of many; other devices need
   many to be busy.
   """
-  return 1 if jax.default_backend() == "cpu" else 32
+  return 1 if jax.default_backend() == "cpu" else 128
 
 
-def _pyramid_sizes(h, w, nscales, scale_step) -> tuple[tuple[int, int], ...]:
+def pyramid_sizes(h, w, nscales, scale_step) -> tuple[tuple[int, int], ...]:
   """Heights and widths from the finest to the coarsest image."""
   sizes = [(h, w)]
   for scale in range(1, nscales):
@@ -164,19 +165,15 @@ def _pyramid_sizes(h, w, nscales, scale_step) -> tuple[tuple[int, int], ...]:
   return tuple(sizes)
 
 
-def _solve_pair(
+def _solve(
   previous, following, *, tau, lambda_, theta, sizes, warps, iterations
 ):
-  """Coarse-to-fine solution for one pair: float32 [h w 2]."""
+  """Coarse-to-fine solution for float32 [b h w]: float32 [b h w 2]."""
   pyramid = [(previous, following)]
   for size in sizes[1:]:
-    pyramid.append(
-      tuple(
-        jax.image.resize(image, size, "linear", antialias=True)
-        for image in pyramid[-1]
-      )
-    )
-  flow = jnp.zeros((2, *sizes[-1]), jnp.float32)
+    pyramid.append(tuple(_resize(image, size) for image in pyramid[-1]))
+  batch = previous.shape[0]
+  flow = (jnp.zeros((batch, *sizes[-1]), jnp.float32),) * 2
   for size, (first, second) in zip(
     reversed(sizes), reversed(pyramid), strict=True
   ):
@@ -184,62 +181,178 @@ def _solve_pair(
     flow = _solve_scale(
       first, second, flow, tau, lambda_, theta, warps, iterations
     )
-  return jnp.moveaxis(flow, 0, -1)
+  return jnp.stack(flow, axis=-1)
 
 
-def _upsample(flow: Array, size: tuple[int, int]) -> Array:
-  """Resizes flow [2 h w], and its pixels with it."""
-  h, w = flow.shape[1:]
+def _resize(images: Array, size: tuple[int, int]) -> Array:
+  """Resizes [b h w] linearly; averages where it shrinks.
+
+  As `jax.image.resize`, but for the few pixels that have a weight: products
+  with its matrices of weights take a GPU's compiler half a minute to tune.
+  """
+  for axis, length in enumerate(size, start=1):
+    images = _resize_axis(images, length, axis)
+  return images
+
+
+def _resize_axis(images, length, axis):
+  old = images.shape[axis]
+  # A triangle that reaches to the neighbour's centre, in the coarser of both.
+  reach = max(1.0, old / length)
+  centre = (np.arange(length) + 0.5) * (old / length) - 0.5
+  first = np.floor(centre - reach).astype(int) + 1
+  taps = first[:, None] + np.arange(math.ceil(2 * reach))
+  weights = np.maximum(0.0, 1.0 - np.abs(taps - centre[:, None]) / reach)
+  weights[(taps < 0) | (taps >= old)] = 0.0
+  weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+  wide = [1, 1, 1]
+  wide[axis] = length
+  return sum(
+    jnp.take(images, np.clip(tap, 0, old - 1), axis) * weight.reshape(wide)
+    for tap, weight in zip(taps.T, weights.T, strict=True)
+  )
+
+
+def _upsample(flow: Flow, size: tuple[int, int]) -> Flow:
+  """Resizes the components of a flow, and its pixels with it."""
+  h, w = flow[0].shape[1:]
   if (h, w) == size:
     return flow
-  ratio = jnp.array([size[1] / w, size[0] / h], jnp.float32)
-  return jax.image.resize(flow, (2, *size), "linear") * ratio[:, None, None]
+  u, v = (_resize(component, size) for component in flow)
+  return u * (size[1] / w), v * (size[0] / h)
 
 
 def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):
   """Warps `second` by the flow, solves the linearised problem; repeatedly."""
-  h, w = first.shape
-  columns = jnp.arange(w, dtype=jnp.float32)[None, :]
-  rows = jnp.arange(h, dtype=jnp.float32)[:, None]
-  first_x, first_y = _derivatives(first)
-  stack = jnp.stack([second, *_derivatives(second)], axis=-1)
+  first_x, first_y = jax.vmap(_derivatives)(first)
+  stack = jnp.stack([second, *jax.vmap(_derivatives)(second)], axis=-1)
 
   def warp(_, state):
-    flow, dual_x, dual_y = state
-    x, y = columns + flow[0], rows + flow[1]
-    warped, warped_x, warped_y = _sample(stack, x, y)
-    grad_x = _BLEND * first_x + (1 - _BLEND) * warped_x
-    grad_y = _BLEND * first_y + (1 - _BLEND) * warped_y
-    # Where the motion leaves the image there is no data: smoothness decides.
-    inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
-    grad_x = jnp.where(inside, grad_x, 0.0)
-    grad_y = jnp.where(inside, grad_y, 0.0)
-    difference = jnp.where(inside, warped - first, 0.0)
-    constant = difference - grad_x * flow[0] - grad_y * flow[1]
-    inverse = 1.0 / (grad_x * grad_x + grad_y * grad_y + 1e-6)
-    limit = lambda_ * theta
-
-    def iterate(_, state):
-      flow, dual_x, dual_y = state
-      residual = constant + grad_x * flow[0] + grad_y * flow[1]
-      # Zach et al. 2007, eq. 15, the three cases as one clip.
-      step = jnp.clip(-residual * inverse, -limit, limit)
-      target = flow + jnp.stack([step * grad_x, step * grad_y])
-      flow = target + theta * _divergence(dual_x, dual_y)
-      flow_x, flow_y = _forward_x(flow), _forward_y(flow)
-      rate = tau / theta
-      norm = 1.0 + rate * jnp.sqrt(flow_x * flow_x + flow_y * flow_y)
-      dual_x = (dual_x + rate * flow_x) / norm
-      dual_y = (dual_y + rate * flow_y) / norm
-      return flow, dual_x, dual_y
-
-    flow, dual_x, dual_y = jax.lax.fori_loop(
-      0, iterations, iterate, (flow, dual_x, dual_y)
+    u, v, *dual = state
+    linear = jax.vmap(_linearise)(first, first_x, first_y, stack, u, v)
+    u, v, *dual = _updates(
+      (u, v, *dual),
+      linear,
+      tau=tau,
+      lambda_=lambda_,
+      theta=theta,
+      iterations=iterations,
     )
-    return _median(flow), dual_x, dual_y
+    return _median(u), _median(v), *dual
 
-  dual = jnp.zeros_like(flow)
-  return jax.lax.fori_loop(0, warps, warp, (flow, dual, dual))[0]
+  dual = (jnp.zeros_like(first),) * 4
+  return jax.lax.fori_loop(0, warps, warp, (*flow, *dual))[:2]
+
+
+def _linearise(first, first_x, first_y, stack, u, v):
+  """The data term's residual at no motion, and its derivatives: [h w] each.
+
+  Args:
+    first: [h w], the first image.
+    first_x: its derivative in x.
+    first_y: its derivative in y.
+    stack: [h w 3], the second image and its derivatives.
+    u: [h w], the flow about which to linearise, to the right.
+    v: downwards.
+  """
+  h, w = first.shape
+  x = jnp.arange(w, dtype=jnp.float32)[None, :] + u
+  y = jnp.arange(h, dtype=jnp.float32)[:, None] + v
+  warped, warped_x, warped_y = _sample(stack, x, y)
+  grad_x = _BLEND * first_x + (1 - _BLEND) * warped_x
+  grad_y = _BLEND * first_y + (1 - _BLEND) * warped_y
+  # Where the motion leaves the image there is no data: smoothness decides.
+  inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
+  grad_x = jnp.where(inside, grad_x, 0.0)
+  grad_y = jnp.where(inside, grad_y, 0.0)
+  difference = jnp.where(inside, warped - first, 0.0)
+  return difference - grad_x * u - grad_y * v, grad_x, grad_y
+
+
+def _updates(state, linear, **parameters):
+  """Primal-dual updates, by the fastest form that the platform has.
+
+  Derivatives are those of the plain form.
+  """
+  plain = functools.partial(plain_updates, **parameters)
+  # The kernel counts pixels in 32 bits.
+  if not has_kernel() or state[0].size >= 2**31:
+    return plain(state, linear)
+  from twostream_jax.flow import tvl1_kernel
+
+  kernel = functools.partial(tvl1_kernel.updates, **parameters)
+
+  @jax.custom_jvp
+  def either(state, linear):
+    # A GPU machine computes on its CPU too.
+    return jax.lax.platform_dependent(state, linear, cuda=kernel, default=plain)
+
+  either.defjvp(functools.partial(jax.jvp, plain))
+  return either(state, linear)
+
+
+@functools.cache
+def has_kernel() -> bool:
+  """Whether `tvl1` uses `tvl1_kernel` here: an NVIDIA GPU from Ampere on."""
+  if jax.default_backend() != "gpu":
+    return False
+  capability = getattr(jax.local_devices()[0], "compute_capability", "")
+  major = str(capability).partition(".")[0]
+  # Of an AMD GPU it is a name.
+  if not major.isdigit() or int(major) < 8:
+    return False
+  # JAX has deprecated the backend of Pallas that the kernel is written for.
+  try:
+    importlib.import_module("jax.experimental.pallas.triton")
+  except ImportError:
+    return False
+  return True
+
+
+def plain_updates(
+  state: tuple[Array, ...],
+  linear: tuple[Array, Array, Array],
+  *,
+  tau: float,
+  lambda_: float,
+  theta: float,
+  iterations: int,
+) -> tuple[Array, ...]:
+  """Updates of the flow and of its dual variables (Zach et al. 2007, sec. 2.3).
+
+  Args:
+    state: u, v (flow to the right and downwards, pixels), and the dual
+      variables in x and y of u, then of v; float32 [b h w] each.
+    linear: Residual of the data term at no motion, and its derivatives by u
+      and v; float32 [b h w] each.
+    tau: Step of the dual update.
+    lambda_: Weight of the data term.
+    theta: Tightness of the coupling of data term and smoothness.
+    iterations: Number of updates.
+
+  Returns:
+    The new state.
+  """
+  constant, grad_x, grad_y = linear
+  inverse = 1.0 / (grad_x * grad_x + grad_y * grad_y + 1e-6)
+  limit = lambda_ * theta
+  rate = tau / theta
+
+  def ascend(component, dual_x, dual_y):
+    across, down = _forward_x(component), _forward_y(component)
+    norm = 1.0 + rate * jnp.sqrt(across * across + down * down)
+    return (dual_x + rate * across) / norm, (dual_y + rate * down) / norm
+
+  def update(_, state):
+    u, v, u_x, u_y, v_x, v_y = state
+    residual = constant + grad_x * u + grad_y * v
+    # Zach et al. 2007, eq. 15, the three cases as one clip.
+    step = jnp.clip(-residual * inverse, -limit, limit)
+    u = u + step * grad_x + theta * _divergence(u_x, u_y)
+    v = v + step * grad_y + theta * _divergence(v_x, v_y)
+    return u, v, *ascend(u, u_x, u_y), *ascend(v, v_x, v_y)
+
+  return jax.lax.fori_loop(0, iterations, update, state)
 
 
 def _derivatives(image: Array) -> tuple[Array, Array]:
@@ -275,27 +388,30 @@ def _sample(stack: Array, x: Array, y: Array) -> tuple[Array, ...]:
 
 
 def _forward_x(field: Array) -> Array:
-  """Forward difference along the last axis; zero at its end."""
-  return jnp.pad(field[..., 1:] - field[..., :-1], ((0, 0), (0, 0), (0, 1)))
+  """Forward difference along the columns of [b h w]; zero at the last."""
+  return _pad(field[:, :, 1:] - field[:, :, :-1], (0, 0), (0, 1))
 
 
 def _forward_y(field: Array) -> Array:
-  """Forward difference along rows; zero at the last."""
-  difference = field[:, 1:, :] - field[:, :-1, :]
-  return jnp.pad(difference, ((0, 0), (0, 1), (0, 0)))
+  """Forward difference along the rows of [b h w]; zero at the last."""
+  return _pad(field[:, 1:] - field[:, :-1], (0, 1), (0, 0))
 
 
 def _divergence(dual_x: Array, dual_y: Array) -> Array:
   """Minus the adjoint of the forward differences (dual is 0 at the ends)."""
-  before_x = jnp.pad(dual_x[..., :-1], ((0, 0), (0, 0), (1, 0)))
-  before_y = jnp.pad(dual_y[:, :-1, :], ((0, 0), (1, 0), (0, 0)))
+  before_x = _pad(dual_x[:, :, :-1], (0, 0), (1, 0))
+  before_y = _pad(dual_y[:, :-1], (1, 0), (0, 0))
   return dual_x - before_x + dual_y - before_y
 
 
-def _median(flow: Array) -> Array:
-  """Median over 3 x 3 pixels of each component [2 h w]; edges are repeated."""
-  h, w = flow.shape[1:]
-  padded = jnp.pad(flow, ((0, 0), (1, 1), (1, 1)), mode="edge")
+def _pad(field: Array, rows: tuple[int, int], columns: tuple[int, int]):
+  return jnp.pad(field, ((0, 0), rows, columns))
+
+
+def _median(field: Array) -> Array:
+  """Median over 3 x 3 pixels of [b h w]; edges are repeated."""
+  h, w = field.shape[1:]
+  padded = jnp.pad(field, ((0, 0), (1, 1), (1, 1)), mode="edge")
   values = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
   for a, b in _MEDIAN_OF_9:
     low = jnp.minimum(values[a], values[b])

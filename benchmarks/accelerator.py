@@ -1,0 +1,234 @@
+"""Everything that an accelerator is to be measured for, in one command.
+
+  python benchmarks/accelerator.py --out=DIR [--part=NAME ...] [--small]
+  python benchmarks/accelerator.py --list
+  python benchmarks/accelerator.py --read=DIR
+
+The parts run in order of worth, each in a process of its own with a time
+limit. Every result is appended to DIR/results.jsonl as soon as it is known, and
+DIR/results.md has all of them as tables after each part, so that nothing is
+lost where a machine is taken away. A part that fails or runs out of time is
+named in the tables with the reason, and the command ends with exit code 1.
+
+--list prints the parts with their limits, and what has to be installed.
+--small runs every part in little time on a CPU, which only shows that it works;
+torch.compile is left out.
+--read restores the checkpoint of a DIR that came from another machine and
+compares the network's answers here with those there.
+
+docs/benchmarks.md has instructions for a machine without a network.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+# Parts in order of worth: those of a row run at the same time. Seconds allowed.
+# A row takes as long as its longest part; all rows together 9 minutes.
+ROWS = (
+  {"card": 25},
+  {"tvl1": 80},
+  {"train_bfloat16": 170},
+  {"evaluation": 45},
+  {"loader": 40},
+  {"agreement": 60, "losses": 60, "checkpoint": 60},
+  {"train_float32": 120},
+)
+# Beyond numpy, scipy, jax with CUDA, flax, optax, orbax-checkpoint, h5py,
+# opencv-python-headless, matplotlib, scikit-learn, safetensors, tqdm, pillow
+# and torch.
+WHEELS = (
+  "array-record",
+  "dm-tree",
+  "grain",
+  "immutabledict",
+  "ml-collections",
+  "portpicker",
+  "promise",
+  "simplejpeg",
+  "tensorboardX",
+  "tensorflow-datasets",
+  "tensorflow-metadata",
+  "toml",
+)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Adds this program's flags to `values`."""
+  names = [name for row in ROWS for name in row]
+  flags.DEFINE_string("out", None, "Folder of the results.", values)
+  flags.DEFINE_multi_enum("part", names, names, "Can be repeated.", values)
+  flags.DEFINE_bool("small", False, "Sizes for a CPU.", values)
+  flags.DEFINE_integer(
+    "seconds",
+    540,
+    "Parts that might end later are left out.",
+    None,
+    None,
+    values,
+  )
+  flags.DEFINE_bool("list", False, "Print what is run and needed.", values)
+  flags.DEFINE_string("read", None, "Folder of another machine.", values)
+  flags.DEFINE_string("only", None, "Used by the command itself.", values)
+
+
+def tables(rows: Iterable[Mapping[str, Any]]) -> str:
+  """Markdown tables of result rows, one for each "table", in order."""
+  grouped = {}
+  for row in rows:
+    grouped.setdefault(row["table"], []).append(row)
+  lines = []
+  for title, members in grouped.items():
+    columns = list(dict.fromkeys(k for row in members for k in row))
+    columns = [c for c in columns if c not in ("table", "part")]
+    lines += [f"## {title}", "", f"| {' | '.join(columns)} |"]
+    lines.append("|---" * len(columns) + "|")
+    lines += [
+      "| " + " | ".join(_cell(row.get(c)) for c in columns) + " |"
+      for row in members
+    ]
+    lines.append("")
+  return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  return "" if value is None else str(value).replace("\n", " ")
+
+
+def append(out: Path, row: Mapping[str, Any]) -> None:
+  """Adds a result; parts that run at the same time may both do so."""
+  line = json.dumps(row) + "\n"
+  # One write to a file opened for appending is not torn by another's.
+  with open(out / "results.jsonl", "a", buffering=1) as file:
+    file.write(line)
+  print(line, end="", flush=True)
+
+
+def write_tables(out: Path) -> list[dict[str, Any]]:
+  """Writes results.md anew from what is there; returns the rows."""
+  path = out / "results.jsonl"
+  text = path.read_text() if path.exists() else ""
+  rows = [json.loads(line) for line in text.splitlines()]
+  beside = out / "results.md.new"
+  beside.write_text(tables(rows))
+  beside.rename(out / "results.md")
+  return rows
+
+
+def run_row(row: Mapping[str, int], out: Path, small: bool) -> bool:
+  """Runs parts at the same time, with their limits; whether all ended well."""
+  began = time.monotonic()
+  running = {name: _start(name, out, small) for name in row}
+  fine = True
+  for name, process in running.items():
+    left = row[name] - (time.monotonic() - began)
+    try:
+      code = process.wait(timeout=max(0.0, left))
+      reason = None if code == 0 else f"failed with exit code {code}"
+    except subprocess.TimeoutExpired:
+      reason = f"stopped after {row[name]} s"
+    _end(process)
+    seconds = round(time.monotonic() - began, 1)
+    append(
+      out,
+      {
+        "table": "parts",
+        "part": name,
+        "name": name,
+        "seconds": seconds,
+        "allowed": row[name],
+        "trouble": reason,
+      },
+    )
+    fine = fine and reason is None
+  return fine
+
+
+def _start(name: str, out: Path, small: bool) -> subprocess.Popen:
+  command = [sys.executable, __file__, f"--only={name}", f"--out={out}"]
+  # Processes share the card: none may take most of its memory beforehand.
+  environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  return subprocess.Popen(
+    command + ["--small"] * small, env=environment, start_new_session=True
+  )
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Ends a part and all that it started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+def run_all(out: Path, parts: Sequence[str], small: bool, seconds: int) -> bool:
+  """Runs parts in order, while they surely fit; whether all ended well."""
+  began, fine = time.monotonic(), True
+  for row in ROWS:
+    # Two cores compile more slowly than a machine with an accelerator does.
+    chosen = {n: limit * (1 + small) for n, limit in row.items() if n in parts}
+    left = seconds - (time.monotonic() - began)
+    if not chosen:
+      continue
+    if left < max(chosen.values()):
+      # A part whose results come one by one may as well begin.
+      chosen = {name: int(min(limit, left)) for name, limit in chosen.items()}
+    if left < 20:
+      for name in chosen:
+        trouble = {"name": name, "trouble": "left out: no time left"}
+        append(out, {"table": "parts", "part": name} | trouble)
+      fine = False
+      continue
+    fine = run_row(chosen, out, small) and fine
+    write_tables(out)
+  write_tables(out)
+  return fine
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  values = flags.FLAGS
+  if values.list:
+    for row in ROWS:
+      print(", ".join(f"{name} ({limit} s)" for name, limit in row.items()))
+    print("wheels:", " ".join(WHEELS))
+    return
+  # Only the folder of this script is on the path.
+  sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+  if values.read:
+    import accelerator_parts
+
+    print(tables(accelerator_parts.read_checkpoint(Path(values.read))))
+    return
+  if not values.out:
+    raise app.UsageError("--out=DIR is needed: where results are written")
+  out = Path(values.out)
+  out.mkdir(parents=True, exist_ok=True)
+  if values.only:
+    import accelerator_parts
+
+    for row in accelerator_parts.run(values.only, values.small, out):
+      append(out, {"part": values.only} | row)
+    return
+  if (out / "results.jsonl").exists():
+    raise app.UsageError(
+      f"--out={out} holds results already: use another folder"
+    )
+  if not run_all(out, values.part, values.small, values.seconds):
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  define_flags(flags.FLAGS)
+  app.run(main)
