@@ -48,6 +48,7 @@ ROWS = (
 # and torch.
 WHEELS = (
   "array-record",
+  "av",
   "dm-tree",
   "grain",
   "immutabledict",
@@ -55,10 +56,12 @@ WHEELS = (
   "portpicker",
   "promise",
   "simplejpeg",
+  "six",
   "tensorboardX",
   "tensorflow-datasets",
   "tensorflow-metadata",
   "toml",
+  "wrapt",
 )
 
 
@@ -71,7 +74,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     "seconds",
     540,
-    "Parts that might end later are left out.",
+    "Time that there is: parts are cut short, or left out.",
     None,
     None,
     values,
@@ -103,7 +106,8 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
   if isinstance(value, float):
     return f"{value:.4g}"
-  return "" if value is None else str(value).replace("\n", " ")
+  text = "" if value is None else str(value)
+  return text.replace("\n", " ").replace("|", "\\|")
 
 
 def append(out: Path, row: Mapping[str, Any]) -> None:
@@ -117,9 +121,11 @@ def append(out: Path, row: Mapping[str, Any]) -> None:
 
 def write_tables(out: Path) -> list[dict[str, Any]]:
   """Writes results.md anew from what is there; returns the rows."""
-  path = out / "results.jsonl"
-  text = path.read_text() if path.exists() else ""
-  rows = [json.loads(line) for line in text.splitlines()]
+  rows = []
+  for line in (out / "results.jsonl").read_text().splitlines():
+    # Where the disk was full, the last one may be cut off.
+    with contextlib.suppress(json.JSONDecodeError):
+      rows.append(json.loads(line))
   beside = out / "results.md.new"
   beside.write_text(tables(rows))
   beside.rename(out / "results.md")
@@ -129,30 +135,35 @@ def write_tables(out: Path) -> list[dict[str, Any]]:
 def run_row(row: Mapping[str, int], out: Path, small: bool) -> bool:
   """Runs parts at the same time, with their limits; whether all ended well."""
   began = time.monotonic()
-  running = {name: _start(name, out, small) for name in row}
-  fine = True
-  for name, process in running.items():
-    left = row[name] - (time.monotonic() - began)
-    try:
-      code = process.wait(timeout=max(0.0, left))
-      reason = None if code == 0 else f"failed with exit code {code}"
-    except subprocess.TimeoutExpired:
-      reason = f"stopped after {row[name]} s"
-    _end(process)
-    seconds = round(time.monotonic() - began, 1)
-    append(
-      out,
-      {
-        "table": "parts",
-        "part": name,
-        "name": name,
-        "seconds": seconds,
-        "allowed": row[name],
-        "trouble": reason,
-      },
-    )
-    fine = fine and reason is None
+  running, fine = {}, True
+  try:
+    for name in row:
+      running[name] = _start(name, out, small)
+    while running:
+      time.sleep(0.05)
+      seconds = time.monotonic() - began
+      for name, process in list(running.items()):
+        code = process.poll()
+        if code is None and seconds < row[name]:
+          continue
+        reason = None if code == 0 else f"failed with exit code {code}"
+        if code is None:
+          reason = f"stopped after {row[name]} s"
+        _end(running.pop(name))
+        _say(out, name, reason, seconds=round(seconds, 1), allowed=row[name])
+        write_tables(out)
+        fine = fine and reason is None
+  finally:
+    # Also where this command is interrupted: nothing stays on the card.
+    for process in running.values():
+      _end(process)
   return fine
+
+
+def _say(out: Path, name: str, trouble: str | None, **facts: float) -> None:
+  """Adds a row to the table of parts."""
+  row = {"table": "parts", "part": name, "name": name}
+  append(out, row | facts | {"trouble": trouble})
 
 
 def _start(name: str, out: Path, small: bool) -> subprocess.Popen:
@@ -185,14 +196,28 @@ def run_all(out: Path, parts: Sequence[str], small: bool, seconds: int) -> bool:
       chosen = {name: int(min(limit, left)) for name, limit in chosen.items()}
     if left < 20:
       for name in chosen:
-        trouble = {"name": name, "trouble": "left out: no time left"}
-        append(out, {"table": "parts", "part": name} | trouble)
+        _say(out, name, "left out: no time left")
       fine = False
       continue
     fine = run_row(chosen, out, small) and fine
-    write_tables(out)
   write_tables(out)
   return fine
+
+
+def run_part(name: str, out: Path, small: bool) -> bool:
+  """Runs a part in this process; whether nothing in it failed."""
+  import accelerator_parts
+
+  fine = True
+  for row in accelerator_parts.run(name, small, out):
+    append(out, {"part": name} | row)
+    fine = fine and not row.get("trouble")
+  return fine
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+  del frame
+  sys.exit(128 + signum)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -214,17 +239,17 @@ def main(argv: Sequence[str]) -> None:
   if not values.out:
     raise app.UsageError("--out=DIR is needed: where results are written")
   out = Path(values.out)
-  out.mkdir(parents=True, exist_ok=True)
   if values.only:
-    import accelerator_parts
-
-    for row in accelerator_parts.run(values.only, values.small, out):
-      append(out, {"part": values.only} | row)
-    return
-  if (out / "results.jsonl").exists():
+    sys.exit(0 if run_part(values.only, out, values.small) else 1)
+  signal.signal(signal.SIGTERM, _interrupt)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    # Made here, so that a second run into the folder sees it.
+    (out / "results.jsonl").open("x").close()
+  except FileExistsError as error:
     raise app.UsageError(
-      f"--out={out} holds results already: use another folder"
-    )
+      f"--out={out} is a file or holds results already: use another folder"
+    ) from error
   if not run_all(out, values.part, values.small, values.seconds):
     sys.exit(1)
 

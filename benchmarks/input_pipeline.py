@@ -32,6 +32,7 @@ from pathlib import Path
 import cv2
 import grain
 import jpeg_files
+import made_up
 import numpy as np
 import PIL
 import simplejpeg
@@ -328,7 +329,7 @@ def main(argv):
   cv2.setNumThreads(1)  # As in the rival's workers.
   with tempfile.TemporaryDirectory() as made:
     if not values.data:
-      jpeg_files.write_made_up(made, values.clips, values.frames)
+      made_up.write(made, values.clips, values.frames)
     data = open_dataset(values.data or made)
     source = jpeg_files.First(data.sources["train"], values.clips)
     clips = jpeg_files.write_files(source, Path(made) / "files")

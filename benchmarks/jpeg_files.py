@@ -1,7 +1,4 @@
-"""For `input_pipeline.py`: made-up clips, and the rival over files of JPEGs."""
-
-import functools
-from pathlib import Path
+"""The rival of `input_pipeline.py`: a DataLoader over files of JPEGs."""
 
 import cv2
 import numpy as np
@@ -9,55 +6,6 @@ import PIL.Image
 import torch
 
 from twostream_jax.data.augment import crop_and_resize
-from twostream_jax.data.builder import build_dataset
-from twostream_jax.data.clips import Clip
-from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
-from twostream_jax.flow import default_parameters
-from twostream_jax.flow.spec import FlowSpec
-
-_FRAME = (256, 340)
-_OCTAVES = ((64, 45), (24, 35), (9, 22), (4, 10))
-
-
-def made_up(clip: Clip, spec: FlowSpec, rgb_quality: int, *, frames: int):
-  """A clip of textures, instead of decoding its file."""
-  rng = np.random.default_rng(int(clip.video_id))
-  rgb, flow = [], []
-  for _ in range(frames):
-    gray = sum(_noise(rng, c) * a for c, a in _OCTAVES) + 127
-    tints = np.stack([25 * _noise(rng, 48) for _ in range(3)], axis=-1)
-    noisy = gray[..., None] + tints + rng.normal(0, 1.5, (*_FRAME, 1))
-    rgb.append(encode_rgb(np.clip(noisy, 0, 255).astype(np.uint8), rgb_quality))
-    moving = np.clip(4 * _noise(rng, 64) - 1, 0, 1)
-    field = [
-      3 * moving * _noise(rng, 20) + 0.15 * _noise(rng, 40) for _ in range(2)
-    ]
-    flow.append(encode_flow(np.stack(field, axis=-1), spec))
-  return Record(
-    clip.video_id, clip.label, "", 25.0, frames, *_FRAME, rgb, flow[1:], ()
-  )
-
-
-def _noise(rng, cell):
-  height, width = _FRAME
-  coarse = rng.uniform(-1, 1, (height // cell + 3, width // cell + 3))
-  return cv2.resize(
-    coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
-  )
-
-
-def write_made_up(folder, clips, frames):
-  """Builds a dataset of `made_up` clips."""
-  build_dataset(
-    folder,
-    name="textures",
-    clips=[
-      Clip(str(i), Path(str(i)), "train", "any", "") for i in range(clips)
-    ],
-    flow_spec=FlowSpec("dis", default_parameters("dis")),
-    progress=False,
-    process=functools.partial(made_up, frames=frames),
-  )
 
 
 class First:

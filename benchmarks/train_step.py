@@ -20,6 +20,7 @@ run; the FLOPs of a step are 3 times those of a forward pass.
 import contextlib
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import resource
@@ -394,22 +395,29 @@ def compare(
     By side. One that fails is left out; its process says why.
   """
   found = {}
-  for side, pipe in pipes.items():
-    with contextlib.suppress(EOFError, BrokenPipeError):
-      if side not in building:
-        pipe.send(True)
-      found[side] = pipe.recv() | {"step": [], "forward": []}
+
+  def ask(side, question):
+    """What a side answers, or None: its process has ended, and it is out."""
+    try:
+      if question is not None:
+        pipes[side].send(question)
+      return pipes[side].recv()
+    except (EOFError, OSError):
+      found.pop(side, None)
+      return None
+
+  for side in pipes:
+    if facts := ask(side, None if side in building else True):
+      found[side] = facts | {"step": [], "forward": []}
   for _ in range(repeats):
-    for side, row in found.items():
-      pipes[side].send(True)
-      step, forward = pipes[side].recv()
-      row["step"].append(step)
-      row["forward"].append(forward)
-  for side, row in found.items():
-    pipes[side].send(False)
-    row["memory"] = pipes[side].recv()
+    for side, row in list(found.items()):
+      if times := ask(side, True):
+        row["step"].append(times[0])
+        row["forward"].append(times[1])
+  for side, row in list(found.items()):
+    row["memory"] = ask(side, False)
     for name in ("step", "forward"):
-      row[name] = statistics.median(row[name])
+      row[name] = statistics.median(row[name] or [math.nan])
   return found
 
 
@@ -440,7 +448,9 @@ def main(argv: Sequence[str]) -> None:
       found = compare(pipes[case], values.repeats)
     peak = max(before, measure(dtype))
     print(f"{network}: a product of matrices makes {peak:.0f} GFLOP/s")
-    own = found["jax"]
+    own = found.get("jax")
+    if own is None:
+      sys.exit(f"{network}: the side of jax failed")
     for side, row in found.items():
       print(
         f"{network:12} {side:15} {row['step']:8.3f}"

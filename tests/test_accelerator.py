@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,8 +114,100 @@ def test_a_part_that_fails_or_hangs_is_named_and_the_others_go_on(
   }
   assert "stopped after 1 s" in (tmp_path / "results.md").read_text()
   # What the part had started has ended as well.
-  listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True).stdout
+  listed = subprocess.run(
+    ["ps", "-ewwf"], capture_output=True, text=True
+  ).stdout
   assert "1234.5" not in listed
+
+
+def test_parts_of_a_row_have_their_own_limits_and_times(
+  command, monkeypatch, tmp_path
+):
+  bodies = {
+    "long": "import time; time.sleep(2)",
+    "over": "import time; time.sleep(60)",
+    "short": "",
+  }
+  parts_of(command, monkeypatch, bodies)
+  row = {"long": 30, "over": 1, "short": 30}
+  assert not command.run_row(row, tmp_path, False)
+  rows = {row["name"]: row for row in command.write_tables(tmp_path)}
+  assert rows["over"]["trouble"] == "stopped after 1 s"
+  assert rows["long"]["trouble"] is None and rows["short"]["trouble"] is None
+  assert rows["short"]["seconds"] < 1 <= rows["over"]["seconds"]
+  assert rows["over"]["seconds"] < 2 <= rows["long"]["seconds"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_goes_on_where_the_command_is_interrupted(tmp_path, number):
+  process = subprocess.Popen(
+    [
+      *(sys.executable, ROOT / "benchmarks/accelerator.py", "--small"),
+      *("--part=losses", "--part=agreement", f"--out={tmp_path / 'out'}"),
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  mark = f"--out={tmp_path / 'out'}"
+
+  def started():
+    listed = subprocess.run(
+      ["ps", "-ewwo", "args"], capture_output=True, text=True
+    ).stdout
+    return [x for x in listed.splitlines() if mark in x and "--only" in x]
+
+  limit = time.monotonic() + 30
+  while len(started()) < 2 and time.monotonic() < limit:
+    time.sleep(0.1)
+  assert len(started()) == 2
+  process.send_signal(number)
+  assert process.wait(timeout=20) != 0
+  assert not started()
+
+
+def test_a_line_that_was_cut_off_costs_no_other(command, tmp_path):
+  command.append(tmp_path, {"table": "a", "x": 1})
+  with open(tmp_path / "results.jsonl", "a") as file:
+    file.write('{"table": "a", "x"')
+  assert command.write_tables(tmp_path) == [{"table": "a", "x": 1}]
+
+
+def test_a_side_that_ends_costs_no_other(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "benchmarks")
+  train_step = importlib.import_module("train_step")
+
+  class Pipe:
+    """A side that answers so often."""
+
+    def __init__(self, answers):
+      self._answers = answers
+
+    def send(self, question):
+      self._question = question
+      if not self._answers:
+        raise BrokenPipeError
+
+    def recv(self):
+      if not self._answers:
+        raise EOFError
+      self._answers -= 1
+      if self._answers == 4:
+        return {"first": 1.0, "gflops": 0.0}
+      return (2.0, 3.0) if self._question else 5.0
+
+  found = train_step.compare({"a": Pipe(5), "b": Pipe(0)}, 3)
+  assert set(found) == {"a"}
+  assert (found["a"]["step"], found["a"]["memory"]) == (2.0, 5.0)
+  dying = Pipe(5)
+  dying._answers, recv = 5, dying.recv
+
+  def once():
+    answer = recv()
+    dying._answers = 0
+    return answer
+
+  dying.recv = once
+  assert set(train_step.compare({"a": Pipe(5), "c": dying}, 3)) == {"a"}
 
 
 def test_no_part_begins_that_has_no_time_left(command, monkeypatch, tmp_path):

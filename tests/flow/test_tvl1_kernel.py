@@ -70,6 +70,15 @@ def test_there_is_no_kernel_on_a_cpu():
   assert not tvl1.has_kernel()
 
 
+@pytest.mark.parametrize("form", ["plain", "kernel"])
+def test_no_pairs_have_no_flow(monkeypatch, form):
+  monkeypatch.setattr(tvl1, "has_kernel", lambda: form == "kernel")
+  tvl1.tvl1.clear_cache()
+  nothing = np.zeros((0, 20, 20), np.uint8)
+  assert tvl1.tvl1(nothing, nothing).shape == (0, 20, 20, 2)
+  tvl1.tvl1.clear_cache()
+
+
 def test_derivatives_are_those_of_the_plain_form(monkeypatch):
   state, linear = random_problem(1, 8, 9)
   plain = functools.partial(tvl1.plain_updates, iterations=2, **PARAMETERS)

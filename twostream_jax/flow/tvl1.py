@@ -275,8 +275,9 @@ def _updates(state, linear, **parameters):
   Derivatives are those of the plain form.
   """
   plain = functools.partial(plain_updates, **parameters)
-  # The kernel counts pixels in 32 bits.
-  if not has_kernel() or state[0].size >= 2**31:
+  size = state[0].size  # No number where a batch is exported of any size.
+  # The kernel counts pixels in 32 bits, and needs some.
+  if not (has_kernel() and isinstance(size, int) and 0 < size < 2**31):
     return plain(state, linear)
   from twostream_jax.flow import tvl1_kernel
 

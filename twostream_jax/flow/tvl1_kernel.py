@@ -5,8 +5,8 @@ memory, and an update depends on the four neighbours only. Here a program holds
 a tile in registers through several updates. What neighbours in the tile need
 passes through a scratch of the program's own, small enough to stay in the
 caches; a border as wide as the number of updates is computed twice, by the
-tiles on both sides of it. The result has the bits of the plain form.
-benchmarks/RESULTS.md has the count of bytes and the measured gain.
+tiles on both sides of it. On an H200 the result has the bits of the plain
+form. benchmarks/RESULTS.md has the count of bytes and the measured gain.
 
 Written for Pallas' Triton backend, which JAX has deprecated; `tvl1` uses the
 plain form where it is gone.
