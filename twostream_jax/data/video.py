@@ -2,7 +2,7 @@
 
 Containers lie: their frame counts and frame rates are often wrong or absent,
 and a file that opens may hold no frame that decodes. Only decoded frames count.
-What a folder of frames is: `frames`.
+How a file is decoded: `decode`. What a folder of frames is: `frames`.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from twostream_jax.data import decode
 from twostream_jax.data.frames import VideoError, flow_files, frame_files
 from twostream_jax.flow.spec import FlowSpec, dequantise
 
@@ -23,8 +24,6 @@ _LARGEST_FPS = 1000.0
 _LARGEST_SIDE = 4096
 # Side of the blocks that JPEG codes on their own.
 _BLOCK = 8
-# FFmpeg draws .txt and .nfo files as films of a text terminal.
-_TEXT = cv2.VideoWriter.fourcc(*"ansi")
 
 
 def silence_decoders() -> None:
@@ -32,15 +31,16 @@ def silence_decoders() -> None:
 
   For worker processes. It has to run before the process opens its first video.
   """
+  decode.silence()
   os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # AV_LOG_QUIET
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_fps(path: str | os.PathLike) -> float:
-  """Returns the frame rate that the header states, in frames per second.
+  """Returns the mean frame rate, in frames per second: see `decode.read_fps`.
 
-  `DEFAULT_FPS` where the header states none, or nothing that can be true (not a
-  number, not positive, above 1000), and for a folder of frames.
+  `DEFAULT_FPS` where a file tells none, or nothing that can be true (not
+  positive, above 1000), and for a folder of frames.
 
   Raises:
     VideoError: the file can't be opened as a video, or `frame_files` fails.
@@ -48,19 +48,15 @@ def read_fps(path: str | os.PathLike) -> float:
   if Path(path).is_dir():
     frame_files(path)
     return DEFAULT_FPS
-  capture = _open(path)
-  try:
-    fps = capture.get(cv2.CAP_PROP_FPS)
-  finally:
-    capture.release()
-  return fps if 0 < fps <= _LARGEST_FPS else DEFAULT_FPS
+  fps = decode.read_fps(path)
+  return fps if fps and 0 < fps <= _LARGEST_FPS else DEFAULT_FPS
 
 
 def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
   """Decodes a video, a file or a folder of frames, one frame at a time.
 
-  Frames come upright: a rotation in the header is applied. A file that breaks
-  off gives the frames before the break. The header's count plays no part.
+  A file that breaks off gives the frames before the break. The header's count
+  plays no part.
 
   Yields:
     RGB uint8 [h, w, 3]; the frames of a folder may differ in size.
@@ -75,16 +71,7 @@ def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
       image = _read_image(file, cv2.IMREAD_COLOR)
       yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return
-  capture = _open(path)
-  try:
-    found, frame = capture.read()
-    if not found:
-      raise VideoError("no frame could be decoded")
-    while found:
-      yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-      found, frame = capture.read()
-  finally:
-    capture.release()
+  yield from decode.read_frames(path)
 
 
 def read_resized(
@@ -111,7 +98,10 @@ def read_resized(
           f"frames of {frame.shape[1]}x{frame.shape[0]} pixels would become"
           f" {size[1]}x{size[0]}, above {_LARGEST_SIDE} a side"
         )
-    yield resize(frame, *size)
+    resized = resize(frame, *size)
+    # Its memory goes to the next frame, which is then decoded a third faster.
+    del frame
+    yield resized
 
 
 def read_extracted_flow(
@@ -223,23 +213,3 @@ def _read_image(path: Path, flags: int) -> np.ndarray:
   if image is None:
     raise VideoError(f"{path.name} can't be decoded")
   return image
-
-
-def _open(path: str | os.PathLike) -> cv2.VideoCapture:
-  path = Path(path)
-  if not path.is_file():
-    raise VideoError("no such file")
-  if not path.stat().st_size:
-    raise VideoError("the file is empty")
-  # FFmpeg by name: left to itself OpenCV reads clip_01.jpg as the first image
-  # of a sequence. One thread: clips are decoded in parallel already.
-  capture = cv2.VideoCapture(
-    os.fspath(path.absolute()),
-    cv2.CAP_FFMPEG,
-    [cv2.CAP_PROP_N_THREADS, 1],
-  )
-  if not capture.isOpened() or capture.get(cv2.CAP_PROP_FOURCC) == _TEXT:
-    capture.release()
-    raise VideoError("can't be opened as a video")
-  capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-  return capture

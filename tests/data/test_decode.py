@@ -1,0 +1,219 @@
+"""Decoding of files that OpenCV's decoder got wrong, written by PyAV."""
+
+import os
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from twostream_jax.data import decode, video
+from twostream_jax.data.frames import VideoError
+
+_HEIGHT, _WIDTH = 64, 96
+
+
+def moving(count=12):
+  """A smooth pattern that moves by 2 pixels a frame: uint8 [t h w 3]."""
+  rng = np.random.default_rng(0)
+  # Gray with little colour: chroma of half resolution blurs its edges.
+  coarse = rng.uniform(60, 190, (8, 12, 1)) + rng.uniform(-20, 20, (8, 12, 3))
+  image = cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_LINEAR)
+  image = image.astype(np.uint8)
+  return np.stack([np.roll(image, 2 * i, axis=1) for i in range(count)])
+
+
+def write(
+  path,
+  frames,
+  codec="libx264",
+  *,
+  pixels="yuv420p",
+  options=None,
+  times=None,
+  base=Fraction(1, 25),
+  interlaced=False,
+  colorspace=None,
+):
+  """Encodes frames; `times` are in units of `base`."""
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=1 / base, options=options or {})
+    stream.height, stream.width = frames[0].shape[:2]
+    stream.pix_fmt = pixels
+    stream.time_base = base
+    if codec == "libx264":
+      stream.options = {"crf": "10"} | (options or {})
+    if interlaced:
+      # AV_CODEC_FLAG_INTERLACED_DCT and _ME.
+      stream.codec_context.flags |= (1 << 18) | (1 << 29)
+    if colorspace is not None:
+      stream.codec_context.colorspace = colorspace
+    for i, image in enumerate(frames):
+      frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+      frame = frame.reformat(format=pixels, dst_colorspace=colorspace)
+      frame.pts = i if times is None else times[i]
+      frame.time_base = base
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path
+
+
+def assert_like(found, expected, atol=6.0):
+  """Equal up to coding: mean difference of every frame."""
+  assert len(found) == len(expected)
+  for a, b in zip(found, expected, strict=True):
+    assert a.shape == b.shape and a.dtype == np.uint8
+    assert np.abs(a.astype(int) - b).mean() < atol
+
+
+def marks(path):
+  """Whether each frame of a file is marked as interlaced."""
+  with av.open(str(path)) as container:
+    return [frame.interlaced_frame for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize(
+  "name, codec, options",
+  [
+    ("a.mp4", "libx264", {"x264-params": "interlaced=1:tff=1"}),
+    ("a.mpg", "mpeg2video", {"b": "4M"}),
+    ("a.avi", "mpeg4", {"b": "4M"}),
+  ],
+)
+def test_interlaced_video_has_all_its_frames(tmp_path, name, codec, options):
+  frames = moving()
+  path = write(tmp_path / name, frames, codec, options=options, interlaced=True)
+  assert all(marks(path))
+  assert_like(list(video.read_frames(path)), frames)
+
+
+def test_video_that_becomes_interlaced_goes_on(tmp_path):
+  frames = moving(24)
+  options = {"b": "4M", "g": "12"}
+  for i, interlaced in enumerate((False, True)):
+    write(
+      tmp_path / f"{i}.mpg",
+      frames[12 * i : 12 * i + 12],
+      "mpeg2video",
+      options=options,
+      interlaced=interlaced,
+    )
+  path = tmp_path / "both.mpg"
+  path.write_bytes(
+    b"".join((tmp_path / f"{i}.mpg").read_bytes() for i in (0, 1))
+  )
+  assert marks(path) == [False] * 12 + [True] * 12
+  assert_like(list(video.read_frames(path)), frames)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mp4"])
+def test_av1_is_decoded(tmp_path, name):
+  frames = moving()
+  path = write(
+    tmp_path / name,
+    frames,
+    "libsvtav1",
+    options={"crf": "10", "preset": "10"},
+  )
+  assert_like(list(video.read_frames(path)), frames)
+  assert video.read_fps(path) == pytest.approx(25, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  "pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gray"]
+)
+def test_pixel_formats(tmp_path, pixels):
+  frames = moving()
+  if pixels == "gray":
+    gray = frames @ np.array([0.299, 0.587, 0.114])
+    frames = gray[..., None].repeat(3, axis=-1)
+  path = write(tmp_path / "a.mkv", frames.astype(np.uint8), pixels=pixels)
+  assert_like(list(video.read_frames(path)), frames)
+
+
+def test_the_colour_matrix_of_the_file_is_used(tmp_path):
+  matrix = av.video.reformatter.Colorspace.ITU709
+  red = np.full((3, _HEIGHT, _WIDTH, 3), (200, 20, 20), np.uint8)
+  path = write(tmp_path / "a.mp4", red, colorspace=matrix)
+  # By the other matrix green would be off by 20.
+  for frame in video.read_frames(path):
+    np.testing.assert_allclose(frame.mean((0, 1)), (200, 20, 20), atol=4)
+
+
+def test_odd_sides(tmp_path):
+  frames = moving()[:, :63, :95]
+  path = write(tmp_path / "a.mkv", frames, pixels="yuv444p")
+  assert_like(list(video.read_frames(path)), frames)
+
+
+def test_frame_rate_of_a_browser_s_recording(tmp_path):
+  """WebM whose header can't say the rate: times in milliseconds."""
+  times = [0, 40, 95, 120, 170, 210, 260, 290, 330, 380, 410, 450]
+  path = write(
+    tmp_path / "a.webm",
+    moving(),
+    "libvpx",
+    times=times,
+    base=Fraction(1, 1000),
+  )
+  assert video.read_fps(path) == pytest.approx(11 / 0.45, rel=0.01)
+
+
+def test_frame_rate_that_changes_is_the_mean(tmp_path):
+  # A second of 30 fps, then two of 10 fps.
+  times = [i * 1000 // 30 for i in range(30)] + [
+    1000 + 100 * i for i in range(20)
+  ]
+  path = write(
+    tmp_path / "a.mkv", moving(50), times=times, base=Fraction(1, 1000)
+  )
+  assert video.read_fps(path) == pytest.approx(49 / 2.9, rel=0.02)
+
+
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30000, 1001)])
+def test_a_constant_frame_rate_is_the_header_s(tmp_path, rate):
+  path = write(tmp_path / "a.mp4", moving(), base=1 / rate)
+  assert video.read_fps(path) == float(rate)
+
+
+def test_names_that_are_no_text_and_no_pattern(tmp_path):
+  frames = moving(3)
+  whole = write(tmp_path / "a.mkv", frames).read_bytes()
+  for name in (
+    b"caf\xe9.mkv",
+    b"100%03d.mkv",
+    b"-i.mkv",
+    "\u6f22 a.mkv".encode(),
+  ):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    with open(path, "wb") as file:
+      file.write(whole)
+    assert_like(list(video.read_frames(os.fsdecode(path))), frames)
+    assert video.read_fps(os.fsdecode(path)) == 25
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+  write(tmp_path / "secret.ts", moving(3))
+  playlist = tmp_path / "list.m3u8"
+  playlist.write_text(
+    "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nsecret.ts\n#EXT-X-ENDLIST\n"
+  )
+  concat = tmp_path / "list.ffconcat"
+  concat.write_text("ffconcat version 1.0\nfile secret.ts\n")
+  for path in (playlist, concat):
+    with pytest.raises(VideoError):
+      next(video.read_frames(path))
+
+
+def test_damaged_packets_are_passed_over(tmp_path):
+  frames = moving(40)
+  path = write(tmp_path / "a.ts", frames, options={"g": "5"})
+  data = bytearray(path.read_bytes())
+  rng = np.random.default_rng(0)
+  middle = slice(len(data) // 3, len(data) // 3 + 400)
+  data[middle] = rng.integers(0, 256, 400, np.uint8).tobytes()
+  path.write_bytes(data)
+  found = list(decode.read_frames(path))
+  assert len(frames) - 10 <= len(found) <= len(frames)
+  assert_like(found[-5:], frames[-5:])
