@@ -184,7 +184,8 @@ def _pass_through(graph, frame) -> Iterator[av.VideoFrame]:
 
 def _to_rgb(frame, reformatter) -> np.ndarray:
   """RGB uint8 [h, w, 3], without copying it out of FFmpeg's memory."""
-  rgb = reformatter.reformat(frame, format="rgb24")
+  # As the ffmpeg command does; only chroma of more than 8 bits is resized.
+  rgb = reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
   plane = rgb.planes[0]
   shape = (rgb.height, rgb.width, 3)
   return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, 3, 1))
