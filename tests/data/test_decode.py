@@ -217,3 +217,23 @@ def test_damaged_packets_are_passed_over(tmp_path):
   found = list(decode.read_frames(path))
   assert len(frames) - 10 <= len(found) <= len(frames)
   assert_like(found[-5:], frames[-5:])
+
+
+@pytest.mark.parametrize(
+  "kind, expected",
+  [
+    (av.error.InvalidDataError, VideoError),
+    (av.error.MemoryError, MemoryError),
+  ],
+)
+def test_errors_of_ffmpeg_are_the_file_s_but_for_memory(
+  tmp_path, monkeypatch, kind, expected
+):
+  path = write(tmp_path / "a.mkv", moving(3))
+
+  def fail(*args):
+    raise kind(1, "it does not work")
+
+  monkeypatch.setattr(decode, "_to_rgb", fail)
+  with pytest.raises(expected, match="it does not work"):
+    next(decode.read_frames(path))

@@ -46,8 +46,8 @@ def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
       frame decodes.
   """
   found = False
-  with _open(path) as container:
-    stream = container.streams.best("video")
+  with _open(path) as container, _explaining():
+    stream = _best(container)
     # Videos are decoded in parallel already.
     stream.thread_count = 1
     # One for all frames: it keeps FFmpeg's tables.
@@ -75,8 +75,8 @@ def read_fps(path: str | os.PathLike) -> float | None:
   Raises:
     VideoError: The file is missing or is no video.
   """
-  with _open(path) as container:
-    stream = container.streams.best("video")
+  with _open(path) as container, _explaining():
+    stream = _best(container)
     stated = stream.average_rate or stream.guessed_rate
     times = set()
     with contextlib.suppress(av.error.FFmpegError):
@@ -106,6 +106,27 @@ def _open(path: str | os.PathLike) -> av.container.InputContainer:
     container.close()
     raise VideoError("can't be opened as a video")
   return container
+
+
+def _best(container) -> av.VideoStream:
+  stream = container.streams.best("video")
+  if stream is None:
+    raise VideoError("can't be opened as a video")
+  return stream
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+  """Errors of FFmpeg that are the file's: a pixel format without a conversion.
+
+  A lack of memory is not.
+  """
+  try:
+    yield
+  except MemoryError:
+    raise
+  except av.error.FFmpegError as error:
+    raise VideoError(f"can't be decoded: {error.strerror}") from error
 
 
 def _source(path: Path):
