@@ -177,6 +177,16 @@ def test_a_constant_frame_rate_is_the_header_s(tmp_path, rate):
   assert video.read_fps(path) == float(rate)
 
 
+def test_a_frame_that_is_missing_is_no_other_rate(tmp_path):
+  times = [*range(10), *range(11, 33)]
+  path = write(tmp_path / "a.mp4", moving(32), times=times)
+  assert video.read_fps(path) == pytest.approx(25 * 31 / 32, rel=0.04)
+  stretched = write(
+    tmp_path / "b.mp4", moving(32), times=[*range(16), *range(32, 48)]
+  )
+  assert video.read_fps(stretched) == pytest.approx(25 * 31 / 47, rel=0.02)
+
+
 def test_names_that_are_no_text_and_no_pattern(tmp_path):
   frames = moving(3)
   whole = write(tmp_path / "a.mkv", frames).read_bytes()

@@ -23,7 +23,8 @@ from twostream_jax.data.frames import VideoError
 _NO_VIDEO = {"tty", "hls", "concat", "dash", "imf", "sdp"}
 # No network, and a name with a % is a name, not a pattern.
 _OPTIONS = {"protocol_whitelist": "file", "pattern_type": "none"}
-# A header's rate is taken if the times of its frames say the same.
+# A header's rate is taken if the times of the frames say the same, but for a
+# frame that is missing.
 _SAME_RATE = 0.005
 
 
@@ -87,7 +88,7 @@ def read_fps(path: str | os.PathLike) -> float | None:
   if len(times) < 2 or not base:
     return float(stated) if stated else None
   measured = Fraction(len(times) - 1) / ((max(times) - min(times)) * base)
-  if stated and abs(stated / measured - 1) <= max(_SAME_RATE, 1 / len(times)):
+  if stated and abs(stated / measured - 1) <= max(_SAME_RATE, 2 / len(times)):
     return float(stated)
   return float(measured)
 
