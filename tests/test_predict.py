@@ -184,6 +184,54 @@ def test_sources_are_found(tmp_path, monkeypatch):
   assert reading.read_list("list") == ["a b.mp4", "c"]
 
 
+def test_every_kind_of_video_file_in_a_folder_is_taken(tmp_path):
+  names = ["a.MTS", "b.m2ts", "c.mxf", "d.asf", "e.dv", "f.divx", "g.f4v"]
+  names += ["h.y4m", "i.h264", "j.ogv", "k.webm"]
+  for name in [*names, "notes.txt", "subtitles.srt", "still.jpg"]:
+    (tmp_path / name).touch()
+  found = reading.find_sources([str(tmp_path)])
+  assert [Path(source.path).name for source in found] == names
+
+
+def test_a_link_to_a_folder_around_it_ends(tmp_path):
+  (tmp_path / "in" / "deep").mkdir(parents=True)
+  (tmp_path / "in" / "a.mp4").touch()
+  (tmp_path / "in" / "deep" / "up").symlink_to(tmp_path)
+  (tmp_path / "in" / "itself").symlink_to(tmp_path / "in")
+  found = reading.find_sources([str(tmp_path)])
+  assert [source.path for source in found] == [str(tmp_path / "in" / "a.mp4")]
+
+
+def test_a_list_of_paths_is_utf8_with_or_without_a_mark(tmp_path):
+  path = tmp_path / "list.txt"
+  path.write_bytes("caf\u00e9.mp4\n".encode("utf-8-sig"))
+  assert reading.read_list(path) == ["caf\u00e9.mp4"]
+  path.write_bytes("caf\u00e9.mp4\n".encode("latin-1"))
+  with pytest.raises(
+    ValueError, match="list.txt is not UTF-8 text .at byte 3."
+  ):
+    reading.read_list(path)
+
+
+def test_a_video_is_not_overwritten_by_its_overlay(tmp_path):
+  video = tmp_path / "a.mp4"
+  video.write_bytes(b"precious")
+  (tmp_path / "link.mp4").symlink_to(video)
+  for name in ("a.mp4", "link.mp4", "./a.mp4"):
+    code = run_command(
+      "--workdir=RUN", f"--overlay={tmp_path}/{name}", str(video)
+    )
+    assert code == 1
+  assert video.read_bytes() == b"precious"
+
+
+def test_a_folder_that_is_missing_is_told_before_any_work(tmp_path, capsys):
+  path = tmp_path / "gone" / "answers.json"
+  assert run_command("--workdir=RUN", f"--json={path}", "a.mp4") == 1
+  said = capsys.readouterr()
+  assert f"there is no folder {tmp_path / 'gone'}" in said.out + said.err
+
+
 def test_a_batch_of_good_and_bad_files_finishes(
   ready, finished_dir, videos, tmp_path, monkeypatch, capsys
 ):

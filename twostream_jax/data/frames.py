@@ -16,9 +16,14 @@ _NUMBERED = re.compile(
   r"(?P<prefix>|.*[^0-9])(?P<number>[0-9]+)\.(?:jpg|jpeg|png)", re.IGNORECASE
 )
 _NO_FRAMES = (".", "flow_x", "flow_y")
+# What FFmpeg's demuxers call their own, and cameras and browsers write.
 _VIDEO_EXTENSIONS = (
-  *(".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4"),
-  *(".mpeg", ".mpg", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+  *(".264", ".265", ".3g2", ".3gp", ".asf", ".av1", ".avi", ".divx", ".dv"),
+  *(".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t"),
+  *(".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4"),
+  *(".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm"),
+  *(".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm"),
+  *(".wmv", ".wtv", ".xvid", ".y4m"),
 )
 
 

@@ -113,6 +113,7 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   long = bool(values.timeline or values.overlay)
   if values.overlay and len(sources) > 1:
     raise ValueError(f"--overlay shows one video, but {len(sources)} are named")
+  _check_outputs(values, sources)
   protocol = values.protocol or ("single" if long else None)
   ready = predictor.load(values.workdir, protocol)
   if long:
@@ -131,6 +132,33 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
       if lines is not sys.stdout:
         print(answers.table(answer), flush=True)
   return SOME_FAILED if failed else 0
+
+
+def _check_outputs(
+  values: flags.FlagValues, sources: Sequence[reading.Source]
+) -> None:
+  """Refuses, before any work, what could not be written or would overwrite.
+
+  Raises:
+    ValueError: The message names the flag.
+  """
+  for name in ("json", "overlay"):
+    path = getattr(values, name)
+    if not path or path == "-":
+      continue
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+      raise ValueError(f"--{name}={path}: there is no folder {folder}")
+    for source in sources:
+      if (
+        source.kind == "file"
+        and os.path.exists(path)
+        and os.path.exists(source.path)
+        and os.path.samefile(path, source.path)
+      ):
+        raise ValueError(
+          f"--{name}={path} is the video itself: name another file"
+        )
 
 
 def options(

@@ -77,7 +77,12 @@ def find_sources(arguments: Iterable[str]) -> list[Source]:
   return found
 
 
-def _videos_below(folder: Path) -> Iterator[Path]:
+def _videos_below(folder: Path, above: frozenset = frozenset()) -> Iterator:
+  """Videos of a folder; `above` are the folders around it, real paths."""
+  real = os.path.realpath(folder)
+  if real in above:
+    return  # A link to a folder around it, which would go on for ever.
+  above = above | {real}
   for path in sorted(folder.iterdir()):
     if path.name.startswith("."):
       continue
@@ -85,15 +90,25 @@ def _videos_below(folder: Path) -> Iterator[Path]:
       if is_frame_folder(path):
         yield path
       else:
-        yield from _videos_below(path)
+        yield from _videos_below(path, above)
     elif without_video_extension(path.name) != path.name:
       yield path
 
 
 def read_list(path: str | os.PathLike) -> list[str]:
-  """The paths in a file, one a line; empty lines are left out."""
-  lines = Path(path).read_text().splitlines()
-  return [line.strip() for line in lines if line.strip()]
+  """The paths in a file, one a line; empty lines are left out.
+
+  Raises:
+    ValueError: The file is not UTF-8; the message names it.
+  """
+  try:
+    # With or without the mark that Windows programs begin a file with.
+    text = Path(path).read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path} is not UTF-8 text (at byte {error.start}): save it as UTF-8"
+    ) from error
+  return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
