@@ -143,7 +143,7 @@ def test_classes_that_are_called_like_splits(tmp_path):
 
 def test_split_folders_need_train_and_test(tmp_path):
   _files(tmp_path, "train/a/1.avi", "train/b/1.avi")
-  with pytest.raises(AnnotationError, match="no clips in the test split"):
+  with pytest.raises(AnnotationError, match="no test folder"):
     read_folder(tmp_path)
 
 
@@ -370,3 +370,71 @@ def test_csv_that_is_not_there(tmp_path):
     read_csv(**arguments)
   with pytest.raises(AnnotationError, match="no such folder of videos"):
     read_csv(**arguments | {"videos": tmp_path / "nowhere"})
+
+
+@pytest.mark.parametrize(
+  "train, validation, test",
+  [
+    ("train", "val", "test"),
+    ("Train", "Valid", "Test"),
+    ("training", "dev", "testing"),
+    ("TRAIN", None, "TEST"),
+  ],
+)
+def test_usual_names_of_splits(tmp_path, train, validation, test):
+  names = {"train": train, "validation": validation, "test": test}
+  for name in filter(None, names.values()):
+    for label in ("hug", "kick"):
+      _files(tmp_path, f"{name}/{label}/1.avi", f"{name}/{label}/2.avi")
+  _files(tmp_path, "__MACOSX/hug/1.avi")
+  clips = read_folder(tmp_path)
+  assert class_names(clips) == ["hug", "kick"]
+  for split, name in names.items():
+    found = {c.video_id.split("/")[0] for c in clips if c.split == split}
+    assert found == ({name} if name else set())
+
+
+@pytest.mark.parametrize(
+  "files, match",
+  [
+    (("train/a/1", "test/a/1", "annotations/a/1"), "annotations beside them"),
+    (("train/a/1", "val/a/1"), "no test folder"),
+    (("train/a/1",), "no test folder"),
+    (("train/a/1", "Training/a/1", "test/a/1"), "the same split"),
+    (("train/a/1", "test/1"), "no folder of a class in test"),
+  ],
+)
+def test_what_looks_like_splits_is_no_set_of_classes(tmp_path, files, match):
+  for name in files:
+    folder, _, file = name.rpartition("/")
+    _files(tmp_path, f"{folder}/{file}.avi", f"{folder}/{file}b.avi")
+  with pytest.raises(AnnotationError, match=match):
+    read_folder(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  for label in ("train", "bus", "car"):
+    _files(tmp_path, *(f"{label}/day/{i}.avi" for i in range(4)))
+  assert class_names(read_folder(tmp_path)) == ["bus", "car", "train"]
+
+
+def test_a_comma_in_a_label_without_quotes_is_told(tmp_path):
+  lists = _lists(
+    tmp_path, [("a.avi", "push, pull"), ("b.avi", "hug")], [("c.avi", "hug")]
+  )
+  with pytest.raises(AnnotationError, match=r"train.csv, line 2: 3 cells"):
+    read_csv(**lists)
+  quoted = 'path,label\na.avi,"push, pull"\nb.avi,hug,\n'
+  lists["train"].write_text(quoted)
+  labels = {clip.label for clip in read_csv(**lists)}
+  assert labels == {"push, pull", "hug"}
+
+
+def test_links_to_folders_around_them_end(tmp_path):
+  _files(tmp_path, *(f"{c}/{i}.avi" for c in ("a", "b") for i in range(4)))
+  (tmp_path / "a" / "itself").symlink_to(tmp_path / "a")
+  (tmp_path / "b" / "all").symlink_to(tmp_path)
+  clips = read_folder(tmp_path)
+  assert sorted(c.video_id for c in clips) == [
+    f"{c}/{i}.avi" for c in ("a", "b") for i in range(4)
+  ]

@@ -23,6 +23,21 @@ from twostream_jax.data.clips import (
 )
 from twostream_jax.data.frames import is_frame_folder, without_video_extension
 
+# Names of folders that are splits, in any case of letters.
+_SPLIT_NAMES = {
+  **dict.fromkeys(("train", "training"), "train"),
+  **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+  **dict.fromkeys(("test", "testing"), "test"),
+}
+# What archives and file systems leave behind.
+_NO_CLASSES = {
+  "__macosx",
+  "@eadir",
+  "$recycle.bin",
+  "system volume information",
+  "lost+found",
+}
+
 
 def read_folder(
   videos: str | os.PathLike, *, test_fraction: float = 0.25, seed: int = 0
@@ -31,10 +46,11 @@ def read_folder(
 
   Every file below a class folder counts as a clip, hidden ones excepted, and
   every folder of frames (see `frames`) as one clip, with all that is in it.
-  Where the top folders are called train, validation and test and hold folders,
-  they are the splits. Otherwise each class is split on its own: the draw
-  depends on the seed, the class and its files, not on other classes. A class of
-  one clip goes to train, with a warning.
+  Where the top folders hold folders and are called train (training), validation
+  (val, valid, dev) and test (testing), in any case of letters, they are the
+  splits. Otherwise each class is split on its own: the draw depends on the
+  seed, the class and its files, not on other classes. A class of one clip goes
+  to train, with a warning.
 
   Args:
     videos: the folder.
@@ -55,11 +71,12 @@ def read_folder(
       f"{videos} holds no folders; it needs one folder a class"
       f" ({videos}/<class>/<clip>)"
     )
-  if _are_splits(folders):
+  if splits := _split_folders(videos, folders):
     clips = [
       clip
-      for folder in sorted(folders, key=lambda f: SPLITS.index(f.name))
-      for clip in _class_clips(videos, folder, folder.name)
+      for split in SPLITS
+      if split in splits
+      for clip in _class_clips(videos, splits[split], split)
     ]
   else:
     if not 0 < test_fraction < 1:
@@ -160,7 +177,15 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
           f" is {','.join(header)!r}. The first row must name the columns, with"
           " commas between them: path,label or path,label,group"
         )
-      yield from ((reader.line_num, row) for row in reader)
+      for row in reader:
+        surplus = row.pop(None, [])
+        if any(cell.strip() for cell in surplus):
+          raise AnnotationError(
+            f"{path}, line {reader.line_num}: {len(header) + len(surplus)}"
+            f" cells, but the first row names {len(header)} columns. A label"
+            ' with a comma needs quotes: video.avi,"push, pull"'
+          )
+        yield reader.line_num, row
   except OSError as error:
     raise AnnotationError(f"can't read {path}: {error.strerror}") from error
   except (UnicodeDecodeError, csv.Error) as error:
@@ -174,15 +199,52 @@ def _visible(folder: Path, *, folders: bool) -> list[Path]:
     entry
     for entry in folder.iterdir()
     if not entry.name.startswith(".")
+    and entry.name.casefold() not in _NO_CLASSES
     and (entry.is_dir() if folders else entry.is_file())
   )
 
 
-def _are_splits(folders: Sequence[Path]) -> bool:
-  names = {folder.name for folder in folders}
-  return names <= set(SPLITS) and all(
-    _visible(folder, folders=True) for folder in folders
-  )
+def _split_folders(
+  videos: Path, folders: Sequence[Path]
+) -> dict[str, Path] | None:
+  """Folders by split; None where they are classes.
+
+  Raises:
+    AnnotationError: They look like splits, but not all of them, or there is no
+      test split. As classes they would be learned and split anew.
+  """
+  named = [f for f in folders if f.name.casefold() in _SPLIT_NAMES]
+  others = [f for f in folders if f not in named]
+  holding = [f for f in named if _visible(f, folders=True)]
+  splits = {}
+  for folder in named:
+    splits.setdefault(_SPLIT_NAMES[folder.name.casefold()], []).append(folder)
+  # Trains are a class too.
+  if not holding or (len(splits) < 2 and others):
+    return None
+  problems = [
+    f"{' and '.join(f.name for f in same)} are the same split"
+    for same in splits.values()
+    if len(same) > 1
+  ]
+  if others:
+    problems.append(
+      f"{examples([f.name for f in others])} beside them: no name of a split"
+    )
+  if empty := [f.name for f in named if f not in holding]:
+    problems.append(f"no folder of a class in {examples(empty)}")
+  missing = [split for split in ("train", "test") if split not in splits]
+  if missing:
+    problems.append(f"no {' and no '.join(missing)} folder")
+  if problems:
+    raise AnnotationError(
+      f"{videos} holds folders that are named like splits"
+      f" ({', '.join(f.name for f in named)}), but {'; '.join(problems)}."
+      " Splits are train, validation and test (or training, val, testing), each"
+      " with one folder a class. Move away or rename what is not; where all of"
+      " these are classes, rename them."
+    )
+  return {split: same[0] for split, same in splits.items()}
 
 
 def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
@@ -193,7 +255,8 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
         f"{folder} is the folder of a class and holds numbered images. Frames"
         f" need a folder for each clip: {folder}/<clip>/img_00001.jpg ..."
       )
-    paths = list(_paths_below(folder))
+    around = frozenset(map(os.path.realpath, (videos, parent)))
+    paths = list(_paths_below(folder, around))
     if not paths:
       warnings.warn(f"no files in {folder}: no such class", stacklevel=4)
     for path in paths:
@@ -201,13 +264,20 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
       yield Clip(video_id, path, split, folder.name, "")
 
 
-def _paths_below(folder: Path) -> Iterator[Path]:
+def _paths_below(
+  folder: Path, above: frozenset = frozenset()
+) -> Iterator[Path]:
+  """Files and folders of frames; `above` are the folders around, real paths."""
+  real = os.path.realpath(folder)
+  if real in above:
+    return  # A link to a folder around it, which would go on for ever.
+  above = above | {real}
   yield from _visible(folder, folders=False)
   for child in _visible(folder, folders=True):
     if is_frame_folder(child):
       yield child
     else:
-      yield from _paths_below(child)
+      yield from _paths_below(child, above)
 
 
 def _split_by_class(
