@@ -356,6 +356,17 @@ def test_videos_are_found_at_any_depth(tmp_path, files):
   ]
 
 
+def test_links_to_folders_around_them_end(tmp_path):
+  files = ["a/1.avi", "b/2.avi", "a/3.avi", "b/4.avi"]
+  _files(tmp_path, *files)
+  # Through two links, and to the folder itself.
+  (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
+  (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
+  (tmp_path / "a" / "all").symlink_to(tmp_path)
+  found = [clip.path for clip in find_videos(tmp_path, _LISTED)]
+  assert found == [tmp_path / file for file in files]
+
+
 def test_the_listed_place_comes_before_another_copy(tmp_path):
   names = [row.name for row in _LISTED]
   _files(tmp_path, *names, "0/1.avi")

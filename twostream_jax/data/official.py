@@ -172,8 +172,18 @@ def _index(
   Files by name or stem, folders without a video's extension; hidden excepted.
   """
   files, folders = {}, {}
+  # Real paths of the folders around each that is still to come: a link to one
+  # of them would go on for ever.
+  around = {os.fspath(folder): frozenset()}
   for parent, children, names in os.walk(folder, followlinks=True):
-    children[:] = sorted(name for name in children if not name.startswith("."))
+    above = around.pop(parent) | {os.path.realpath(parent)}
+    children[:] = sorted(
+      name
+      for name in children
+      if not name.startswith(".")
+      and os.path.realpath(os.path.join(parent, name)) not in above
+    )
+    around |= {os.path.join(parent, name): above for name in children}
     base = Path(os.path.relpath(parent, folder))
     if parent != os.fspath(folder) and hold_frames(names):
       key = without_video_extension(base.name)
