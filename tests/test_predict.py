@@ -467,6 +467,48 @@ def test_a_long_video_gets_a_table_and_a_picture(
   assert line["by"] == "weighted"
 
 
+def test_a_video_of_few_frames_a_second_does_not_end_the_others(
+  ready, videos, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(predictor, "load", lambda *_: ready)
+  code = cv2.VideoWriter.fourcc(*"MJPG")
+  writer = cv2.VideoWriter(str(tmp_path / "slow.avi"), code, 0.5, (64, 64))
+  for level in range(10):
+    writer.write(np.full((64, 64, 3), 20 * level, np.uint8))
+  writer.release()
+  code = run_command(
+    f"--workdir={ready.run.workdir}",
+    tmp_path / "slow.avi",
+    videos / "teal-bob" / "000.avi",
+    f"--timeline={tmp_path / 'found'}",
+    "--window=0.5",
+    "--stride=0.25",
+    f"--json={tmp_path / 'lines'}",
+  )
+  assert code == command.SOME_FAILED
+  slow, good = map(json.loads, (tmp_path / "lines").read_text().splitlines())
+  assert "at 0.5 frames per second, too few for flow" in slow["error"]
+  assert good["segments"]
+
+
+def test_names_of_classes_are_drawn_as_they_are(tmp_path):
+  names = [r"$\frac{", "jump"]
+  segments = timeline.find_segments(TRACK, names)
+  timeline.draw(
+    tmp_path / "a.png", TRACK, segments, names, title=r"costs 5$ and 6$^{"
+  )
+  assert cv2.imread(str(tmp_path / "a.png")).shape[1] == 1200
+
+
+def test_long_names_of_videos_are_cut(tmp_path):
+  paths = ["x" * 254, "\u6f22" * 83 + ".mp4", "\u6f22" * 84 + ".mp4"]
+  names = long_videos.file_names([Source("file", path) for path in paths])
+  assert len(set(names)) == 3
+  for name in names:
+    (tmp_path / f".{name}.csv.tmp").touch()
+    assert len(name.encode()) <= 205
+
+
 def test_a_window_is_scored_as_a_video_of_its_own(ready, videos):
   path = videos / "violet-bob" / "000.avi"
   run = ready.run

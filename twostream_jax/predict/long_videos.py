@@ -19,6 +19,9 @@ from twostream_jax.predict.following import Seen, Window, follow
 from twostream_jax.predict.predictor import PredictionError, Predictor
 from twostream_jax.predict.reading import Chunks, Source, Streamer
 
+# Bytes of a file's name, without extension.
+_LONGEST_NAME = 200
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -79,9 +82,12 @@ def follow_all(
 def file_names(sources: Sequence[Source]) -> list[str]:
   """A name for the files of each video: its own, and as much of its path as
   tells it apart; without characters that a file can't have."""
-  stems = [re.sub(r"\W+", "_", Path(s.path).stem).strip("_") for s in sources]
+  stems = [
+    _shortened(re.sub(r"\W+", "_", Path(s.path).stem).strip("_"))
+    for s in sources
+  ]
   counts = collections.Counter(stems)
-  whole = [re.sub(r"\W+", "_", s.path).strip("_") for s in sources]
+  whole = [_shortened(re.sub(r"\W+", "_", s.path).strip("_")) for s in sources]
   names = [
     stem if stem and counts[stem] == 1 else full or "video"
     for stem, full in zip(stems, whole, strict=True)
@@ -92,6 +98,14 @@ def file_names(sources: Sequence[Source]) -> list[str]:
     if seen[name] > 1:
       names[i] = f"{name}_{seen[name]}"
   return names
+
+
+def _shortened(name: str) -> str:
+  """A name that leaves room for an extension and a number: 200 bytes at most.
+
+  File systems allow 255 bytes, which are 85 Chinese characters.
+  """
+  return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
 def _follow_one(
@@ -109,9 +123,11 @@ def _follow_one(
     fps = next(chunks)
     window = Window.of_seconds(options.window, options.stride, fps)
     if window.length <= run.flow_spec.step:
-      raise ValueError(
-        f"--window={options.window:g} shows {window.length} frames of"
-        f" {source.path}, too few for flow over {run.flow_spec.step}"
+      # Of this file: the others may have more frames a second.
+      raise VideoError(
+        f"--window={options.window:g} shows {window.length} frames at"
+        f" {fps:g} frames per second, too few for flow over"
+        f" {run.flow_spec.step}"
       )
     frames = itertools.chain.from_iterable(chunks)
     windows = recorder(

@@ -177,11 +177,12 @@ def draw(
     axes.broken_barh(spans, (row - 0.4, 0.8), color=colour, alpha=0.35)
     curve = row + 0.4 - 0.8 * values[:, list(class_names).index(name)]
     axes.stairs(curve, found.edges, color=colour, baseline=None)
-  axes.set_yticks(range(len(rows)), rows)
+  # Names as they are: matplotlib would read what stands between two $ as TeX.
+  axes.set_yticks(range(len(rows)), rows, parse_math=False)
   axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
   axes.set_xlim(0, found.edges[-1])
   axes.set_xlabel("seconds")
-  axes.set_title(title, fontsize=10)
+  axes.set_title(title, fontsize=10, parse_math=False)
   figure.tight_layout()
   temporary = path.with_name(f".{path.name}.tmp")
   figure.savefig(temporary, format="png", dpi=100)
