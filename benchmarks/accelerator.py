@@ -132,8 +132,23 @@ def write_tables(out: Path) -> list[dict[str, Any]]:
   return rows
 
 
-def run_row(row: Mapping[str, int], out: Path, small: bool) -> bool:
-  """Runs parts at the same time, with their limits; whether all ended well."""
+def run_row(
+  row: Mapping[str, int],
+  out: Path,
+  small: bool,
+  interrupts: Sequence[int] = (),
+) -> bool:
+  """Runs parts at the same time, with their limits; whether all ended well.
+
+  Args:
+    row: Seconds by part.
+    out: Folder of the results.
+    small: Whether to use sizes for a CPU.
+    interrupts: Grows by the number of each signal that comes.
+
+  Raises:
+    SystemExit: A signal came; all parts have ended.
+  """
   began = time.monotonic()
   running, fine = {}, True
   try:
@@ -141,6 +156,8 @@ def run_row(row: Mapping[str, int], out: Path, small: bool) -> bool:
       running[name] = _start(name, out, small)
     while running:
       time.sleep(0.05)
+      if interrupts:
+        sys.exit(128 + interrupts[0])
       seconds = time.monotonic() - began
       for name, process in list(running.items()):
         code = process.poll()
@@ -182,8 +199,22 @@ def _end(process: subprocess.Popen) -> None:
   process.wait()
 
 
-def run_all(out: Path, parts: Sequence[str], small: bool, seconds: int) -> bool:
-  """Runs parts in order, while they surely fit; whether all ended well."""
+def run_all(
+  out: Path,
+  parts: Sequence[str],
+  small: bool,
+  seconds: int,
+  interrupts: Sequence[int] = (),
+) -> bool:
+  """Runs parts in order, while they fit; whether all ended well.
+
+  Args:
+    out: Folder of the results.
+    parts: Names of those that are wanted.
+    small: Whether to use sizes for a CPU.
+    seconds: Time that there is.
+    interrupts: See `run_row`.
+  """
   began, fine = time.monotonic(), True
   for row in ROWS:
     # Two cores compile more slowly than a machine with an accelerator does.
@@ -199,7 +230,7 @@ def run_all(out: Path, parts: Sequence[str], small: bool, seconds: int) -> bool:
         _say(out, name, "left out: no time left")
       fine = False
       continue
-    fine = run_row(chosen, out, small) and fine
+    fine = run_row(chosen, out, small, interrupts) and fine
   write_tables(out)
   return fine
 
@@ -213,11 +244,6 @@ def run_part(name: str, out: Path, small: bool) -> bool:
     append(out, {"part": name} | row)
     fine = fine and not row.get("trouble")
   return fine
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-  del frame
-  sys.exit(128 + signum)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -241,7 +267,11 @@ def main(argv: Sequence[str]) -> None:
   out = Path(values.out)
   if values.only:
     sys.exit(0 if run_part(values.only, out, values.small) else 1)
-  signal.signal(signal.SIGTERM, _interrupt)
+  # Noted, not raised: between the start of a part and the note of it, an
+  # exception would leave the part behind.
+  interrupts = []
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: interrupts.append(number))
   try:
     out.mkdir(parents=True, exist_ok=True)
     # Made here, so that a second run into the folder sees it.
@@ -250,7 +280,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(
       f"--out={out} is a file or holds results already: use another folder"
     ) from error
-  if not run_all(out, values.part, values.small, values.seconds):
+  if not run_all(out, values.part, values.small, values.seconds, interrupts):
     sys.exit(1)
 
 

@@ -207,7 +207,7 @@ def test_all_chunks_have_one_shape(monkeypatch):
   assert shapes == [((3, 32, 40), (3, 32, 40))] * 3
 
 
-@pytest.mark.parametrize("backend, size", [("cpu", 1), ("gpu", 32)])
+@pytest.mark.parametrize("backend, size", [("cpu", 1), ("gpu", 128)])
 def test_only_other_devices_than_cpus_get_chunks(monkeypatch, backend, size):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   assert tvl1_module.default_pairs_at_once() == size
