@@ -120,7 +120,7 @@ def append(out: Path, row: Mapping[str, Any]) -> None:
 
 
 def write_tables(out: Path) -> list[dict[str, Any]]:
-  """Writes results.md anew from what is there; returns the rows."""
+  """Rewrites results.md from results.jsonl; returns the rows."""
   rows = []
   for line in (out / "results.jsonl").read_text().splitlines():
     # Where the disk was full, the last one may be cut off.

@@ -255,7 +255,7 @@ def _forms() -> list[str]:
 
 @contextlib.contextmanager
 def _compiled_as(form: str) -> Iterator[None]:
-  """Compiles TV-L1 anew with a form of its updates."""
+  """Recompiles TV-L1 with one form of its updates."""
   flow.tvl1.clear_cache()
   with mock.patch.object(flow, "has_kernel", lambda: form == "kernel"):
     yield

@@ -247,3 +247,44 @@ def test_errors_of_ffmpeg_are_the_file_s_but_for_memory(
   monkeypatch.setattr(decode, "_to_rgb", fail)
   with pytest.raises(expected, match="it does not work"):
     next(decode.read_frames(path))
+
+
+def test_a_lack_of_memory_while_decoding_is_not_the_file_s_fault(
+  tmp_path, monkeypatch
+):
+  path = write(tmp_path / "a.mkv", moving(3))
+
+  def fail(*args, **kwargs):
+    raise av.error.MemoryError(12, "no memory")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(av, "open", fail)
+    with pytest.raises(MemoryError):
+      next(decode.read_frames(path))
+  with pytest.raises(MemoryError):
+    list(decode._decode(_Failing(), _Failing()))
+
+
+class _Failing:
+  """A container that gives a packet, and a stream that can't decode it."""
+
+  def demux(self, stream):
+    packet = av.Packet(4)
+    yield packet
+
+  def decode(self, packet):
+    raise av.error.MemoryError(12, "no memory")
+
+
+@pytest.mark.skipif(
+  not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc"
+)
+def test_a_file_with_an_odd_name_is_closed(tmp_path):
+  name = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.mkv"))
+  with open(name, "wb") as file:
+    file.write(write(tmp_path / "a.mkv", moving(3)).read_bytes())
+  before = len(os.listdir("/proc/self/fd"))
+  for _ in range(3):
+    assert len(list(decode.read_frames(name))) == 3
+    decode.read_fps(name)
+  assert len(os.listdir("/proc/self/fd")) == before

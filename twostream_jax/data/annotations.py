@@ -211,7 +211,7 @@ def _split_folders(
 
   Raises:
     AnnotationError: They look like splits, but not all of them, or there is no
-      test split. As classes they would be learned and split anew.
+      test split. They would be taken for classes and split again.
   """
   named = [f for f in folders if f.name.casefold() in _SPLIT_NAMES]
   others = [f for f in folders if f not in named]

@@ -7,10 +7,12 @@ out for each frame in. A damaged packet is passed over.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.filter
@@ -18,9 +20,9 @@ import numpy as np
 
 from twostream_jax.data.frames import VideoError
 
-# What FFmpeg reads that is no video: text, as a film of a terminal, and lists
-# of other files.
-_NO_VIDEO = {"tty", "hls", "concat", "dash", "imf", "sdp"}
+# What FFmpeg opens that is not a video: text, as a film of a terminal, and
+# lists of other files.
+_NOT_VIDEO = {"tty", "hls", "concat", "dash", "imf", "sdp"}
 # No network, and a name with a % is a name, not a pattern.
 _OPTIONS = {"protocol_whitelist": "file", "pattern_type": "none"}
 # A header's rate is taken if the times of the frames say the same, but for a
@@ -43,12 +45,11 @@ def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
     file.
 
   Raises:
-    VideoError: At the first frame: the file is missing, is no video, or no
-      frame decodes.
+    VideoError: At the first frame: the file is missing, is not a video, or no
+      frame decodes. At any frame: FFmpeg can't convert it.
   """
   found = False
-  with _open(path) as container, _explaining():
-    stream = _best(container)
+  with _opened(path) as (container, stream):
     # Videos are decoded in parallel already.
     stream.thread_count = 1
     # One for all frames: it keeps FFmpeg's tables.
@@ -74,16 +75,15 @@ def read_fps(path: str | os.PathLike) -> float | None:
     None where neither says anything.
 
   Raises:
-    VideoError: The file is missing or is no video.
+    VideoError: The file is missing or is not a video.
   """
-  with _open(path) as container, _explaining():
-    stream = _best(container)
+  with _opened(path) as (container, stream):
     stated = stream.average_rate or stream.guessed_rate
-    times = set()
-    with contextlib.suppress(av.error.FFmpegError):
-      for packet in container.demux(stream):
-        if packet.pts is not None and packet.size:
-          times.add(packet.pts)
+    times = {
+      packet.pts
+      for packet in _packets(container, stream)
+      if packet.pts is not None
+    }
     base = stream.time_base
   if len(times) < 2 or not base:
     return float(stated) if stated else None
@@ -93,67 +93,78 @@ def read_fps(path: str | os.PathLike) -> float | None:
   return float(measured)
 
 
-def _open(path: str | os.PathLike) -> av.container.InputContainer:
+@contextlib.contextmanager
+def _opened(
+  path: str | os.PathLike,
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+  """Opens a video file; yields the container and its main video stream.
+
+  Raises:
+    VideoError: As `read_frames`, and where FFmpeg fails inside the context. A
+      lack of memory is the machine's fault and stays a MemoryError.
+  """
   path = Path(path)
   if not path.is_file():
     raise VideoError("no such file")
   if not path.stat().st_size:
     raise VideoError("the file is empty")
-  try:
-    container = av.open(_source(path), options=_OPTIONS)
-  except (av.error.FFmpegError, OSError, ValueError) as error:
-    raise VideoError("can't be opened as a video") from error
-  if container.format.name in _NO_VIDEO or not container.streams.video:
-    container.close()
-    raise VideoError("can't be opened as a video")
-  return container
+  with contextlib.ExitStack() as stack:
+    try:
+      container = stack.enter_context(
+        av.open(_source(path, stack), options=_OPTIONS)
+      )
+    except MemoryError:
+      raise
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+      raise VideoError("can't be opened as a video") from error
+    stream = container.streams.best("video")
+    if stream is None or container.format.name in _NOT_VIDEO:
+      raise VideoError("can't be opened as a video")
+    try:
+      yield container, stream
+    except MemoryError:
+      raise
+    except av.error.FFmpegError as error:
+      raise VideoError(f"can't be decoded: {error.strerror}") from error
 
 
-def _best(container) -> av.VideoStream:
-  stream = container.streams.best("video")
-  if stream is None:
-    raise VideoError("can't be opened as a video")
-  return stream
-
-
-@contextlib.contextmanager
-def _explaining() -> Iterator[None]:
-  """Errors of FFmpeg that are the file's: a pixel format without a conversion.
-
-  A lack of memory is not.
-  """
-  try:
-    yield
-  except MemoryError:
-    raise
-  except av.error.FFmpegError as error:
-    raise VideoError(f"can't be decoded: {error.strerror}") from error
-
-
-def _source(path: Path):
-  """What to open: the file's name, or the file where the name is not UTF-8."""
+def _source(path: Path, stack: contextlib.ExitStack) -> str | BinaryIO:
+  """The file's name, or the open file where the name is not UTF-8."""
   name = os.fspath(path.absolute())
   try:
     name.encode()
   except UnicodeEncodeError:
-    return open(path, "rb")
+    return stack.enter_context(open(path, "rb"))
   return name
 
 
-def _decode(container, stream) -> Iterator[av.VideoFrame]:
+def _packets(container, stream) -> Iterator[av.Packet]:
+  """Packets of a stream, up to where the file breaks off."""
   packets = container.demux(stream)
   while True:
     try:
       packet = next(packets, None)
+    except MemoryError:
+      raise
     except av.error.FFmpegError:
-      packet = None  # The file breaks off.
-    try:
-      frames = stream.decode(packet) if packet is None else packet.decode()
-    except av.error.FFmpegError:
-      frames = []
-    yield from frames
+      return
     if packet is None:
       return
+    # An empty one would flush the decoder, which is over only at the end.
+    if packet.size:
+      yield packet
+
+
+def _decode(container, stream) -> Iterator[av.VideoFrame]:
+  """Frames of a stream; a packet that does not decode is passed over."""
+  for packet in itertools.chain(_packets(container, stream), [None]):
+    try:
+      frames = stream.decode(packet)
+    except MemoryError:
+      raise
+    except av.error.FFmpegError:
+      continue
+    yield from frames
 
 
 def _progressive(frames, stream) -> Iterator[av.VideoFrame]:
@@ -232,8 +243,6 @@ def _upright(image, transposed, mirrored_x, mirrored_y) -> np.ndarray:
     image = image[:, ::-1]
   if mirrored_y:
     image = image[::-1]
-  return (
-    np.ascontiguousarray(image)
-    if transposed or mirrored_x or mirrored_y
-    else image
-  )
+  if transposed or mirrored_x or mirrored_y:
+    image = np.ascontiguousarray(image)
+  return image
