@@ -21,7 +21,11 @@ from twostream_jax.data.clips import (
   examples,
   existing_folder,
 )
-from twostream_jax.data.frames import is_frame_folder, without_video_extension
+from twostream_jax.data.frames import (
+  enclosing,
+  is_frame_folder,
+  without_video_extension,
+)
 
 # Names of folders that are splits, in any case of letters.
 _SPLIT_NAMES = {
@@ -255,7 +259,8 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
         f"{folder} is the folder of a class and holds numbered images. Frames"
         f" need a folder for each clip: {folder}/<clip>/img_00001.jpg ..."
       )
-    around = frozenset(map(os.path.realpath, (videos, parent)))
+    # The parent is the whole folder, or a split in it.
+    around = enclosing(parent, enclosing(videos)) or enclosing(videos)
     paths = list(_paths_below(folder, around))
     if not paths:
       warnings.warn(f"no files in {folder}: no such class", stacklevel=4)
@@ -264,20 +269,17 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
       yield Clip(video_id, path, split, folder.name, "")
 
 
-def _paths_below(
-  folder: Path, above: frozenset = frozenset()
-) -> Iterator[Path]:
-  """Files and folders of frames; `above` are the folders around, real paths."""
-  real = os.path.realpath(folder)
-  if real in above:
-    return  # A link to a folder around it, which would go on for ever.
-  above = above | {real}
+def _paths_below(folder: Path, around: frozenset[str]) -> Iterator[Path]:
+  """Files and folders of frames; for `around` see `enclosing`."""
+  inside = enclosing(folder, around)
+  if inside is None:
+    return
   yield from _visible(folder, folders=False)
   for child in _visible(folder, folders=True):
     if is_frame_folder(child):
       yield child
     else:
-      yield from _paths_below(child, above)
+      yield from _paths_below(child, inside)
 
 
 def _split_by_class(

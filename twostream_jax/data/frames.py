@@ -56,6 +56,22 @@ def is_frame_folder(path: str | os.PathLike) -> bool:
   return os.path.isdir(path) and hold_frames(os.listdir(path))
 
 
+def enclosing(
+  folder: str | os.PathLike, around: frozenset[str] = frozenset()
+) -> frozenset[str] | None:
+  """Real paths of a folder and of those around it, for a walk that ends.
+
+  Args:
+    folder: The folder to enter.
+    around: Result for the folder that it stands in.
+
+  Returns:
+    None where the folder is a link to one of those around it.
+  """
+  real = os.path.realpath(folder)
+  return None if real in around else around | {real}
+
+
 def without_video_extension(name: str) -> str:
   """Returns the name that a video's folder of frames has: v.avi gives v."""
   stem, extension = os.path.splitext(name)

@@ -19,7 +19,11 @@ from twostream_jax.data.clips import (
   examples,
   existing_folder,
 )
-from twostream_jax.data.frames import hold_frames, without_video_extension
+from twostream_jax.data.frames import (
+  enclosing,
+  hold_frames,
+  without_video_extension,
+)
 
 
 def read_ucf101(
@@ -172,18 +176,15 @@ def _index(
   Files by name or stem, folders without a video's extension; hidden excepted.
   """
   files, folders = {}, {}
-  # Real paths of the folders around each that is still to come: a link to one
-  # of them would go on for ever.
-  around = {os.fspath(folder): frozenset()}
+  around = {os.fspath(folder): enclosing(folder)}
   for parent, children, names in os.walk(folder, followlinks=True):
-    above = around.pop(parent) | {os.path.realpath(parent)}
-    children[:] = sorted(
-      name
+    inside = {
+      name: enclosing(os.path.join(parent, name), around[parent])
       for name in children
       if not name.startswith(".")
-      and os.path.realpath(os.path.join(parent, name)) not in above
-    )
-    around |= {os.path.join(parent, name): above for name in children}
+    }
+    children[:] = sorted(name for name in inside if inside[name])
+    around |= {os.path.join(parent, name): inside[name] for name in children}
     base = Path(os.path.relpath(parent, folder))
     if parent != os.fspath(folder) and hold_frames(names):
       key = without_video_extension(base.name)

@@ -17,6 +17,7 @@ from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
 from twostream_jax.data.encode import process_clip
 from twostream_jax.data.frames import (
   VideoError,
+  enclosing,
   is_frame_folder,
   without_video_extension,
 )
@@ -77,12 +78,13 @@ def find_sources(arguments: Iterable[str]) -> list[Source]:
   return found
 
 
-def _videos_below(folder: Path, above: frozenset = frozenset()) -> Iterator:
-  """Videos of a folder; `above` are the folders around it, real paths."""
-  real = os.path.realpath(folder)
-  if real in above:
-    return  # A link to a folder around it, which would go on for ever.
-  above = above | {real}
+def _videos_below(
+  folder: Path, around: frozenset[str] = frozenset()
+) -> Iterator[Path]:
+  """Videos of a folder; for `around` see `enclosing`."""
+  inside = enclosing(folder, around)
+  if inside is None:
+    return
   for path in sorted(folder.iterdir()):
     if path.name.startswith("."):
       continue
@@ -90,7 +92,7 @@ def _videos_below(folder: Path, above: frozenset = frozenset()) -> Iterator:
       if is_frame_folder(path):
         yield path
       else:
-        yield from _videos_below(path, above)
+        yield from _videos_below(path, inside)
     elif without_video_extension(path.name) != path.name:
       yield path
 
