@@ -237,10 +237,14 @@ def run_all(
 
 def run_part(name: str, out: Path, small: bool) -> bool:
   """Runs a part in this process; whether nothing in it failed."""
-  import accelerator_parts
+  import accelerator_checks
+  import accelerator_sizes
+  import accelerator_speed
 
+  sizes = accelerator_sizes.SMALL if small else accelerator_sizes.FULL
+  part = (accelerator_speed.PARTS | accelerator_checks.parts(out))[name]
   fine = True
-  for row in accelerator_parts.run(name, small, out):
+  for row in part(sizes):
     append(out, {"part": name} | row)
     fine = fine and not row.get("trouble")
   return fine
@@ -258,9 +262,9 @@ def main(argv: Sequence[str]) -> None:
   # Only the folder of this script is on the path.
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
   if values.read:
-    import accelerator_parts
+    import accelerator_checks
 
-    print(tables(accelerator_parts.read_checkpoint(Path(values.read))))
+    print(tables(accelerator_checks.read_checkpoint(Path(values.read))))
     return
   if not values.out:
     raise app.UsageError("--out=DIR is needed: where results are written")

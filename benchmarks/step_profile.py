@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import train_step
+import step_sides
 from absl import app, flags
 from flax import linen as nn
 
@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("size", 112, "Pixels, both sides.", flag_values=values)
 
 
-def layers(case: train_step.Case) -> dict[tuple, int]:
+def layers(case: step_sides.Case) -> dict[tuple, int]:
   """How often the network has which layer of which input shape.
 
   Returns:
@@ -72,7 +72,7 @@ def layers(case: train_step.Case) -> dict[tuple, int]:
     for k, x in case.inputs().items()
     if k != "label"
   }
-  model = train_step.jax_model(case)
+  model = step_sides.jax_model(case)
   kernels.max_pool = noted_pool
   try:
     with nn.intercept_methods(note):
@@ -120,13 +120,13 @@ def seconds(function: Callable, *arguments) -> float:
   return min(times[1:])
 
 
-def time_parts(case: train_step.Case) -> dict[str, float]:
+def time_parts(case: step_sides.Case) -> dict[str, float]:
   """Seconds a step by part, each layer by itself."""
   parts = collections.Counter()
   for layer, count in layers(case).items():
     kind, shape = layer[:2]
     function, arguments = operation(layer)
-    of_input = shape[-1] > train_step.FLOW_CHANNELS  # Not of the images.
+    of_input = shape[-1] > step_sides.FLOW_CHANNELS  # Not of the images.
     value = jax.eval_shape(function, *arguments)
     gradient = np.ones(value.shape, np.float32)
     parts[f"{kind}, forward"] += count * seconds(function, *arguments)
@@ -149,10 +149,10 @@ def _pull(function, place, gradient, *arguments):
 def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   for network in values.network:
-    case = train_step.Case(
+    case = step_sides.Case(
       network, values.batch, values.size, gpu=False, dtype="float32"
     )
-    built = train_step.jax_side(case)
+    built = step_sides.jax_side(case)
     built.step(), built.step(), built.wait()
     times = []
     for _ in range(_REPEATS):

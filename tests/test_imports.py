@@ -52,6 +52,7 @@ LEVELS = {
   "flow": 1,
   "flow.colorwheel": 0,
   "flow.opencv": 0,
+  "flow.pyramid": 0,
   "flow.spec": 0,
   "flow.tvl1": 0,
   "flow.tvl1_kernel": 0,

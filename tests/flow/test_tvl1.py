@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from twostream_jax.flow import pyramid
 from twostream_jax.flow import tvl1 as module
 from twostream_jax.flow.opencv import dis, farneback
 from twostream_jax.flow.tvl1 import FAST, tvl1
@@ -114,14 +115,14 @@ def test_what_can_not_work_is_refused(shapes, settings, match):
 
 
 def test_small_images_have_small_pyramids():
-  assert module.pyramid_sizes(256, 340, 5, 0.5) == (
+  assert pyramid.pyramid_sizes(256, 340, 5, 0.5) == (
     (256, 340),
     (128, 170),
     (64, 85),
     (32, 42),
     (16, 21),
   )
-  assert module.pyramid_sizes(20, 20, 5, 0.5) == ((20, 20),)
+  assert pyramid.pyramid_sizes(20, 20, 5, 0.5) == ((20, 20),)
   assert tvl1(np.zeros((2, 2)), np.zeros((2, 2)), **SMALL).shape == (2, 2, 2)
 
 

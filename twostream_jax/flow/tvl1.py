@@ -11,7 +11,6 @@ because it was better or faster, see `tvl1`.
 import functools
 import importlib
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -19,14 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-Flow = tuple[Array, Array]
+from twostream_jax.flow import pyramid
 
 # A preset for `tvl1`: about half the time. It is less exact on the Middlebury
 # pair, and more on warped images.
 FAST = {"warps": 3, "iterations": 10}
 
-# A coarsest image below this holds nothing to match.
-_SMALLEST_SIDE = 16
 # Share of the first image's derivative (Wedel et al. 2009, section 3).
 _BLEND = 0.4
 # Networks of compare-exchanges that leave the median of 9 in place 4 (Smith
@@ -109,7 +106,7 @@ def tvl1(
     tau=tau,
     lambda_=lambda_,
     theta=theta,
-    sizes=pyramid_sizes(h, w, nscales, scale_step),
+    sizes=pyramid.pyramid_sizes(h, w, nscales, scale_step),
     warps=warps,
     iterations=iterations,
   )
@@ -154,72 +151,23 @@ def default_pairs_at_once() -> int:
   return 1 if jax.default_backend() == "cpu" else 128
 
 
-def pyramid_sizes(h, w, nscales, scale_step) -> tuple[tuple[int, int], ...]:
-  """Heights and widths from the finest to the coarsest image."""
-  sizes = [(h, w)]
-  for scale in range(1, nscales):
-    size = (round(h * scale_step**scale), round(w * scale_step**scale))
-    if min(size) < _SMALLEST_SIDE:
-      break
-    sizes.append(size)
-  return tuple(sizes)
-
-
 def _solve(
   previous, following, *, tau, lambda_, theta, sizes, warps, iterations
 ):
   """Coarse-to-fine solution for float32 [b h w]: float32 [b h w 2]."""
-  pyramid = [(previous, following)]
+  images = [(previous, following)]
   for size in sizes[1:]:
-    pyramid.append(tuple(_resize(image, size) for image in pyramid[-1]))
+    images.append(tuple(pyramid.resize(image, size) for image in images[-1]))
   batch = previous.shape[0]
   flow = (jnp.zeros((batch, *sizes[-1]), jnp.float32),) * 2
   for size, (first, second) in zip(
-    reversed(sizes), reversed(pyramid), strict=True
+    reversed(sizes), reversed(images), strict=True
   ):
-    flow = _upsample(flow, size)
+    flow = pyramid.upsample(flow, size)
     flow = _solve_scale(
       first, second, flow, tau, lambda_, theta, warps, iterations
     )
   return jnp.stack(flow, axis=-1)
-
-
-def _resize(images: Array, size: tuple[int, int]) -> Array:
-  """Resizes [b h w] linearly; averages where it shrinks.
-
-  As `jax.image.resize`, but for the few pixels that have a weight: products
-  with its matrices of weights take a GPU's compiler half a minute to tune.
-  """
-  for axis, length in enumerate(size, start=1):
-    images = _resize_axis(images, length, axis)
-  return images
-
-
-def _resize_axis(images, length, axis):
-  old = images.shape[axis]
-  # A triangle that reaches to the neighbour's centre, in the coarser of both.
-  reach = max(1.0, old / length)
-  centre = (np.arange(length) + 0.5) * (old / length) - 0.5
-  first = np.floor(centre - reach).astype(int) + 1
-  taps = first[:, None] + np.arange(math.ceil(2 * reach))
-  weights = np.maximum(0.0, 1.0 - np.abs(taps - centre[:, None]) / reach)
-  weights[(taps < 0) | (taps >= old)] = 0.0
-  weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-  wide = [1, 1, 1]
-  wide[axis] = length
-  return sum(
-    jnp.take(images, np.clip(tap, 0, old - 1), axis) * weight.reshape(wide)
-    for tap, weight in zip(taps.T, weights.T, strict=True)
-  )
-
-
-def _upsample(flow: Flow, size: tuple[int, int]) -> Flow:
-  """Resizes the components of a flow, and its pixels with it."""
-  h, w = flow[0].shape[1:]
-  if (h, w) == size:
-    return flow
-  u, v = (_resize(component, size) for component in flow)
-  return u * (size[1] / w), v * (size[0] / h)
 
 
 def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):

@@ -1,8 +1,6 @@
-"""The parts of `accelerator.py`: each yields result rows, one dict a row."""
+"""Parts of `accelerator.py` that time: each yields result rows."""
 
-import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -10,25 +8,23 @@ import os
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import step_sides
 import train_step
 from absl import flags
+from accelerator_sizes import Sizes
 
-from twostream_jax import checkpoints, losses, models, parallel, steps
+from twostream_jax import parallel, steps
+from twostream_jax.flow import pyramid
 from twostream_jax.flow import tvl1 as flow
-from twostream_jax.models.stream import Stream
-from twostream_jax.preprocess import Preprocess
 
 Row = dict[str, Any]
 
@@ -39,88 +35,6 @@ _PACKAGES = (
 # Bytes that an update of TV-L1 has to move per pixel where each is one pass
 # over memory: six arrays of state in and out, and four that it reads.
 _FLOW_BYTES = 4 * (6 + 6 + 4)
-_NETWORKS = ("vgg16", "cnn_m", "resnet50", "two_stream")
-_CLASSES = 101
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-  """How large everything is; see `FULL` and `SMALL`."""
-
-  copied_mib: int
-  matrix: int
-  flow: tuple[int, int]
-  pairs: tuple[int, ...]
-  networks: tuple[str, ...]
-  backbones: tuple[str, ...]
-  batch: Mapping[str, int]
-  size: int
-  width: float
-  repeats: int
-  steps: int
-  views: int
-  clips: int
-  loaded: int
-  compiled: bool
-
-
-FULL = Sizes(
-  copied_mib=4096,
-  matrix=8192,
-  flow=(256, 340),
-  pairs=(8, 128),
-  networks=_NETWORKS,
-  backbones=tuple(models.BACKBONES),
-  batch={"bfloat16": 128, "float32": 64},
-  size=224,
-  width=1.0,
-  repeats=5,
-  steps=50,
-  views=250,
-  clips=24,
-  loaded=24,
-  compiled=True,
-)
-SMALL = Sizes(
-  copied_mib=16,
-  matrix=256,
-  flow=(32, 40),
-  pairs=(2,),
-  networks=("cnn_m",),
-  backbones=("cnn_m",),
-  batch={"bfloat16": 2, "float32": 2},
-  size=64,
-  width=0.05,
-  repeats=1,
-  steps=3,
-  views=4,
-  clips=4,
-  loaded=1,
-  compiled=False,  # torch.compile takes a minute for the smallest.
-)
-
-
-def run(part: str, small: bool, out: Path) -> Iterator[Row]:
-  """Yields the rows of a part.
-
-  Args:
-    part: A name of `accelerator.ROWS`.
-    small: Whether to use sizes for a CPU.
-    out: Folder for what is to be read on another machine.
-  """
-  sizes = SMALL if small else FULL
-  parts = {
-    "card": card,
-    "tvl1": tvl1,
-    "train_bfloat16": functools.partial(train, dtype="bfloat16"),
-    "train_float32": functools.partial(train, dtype="float32"),
-    "evaluation": evaluation,
-    "loader": loader,
-    "agreement": agreement,
-    "losses": loss_curves,
-    "checkpoint": functools.partial(write_checkpoint, out=out),
-  }
-  return parts[part](sizes)
 
 
 def card(sizes: Sizes) -> Iterator[Row]:
@@ -264,7 +178,7 @@ def _compiled_as(form: str) -> Iterator[None]:
 
 def flow_traffic(h: int, w: int, warps: int = 5, iterations: int = 15) -> float:
   """Bytes that the updates of a pair move where each is one pass."""
-  pixels = sum(a * b for a, b in flow.pyramid_sizes(h, w, 5, 0.5))
+  pixels = sum(a * b for a, b in pyramid.pyramid_sizes(h, w, 5, 0.5))
   return float(_FLOW_BYTES * pixels * warps * iterations)
 
 
@@ -274,11 +188,11 @@ def train(sizes: Sizes, dtype: str) -> Iterator[Row]:
   sides = ["jax"]
   if importlib.util.find_spec("torch"):
     sides = [
-      s for s in train_step.SIDES if sizes.compiled or "compiled" not in s
+      s for s in step_sides.SIDES if sizes.compiled or "compiled" not in s
     ]
   batch = sizes.batch[dtype]
   cases = [
-    train_step.Case(name, batch, sizes.size, gpu, dtype, sizes.width)
+    step_sides.Case(name, batch, sizes.size, gpu, dtype, sizes.width)
     for name in sizes.networks
   ]
   ahead = [side for side in sides if "compiled" in side]
@@ -335,10 +249,10 @@ def evaluation(sizes: Sizes) -> Iterator[Row]:
 def _seconds_of_views(name: str, sizes: Sizes) -> tuple[float, float]:
   """Seconds for the views of a video, and for as many images at once."""
   gpu = jax.default_backend() == "gpu"
-  case = train_step.Case(
+  case = step_sides.Case(
     name, sizes.views, sizes.size, gpu, "bfloat16", sizes.width
   )
-  model, preprocess = train_step.jax_model(case), train_step.preprocess()
+  model, preprocess = step_sides.jax_model(case), step_sides.preprocess()
   images = {k: x for k, x in case.inputs().items() if k != "label"}
   init = jax.jit(functools.partial(model.init, train=False))
   one = preprocess({k: x[:1] for k, x in images.items()})
@@ -349,7 +263,7 @@ def _seconds_of_views(name: str, sizes: Sizes) -> tuple[float, float]:
       model=model,
       preprocess=preprocess,
       views_per_pass=sizes.views,
-      num_classes=_CLASSES,
+      num_classes=step_sides.CLASSES,
     )
   )
   forward = parallel.pmap_predict_step(
@@ -410,195 +324,11 @@ def loader(sizes: Sizes) -> Iterator[Row]:
         }
 
 
-def agreement(sizes: Sizes) -> Iterator[Row]:
-  """Logits of every network on this device against those on the CPU."""
-  devices = {"cpu": jax.devices("cpu")[0], "here": jax.local_devices()[0]}
-  side = min(sizes.size, 128)
-
-  def compare(name, precision):
-    model = models.create_model(
-      name, num_classes=_CLASSES, width=sizes.width, dropout_rate=0.0
-    )
-    x = np.random.default_rng(0).normal(size=(2, side, side, 3))
-    logits = {}
-    with jax.default_matmul_precision(precision):
-      for place, device in devices.items():
-        with jax.default_device(device):
-          own = jnp.asarray(x, jnp.float32)
-          if place == "cpu":
-            init = jax.jit(functools.partial(model.init, train=False))
-            variables = jax.device_get(init(jax.random.key(0), own))
-          apply = jax.jit(functools.partial(model.apply, train=False))
-          logits[place] = np.asarray(apply(variables, own)[0], np.float64)
-    apart = np.linalg.norm(logits["here"] - logits["cpu"])
-    return apart / np.linalg.norm(logits["cpu"])
-
-  # Most of the time goes to compilers, which leave Python alone.
-  with concurrent.futures.ThreadPoolExecutor(
-    max(2, os.cpu_count() // 2)
-  ) as pool:
-    found = {
-      (name, precision): pool.submit(compare, name, precision)
-      for precision in ("highest", "default")
-      for name in sizes.backbones
-    }
-    for name in sizes.backbones:
-      yield {
-        "table": f"logits here and on the CPU, {side} x {side} pixels,"
-        " relative distance",
-        "network": name,
-        "float32 (highest)": float(found[name, "highest"].result()),
-        "default (TF32)": float(found[name, "default"].result()),
-      }
-
-
-def loss_curves(sizes: Sizes) -> Iterator[Row]:
-  """Losses of bfloat16 and of float32 over some steps of the same training."""
-  side, batch = min(sizes.size, 112), 16 if sizes.steps > 3 else 2
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 10, 4 * batch)
-  pattern = rng.integers(0, 256, (10, side // 8, side // 8, 3))
-  frames = pattern.repeat(8, axis=1).repeat(8, axis=2)[labels]
-  frames = np.clip(frames + rng.normal(0, 40, frames.shape), 0, 255)
-  for name in sizes.backbones:
-    if name not in ("cnn_m", "resnet18"):
-      continue
-    curves = {}
-    for dtype in ("float32", "bfloat16"):
-      state, step = _training(name, sizes.width, jnp.dtype(dtype), side, batch)
-      curves[dtype] = []
-      for i in range(sizes.steps):
-        rows = np.arange(i * batch, (i + 1) * batch) % len(labels)
-        state, metrics = step(
-          state,
-          parallel.shard(_batch(frames[rows].astype(np.uint8), labels[rows])),
-          jax.random.key(1),
-        )
-        curves[dtype].append(float(metrics["loss"][0]) / batch)
-    a, b = (np.array(curves[dtype]) for dtype in ("float32", "bfloat16"))
-    yield {
-      "table": f"losses over {sizes.steps} steps, {side} x {side} pixels",
-      "network": name,
-      "first": float(a[0]),
-      "last, float32": float(a[-1]),
-      "last, bfloat16": float(b[-1]),
-      "mean distance": float(np.abs(a - b).mean()),
-    }
-
-
-def _batch(frames: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-  """A training batch of single frames uint8 [b h w 3]."""
-  count = len(frames)
-  return {
-    "rgb": frames[:, None],
-    "label": labels.astype(np.int32),
-    "mask": np.ones(count, bool),
-    "index": np.arange(count, dtype=np.int32),
-  }
-
-
-def _training(name, width, dtype, side, batch):
-  """A replicated state and a training step of a spatial stream."""
-  model = Stream(
-    modality="rgb",
-    backbone=models.create_model(
-      name,
-      num_classes=_CLASSES,
-      width=width,
-      dropout_rate=0.0,
-      axis_name=parallel.AXIS,
-      dtype=dtype,
-    ),
-  )
-  preprocess = train_step.preprocess()
-  tx = optax.sgd(0.01, momentum=0.9)
-  blank = _batch(
-    np.zeros((batch, side, side, 3), np.uint8), np.zeros(batch, int)
-  )
-  state = steps.create_train_state(
-    jax.random.key(0), model, tx, preprocess, blank
-  )
-  step = parallel.pmap_train_step(
-    functools.partial(
-      steps.train_step,
-      model=model,
-      tx=tx,
-      preprocess=preprocess,
-      loss_fn=losses.softmax_cross_entropy,
-    )
-  )
-  return parallel.replicate(state), step
-
-
-def _answer(variables: Any) -> np.ndarray:
-  """Logits of the checkpoint's network for fixed frames."""
-  model = Stream(
-    modality="rgb",
-    backbone=models.create_model("resnet18", num_classes=_CLASSES, width=0.25),
-  )
-  frames = np.random.default_rng(1).integers(0, 256, (4, 64, 64, 3), np.uint8)
-  preprocess: Preprocess = train_step.preprocess()
-  with jax.default_matmul_precision("highest"):
-    logits, _ = jax.jit(functools.partial(model.apply, train=False))(
-      variables, preprocess({"rgb": frames[:, None]})
-    )
-  return np.asarray(logits)
-
-
-def write_checkpoint(sizes: Sizes, out: Path) -> Iterator[Row]:
-  """Trains a small network and saves it, to be read on another machine."""
-  state, step = _training("resnet18", 0.25, jnp.float32, 64, 8)
-  rng = np.random.default_rng(0)
-  batch = _batch(
-    rng.integers(0, 256, (8, 64, 64, 3), np.uint8), rng.integers(0, 9, 8)
-  )
-  for _ in range(sizes.steps):
-    state, _ = step(state, parallel.shard(batch), jax.random.key(1))
-  one = parallel.unreplicate(state)
-  answer = _answer(one.variables)
-  with tempfile.TemporaryDirectory() as folder:
-    manager = checkpoints.open_manager(folder, keep=1)
-    saved = {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
-    metadata = {"logits": answer.tolist(), "device": _device()}
-    checkpoints.save(manager, sizes.steps, saved, {"seed": 0}, metadata)
-    checkpoints.finish(manager)
-    manager.close()
-    with tarfile.open(out / "checkpoint.tar", "w") as tar:
-      tar.add(folder, "checkpoints")
-  yield {
-    "table": "checkpoint",
-    "what": "saved for another machine, MiB",
-    "value": (out / "checkpoint.tar").stat().st_size / 2**20,
-  }
-
-
-def _device() -> str:
-  return jax.local_devices()[0].device_kind
-
-
-def read_checkpoint(out: Path) -> Sequence[Row]:
-  """Restores what `write_checkpoint` left, and compares its answers."""
-  path = out / "checkpoint.tar"
-  with tempfile.TemporaryDirectory() as folder:
-    try:
-      with tarfile.open(path) as tar:
-        tar.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
-      sys.exit(f"--read: {path} can't be read: {error}")
-    directory = Path(folder) / "checkpoints"
-    found = checkpoints.read_metadata(directory)
-    if found is None:
-      sys.exit(f"--read: {path} holds no checkpoint")
-    _, metadata = found
-    with checkpoints.open_reader(directory) as manager:
-      variables = checkpoints.restore_variables(manager)
-  there = np.array(metadata["logits"])
-  apart = np.linalg.norm(_answer(variables) - there) / np.linalg.norm(there)
-  return [
-    {
-      "table": "checkpoint",
-      "saved on": metadata["device"],
-      "read on": _device(),
-      "relative distance of logits": float(apart),
-    }
-  ]
+PARTS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
+  "card": card,
+  "tvl1": tvl1,
+  "train_bfloat16": functools.partial(train, dtype="bfloat16"),
+  "train_float32": functools.partial(train, dtype="float32"),
+  "evaluation": evaluation,
+  "loader": loader,
+}
