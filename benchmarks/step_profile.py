@@ -67,11 +67,10 @@ def layers(case: step_sides.Case) -> dict[tuple, int]:
     found["pooling", x.shape, window, stride, padding] += 1
     return pool(x, window, stride, padding)
 
-  images = {
-    k: jnp.zeros(x.shape, jnp.float32)
-    for k, x in case.inputs().items()
-    if k != "label"
-  }
+  # As the steps give them to the network: flow with its planes last.
+  images = step_sides.preprocess()(
+    {k: x for k, x in case.inputs().items() if k != "label"}
+  )
   model = step_sides.jax_model(case)
   kernels.max_pool = noted_pool
   try:
