@@ -31,7 +31,19 @@ def process(clip: Clip, spec: FlowSpec, rgb_quality: int, *, frames: int):
     ]
     flow.append(encode_flow(np.stack(field, axis=-1), spec))
   return Record(
-    clip.video_id, clip.label, "", 25.0, frames, *_FRAME, rgb, flow[1:], ()
+    video_id=clip.video_id,
+    label=clip.label,
+    group="",
+    fps=25.0,
+    times=[40_000 * i for i in range(frames)],
+    pixel_aspect=1.0,
+    num_damaged=0,
+    num_frames=frames,
+    height=_FRAME[0],
+    width=_FRAME[1],
+    rgb=rgb,
+    flow=flow[1:],
+    flow_backward=(),
   )
 
 

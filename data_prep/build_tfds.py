@@ -107,6 +107,13 @@ def define_flags(values: flags.FlagValues) -> None:
     " bound, step and quality the flags state.",
     flag_values=values,
   )
+  flags.DEFINE_float(
+    "fps",
+    None,
+    "Constant frame rate to resample videos to. Default: all frames of a file,"
+    " at the times that they have.",
+    flag_values=values,
+  )
   integer("flow_step", 1, "Frames between the two images of a flow field.")
   flags.DEFINE_enum(
     "flow_direction",
@@ -189,8 +196,7 @@ def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
   spec = _flow_spec(values)
   rejections = check_clips_decode(
     clips,
-    short_side=spec.short_side,
-    min_frames=spec.step + 1,
+    flow_spec=spec,
     num_workers=values.workers,
     time_limit=values.time_limit,
   )
@@ -231,6 +237,7 @@ def _flow_spec(values: flags.FlagValues) -> FlowSpec:
     short_side=values.short_side,
     bound=values.bound,
     quality=values.flow_quality,
+    fps=values.fps,
   )
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -19,10 +21,12 @@ from tests.bad_readers import BadReader
 from twostream_jax import scores
 from twostream_jax.data import protocols
 from twostream_jax.data.frames import VideoError
+from twostream_jax.data.video import read_frames
 from twostream_jax.predict import (
   answers,
   command,
   following,
+  live,
   long_videos,
   overlay,
   predictor,
@@ -317,23 +321,34 @@ def test_what_streams_is_what_a_build_stores(ready, videos):
     cv2.setNumThreads(1)
     stored = reading.Reader(spec, 90)(source)
     frames = list(reading.Streamer(spec, 90)(source))
-    streamed = reading.record_of(frames, spec, stored.fps, str(path))
+    streamed = reading.record_of(frames, spec, str(path))
     assert streamed == stored
-    part = reading.record_of(frames[5:12], spec, stored.fps)
+    part = reading.record_of(frames[5:12], spec)
+    assert part.fps == stored.fps and part.times[:2] == stored.times[:2]
     assert part.rgb == stored.rgb[5:12] and part.num_frames == 7
     assert part.flow == stored.flow[5 : 12 - spec.step]
     assert len(part.flow_backward) == (0 if not changes else 5)
     with pytest.raises(VideoError, match="at least"):
-      reading.record_of(frames[: spec.step], spec, 25.0)
+      reading.record_of(frames[: spec.step], spec)
 
 
-def coded(count, size=(16, 24)):
+def coded(times, size=(16, 24)):
   """Frames that are full of 25 times their number, without flow."""
   found = []
-  for number in range(count):
-    image = np.full((*size, 3), 25 * number, np.uint8)
-    found.append(Coded(cv2.imencode(".jpg", image)[1].tobytes(), (), size))
+  ends = [*times[1:], 2 * times[-1] - times[-2]] if times else []
+  for number, (begin, end) in enumerate(zip(times, ends, strict=True)):
+    image = np.full((*size, 3), 25 * number % 256, np.uint8)
+    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+    found.append(Coded(jpeg, (), size, begin, end - begin))
   return found
+
+
+def windows_of(times, length, stride, least=2):
+  frames = coded(times)
+  windows = list(following.slide(frames, Window(length, stride), least=least))
+  for first, shown in windows:
+    assert shown == frames[first : first + len(shown)]
+  return [(first, len(shown)) for first, shown in windows]
 
 
 @pytest.mark.parametrize(
@@ -344,33 +359,72 @@ def coded(count, size=(16, 24)):
     (8, 4, 4, [(0, 4), (4, 4)]),
     (3, 4, 2, [(0, 3)]),
     (0, 4, 2, []),
+    (4, 2.5, 0.5, [(0, 3), (1, 3)]),
   ],
 )
-def test_windows_cover_the_video(count, length, stride, expected):
-  frames = coded(count)
-  windows = list(following.slide(frames, Window(length, stride)))
-  assert [(first, len(shown)) for first, shown in windows] == expected
-  for first, shown in windows:
-    assert shown == frames[first : first + length]
+@pytest.mark.parametrize("unit", [1.0, 0.04])
+def test_windows_cover_the_video(count, length, stride, expected, unit):
+  times = [number * unit for number in range(count)]
+  assert windows_of(times, length * unit, stride * unit) == expected
+
+
+def test_windows_are_seconds_where_the_rate_changes():
+  # 10 frames in the first second, then one a second.
+  times = [*np.arange(10) / 10, 1, 2, 3, 4]
+  expected = [(0, 10), (5, 6), (10, 2), (11, 2), (12, 2)]
+  assert windows_of(times, 1, 0.5) == expected
+  # Nothing for a day: no window without a new frame.
+  times = [0, 1, 2, 86400, 86401, 86402]
+  assert windows_of(times, 3, 1) == [(0, 3), (2, 2), (3, 2), (3, 3)]
+
+
+def test_every_frame_is_in_a_window():
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    times = np.cumsum(rng.choice([0.01, 0.04, 0.5, 7.0], 60)).tolist()
+    length = rng.uniform(0.02, 3)
+    least = int(rng.integers(1, 4))
+    end = 0
+    for first, count in windows_of(times, length, length / 2, least):
+      assert first <= end < first + count and count >= least
+      end = first + count
+    assert end == 60
 
 
 def test_a_window_never_leaves_a_gap():
-  with pytest.raises(ValueError, match="--stride"):
-    Window(4, 5)
-  assert Window.of_seconds(2.0, 0.5, 25.0) == Window(50, 12)
+  for length, stride in ((4, 5), (1, 0)):
+    with pytest.raises(ValueError, match="--stride"):
+      Window(length, stride)
 
 
 def seen(first, length, probabilities):
-  return Seen(first, coded(length), np.array(probabilities, float))
+  frames = coded([i / 2 for i in range(9)])[first : first + length]
+  return Seen(first, frames, np.array(probabilities, float))
 
 
 def test_a_track_speaks_for_what_is_nearest():
   recorder = timeline.Recorder()
   windows = [seen(0, 4, [1, 0]), seen(2, 4, [0, 1]), seen(3, 4, [0.5, 0.5])]
   assert list(recorder(windows)) == windows
-  found = recorder.track(fps=2.0)
+  found = recorder.track()
   np.testing.assert_allclose(found.edges, [0, 1.5, 2.25, 3.5])
   assert found.probabilities.tolist() == [[1, 0], [0, 1], [0.5, 0.5]]
+  assert recorder.frames == 7
+
+
+def test_what_was_shown_last_is_shown_until_the_video_goes_on():
+  # Two seconds, nothing, and from 30 s on two seconds of something else.
+  frames = coded([*np.arange(8) / 4, *(30 + np.arange(8) / 4)])
+  windows = [
+    Seen(first, shown, np.eye(2)[int(first >= 8)])
+    for first, shown in following.slide(frames, Window(6, 2), least=2)
+  ]
+  recorder = timeline.Recorder()
+  assert len(list(recorder(windows))) == 2
+  assert rounded(timeline.find_segments(recorder.track(), ["a", "b"])) == [
+    (0, 30, "a", 1.0),
+    (30, 32, "b", 1.0),
+  ]
 
 
 TRACK = Track(
@@ -485,10 +539,10 @@ def test_a_video_of_few_frames_a_second_does_not_end_the_others(
     "--stride=0.25",
     f"--json={tmp_path / 'lines'}",
   )
-  assert code == command.SOME_FAILED
+  assert code == 0
   slow, good = map(json.loads, (tmp_path / "lines").read_text().splitlines())
-  assert "at 0.5 frames per second, too few for flow" in slow["error"]
-  assert good["segments"]
+  assert slow["seconds"] == 20 and slow["frames"] == 10
+  assert slow["segments"][-1][1] == 20 and good["segments"]
 
 
 def test_names_of_classes_are_drawn_as_they_are(tmp_path):
@@ -514,14 +568,11 @@ def test_a_window_is_scored_as_a_video_of_its_own(ready, videos):
   run = ready.run
   cv2.setNumThreads(1)
   frames = list(reading.Streamer(run.flow_spec, 95)(Source("file", str(path))))
-  (whole,) = following.follow(
-    ready, frames, Window(1000, 1000), by="average", fps=25.0
-  )
+  window = Window(1000, 1000)
+  (whole,) = following.follow(ready, frames, window, by="average")
   expected = ready.predict(path)
   np.testing.assert_array_equal(whole.probabilities, expected.fused["average"])
-  (alone,) = following.follow(
-    ready, frames, Window(1000, 1000), by="joint", fps=25.0
-  )
+  (alone,) = following.follow(ready, frames, window, by="joint")
   np.testing.assert_array_equal(alone.probabilities, expected.stages["joint"])
 
 
@@ -534,10 +585,12 @@ def test_files_of_videos_are_told_apart():
 
 
 def test_an_overlay_shows_every_frame_once(ready, tmp_path):
-  frames = coded(9, (48, 64))
+  frames = coded([i / 25 for i in range(9)], (48, 64))
   windows = [
     Seen(first, shown, np.eye(3)[i % 3])
-    for i, (first, shown) in enumerate(following.slide(frames, Window(4, 2)))
+    for i, (first, shown) in enumerate(
+      following.slide(frames, Window(0.16, 0.08), least=2)
+    )
   ]
   path = tmp_path / "shown.mp4"
   overlay.write(
@@ -545,7 +598,6 @@ def test_an_overlay_shows_every_frame_once(ready, tmp_path):
     windows,
     ["run", "jump", "wave"],
     spec=ready.run.flow_spec,
-    fps=25.0,
     top=2,
   )
   assert list(tmp_path.iterdir()) == [path]
@@ -579,14 +631,13 @@ def test_an_overlay_draws_the_best_classes_and_the_flow(ready, videos):
 
 
 def test_an_overlay_that_can_not_be_written_says_so(ready, tmp_path):
-  windows = [Seen(0, coded(2), np.array([1.0]))]
+  windows = [Seen(0, coded([0, 0.04]), np.array([1.0]))]
   with pytest.raises(OSError, match="can't write a video to .*missing"):
     overlay.write(
       tmp_path / "missing" / "o.mp4",
       windows,
       ["run"],
       spec=ready.run.flow_spec,
-      fps=25.0,
       top=1,
     )
 
@@ -600,9 +651,63 @@ def test_a_stream_is_read_for_some_seconds(ready, videos):
   stored = reading.Reader(spec, 95)(Source("file", str(path)))
   assert record.rgb == stored.rgb and record.flow == stored.flow
   none = reading.Reader(spec, 95, seconds=0.0)(source)
-  assert none == reading.Rejection("no frame could be decoded")
+  assert none == reading.Rejection("0 frames decoded, at least 2 needed")
   gone = reading.Reader(spec, 95)(Source("stream", "file:///no/such/file"))
-  assert gone == reading.Rejection("the stream can't be opened")
+  assert gone == reading.Rejection(
+    "the stream can't be opened: No such file or directory"
+  )
+
+
+def test_seconds_of_a_stream_are_its_own(ready, videos):
+  path = videos / "teal-bob" / "000.avi"
+  times = [frame.time for frame in read_frames(path)]
+  slow = live.read_stream(path.as_uri(), seconds=0.5)
+  assert [frame.time for frame in slow] == [t for t in times if t < 0.499]
+
+
+class Camera:
+  """Gives ten images, one every 20 ms."""
+
+  def __init__(self, index):
+    self.left = 10 if index == 0 else 0
+
+  def isOpened(self):
+    return self.left > 0
+
+  def read(self):
+    time.sleep(0.02)
+    self.left -= 1
+    return self.left >= 0, np.full((16, 24, 3), 20 * abs(self.left), np.uint8)
+
+  def release(self):
+    self.left = 0
+
+
+def test_frames_of_a_camera_have_the_times_of_their_arrival(monkeypatch):
+  monkeypatch.setattr(live.cv2, "VideoCapture", Camera)
+  frames = list(live.read_ahead(live.read_camera(0, seconds=60)))
+  assert [int(f.rgb[0, 0, 0]) for f in frames] == [*range(180, -1, -20)]
+  gaps = np.diff([frame.time for frame in frames])
+  assert frames[0].time == 0 and (gaps > 0.015).all()
+  np.testing.assert_allclose(gaps, [f.duration for f in frames[:-1]], atol=1e-5)
+  assert 1 < len(list(live.read_camera(0, seconds=0.1))) < 8
+  with pytest.raises(VideoError, match="the camera can't be opened"):
+    next(live.read_ahead(live.read_camera(1, seconds=1)))
+
+
+def test_frames_that_nobody_wants_any_more_are_not_read_on():
+  taken = []
+
+  def endless():
+    for number in itertools.count():
+      taken.append(number)
+      yield number
+
+  ahead = live.read_ahead(endless(), limit=3)
+  assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
+  ahead.close()
+  time.sleep(0.3)
+  assert len(taken) < 12
 
 
 def test_every_odd_video_has_an_answer_or_a_reason(ready, finished_dir):

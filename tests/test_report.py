@@ -196,6 +196,8 @@ def make_split(n, clips=30):
     by_class=np.full(n, clips // n),
     num_frames=np.arange(clips) + 50,
     fps=np.full(clips, 25.0),
+    pixel_aspect=np.ones(clips),
+    num_damaged=np.zeros(clips, int),
     height=np.full(clips, 128),
     width=np.where(np.arange(clips) < 3, 160, 170),
   )

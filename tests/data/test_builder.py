@@ -97,11 +97,15 @@ def test_round_trip_of_a_dataset(videos, tmp_path):
     source = pickle.loads(pickle.dumps(source))
     for i, clip in enumerate(expected):
       record = process_clip(clip, _SPEC, 95)
-      assert source[i] == dataclasses.asdict(record) | {
+      read = source[i]
+      assert read.pop("times").tolist() == record.times
+      stored = dataclasses.asdict(record) | {
         "label": opened.class_names.index(clip.label),
         "video_id": clip.video_id.encode(),
         "group": clip.group.encode(),
       }
+      del stored["times"]
+      assert read == stored
 
 
 def test_number_of_workers_does_not_change_a_byte(videos, tmp_path):
@@ -250,5 +254,18 @@ def test_opening_needs_one_dataset_of_this_format(videos, tmp_path):
   with pytest.raises(ValueError, match="2 datasets(.|\n)*1.0.0(.|\n)*2.0.0"):
     dataset.open_dataset(tmp_path)
   (second / dataset.METADATA_FILE).write_text("{}")
-  with pytest.raises(ValueError, match="not a dataset of format version 2"):
+  with pytest.raises(ValueError, match="not a dataset of format version 3"):
     dataset.open_dataset(second)
+
+
+def test_a_build_at_a_constant_rate(videos, tmp_path):
+  clips = _four(videos)
+  whole = _build(tmp_path / "whole", clips)
+  spec = dataclasses.replace(_SPEC, fps=5.0)
+  slow = _build(tmp_path / "slow", clips, flow_spec=spec)
+  one, other = (dataset.open_dataset(s.path) for s in (whole, slow))
+  assert (one.flow_spec.fps, other.flow_spec.fps) == (None, 5.0)
+  every, some = one.sources["train"][0], other.sources["train"][0]
+  assert some["fps"] == 5 and every["fps"] == 12.5
+  assert some["times"].tolist() == [0, 200_000]
+  assert list(some["rgb"]) == [every["rgb"][0], every["rgb"][2]]

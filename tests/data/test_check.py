@@ -6,10 +6,15 @@ import pytest
 
 from twostream_jax.data.check import Rejection, check_clip
 from twostream_jax.data.clips import Clip
+from twostream_jax.flow.spec import FlowSpec
 
 
 def _clip(path):
   return Clip(path.name, path, "train", "a", "")
+
+
+def spec(**values):
+  return FlowSpec("dis", {}, short_side=16, **values)
 
 
 @pytest.fixture
@@ -21,28 +26,28 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_frames_is_used(folder):
-  assert check_clip(_clip(folder), 16, 4) is None
-  assert check_clip(_clip(folder), 16, 5) == Rejection(
+  assert check_clip(_clip(folder), spec(step=3)) is None
+  assert check_clip(_clip(folder), spec(step=4)) == Rejection(
     "4 frames decoded, at least 5 needed"
   )
 
 
 def test_what_is_not_there(folder):
-  assert check_clip(_clip(folder / "no.avi"), 16, 2) == Rejection(
+  assert check_clip(_clip(folder / "no.avi"), spec()) == Rejection(
     "file not found"
   )
 
 
 def test_folders_that_can_not_be_used(folder):
   (folder / "empty").mkdir()
-  assert check_clip(_clip(folder / "empty"), 16, 2) == Rejection(
+  assert check_clip(_clip(folder / "empty"), spec()) == Rejection(
     "the folder holds no numbered images"
   )
   (folder / "img_00003.jpg").write_bytes(b"")
-  assert check_clip(_clip(folder), 16, 2) == Rejection(
+  assert check_clip(_clip(folder), spec()) == Rejection(
     "img_00003.jpg can't be decoded"
   )
   (folder / "img_00002.jpg").unlink()
-  assert check_clip(_clip(folder), 16, 2) == Rejection(
+  assert check_clip(_clip(folder), spec()) == Rejection(
     "img_00002.jpg is missing"
   )

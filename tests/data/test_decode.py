@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests import decoded
 from twostream_jax.data import decode, video
 from twostream_jax.data.frames import VideoError
 
@@ -85,7 +86,7 @@ def test_interlaced_video_has_all_its_frames(tmp_path, name, codec, options):
   frames = moving()
   path = write(tmp_path / name, frames, codec, options=options, interlaced=True)
   assert all(marks(path))
-  assert_like(list(video.read_frames(path)), frames)
+  assert_like(decoded.images(path), frames)
 
 
 def test_video_that_becomes_interlaced_goes_on(tmp_path):
@@ -104,7 +105,7 @@ def test_video_that_becomes_interlaced_goes_on(tmp_path):
     b"".join((tmp_path / f"{i}.mpg").read_bytes() for i in (0, 1))
   )
   assert marks(path) == [False] * 12 + [True] * 12
-  assert_like(list(video.read_frames(path)), frames)
+  assert_like(decoded.images(path), frames)
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mp4"])
@@ -116,8 +117,8 @@ def test_av1_is_decoded(tmp_path, name):
     "libsvtav1",
     options={"crf": "10", "preset": "10"},
   )
-  assert_like(list(video.read_frames(path)), frames)
-  assert video.read_fps(path) == pytest.approx(25, rel=0.01)
+  assert_like(decoded.images(path), frames)
+  assert decoded.rate(path) == pytest.approx(25, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_pixel_formats(tmp_path, pixels):
     gray = frames @ np.array([0.299, 0.587, 0.114])
     frames = gray[..., None].repeat(3, axis=-1)
   path = write(tmp_path / "a.mkv", frames.astype(np.uint8), pixels=pixels)
-  assert_like(list(video.read_frames(path)), frames)
+  assert_like(decoded.images(path), frames)
 
 
 def test_the_colour_matrix_of_the_file_is_used(tmp_path):
@@ -137,14 +138,14 @@ def test_the_colour_matrix_of_the_file_is_used(tmp_path):
   red = np.full((3, _HEIGHT, _WIDTH, 3), (200, 20, 20), np.uint8)
   path = write(tmp_path / "a.mp4", red, colorspace=matrix)
   # By the other matrix green would be off by 20.
-  for frame in video.read_frames(path):
+  for frame in decoded.images(path):
     np.testing.assert_allclose(frame.mean((0, 1)), (200, 20, 20), atol=4)
 
 
 def test_odd_sides(tmp_path):
   frames = moving()[:, :63, :95]
   path = write(tmp_path / "a.mkv", frames, pixels="yuv444p")
-  assert_like(list(video.read_frames(path)), frames)
+  assert_like(decoded.images(path), frames)
 
 
 def test_frame_rate_of_a_browser_s_recording(tmp_path):
@@ -157,7 +158,7 @@ def test_frame_rate_of_a_browser_s_recording(tmp_path):
     times=times,
     base=Fraction(1, 1000),
   )
-  assert video.read_fps(path) == pytest.approx(11 / 0.45, rel=0.01)
+  assert decoded.rate(path) == pytest.approx(11 / 0.45, rel=0.01)
 
 
 def test_frame_rate_that_changes_is_the_mean(tmp_path):
@@ -168,23 +169,95 @@ def test_frame_rate_that_changes_is_the_mean(tmp_path):
   path = write(
     tmp_path / "a.mkv", moving(50), times=times, base=Fraction(1, 1000)
   )
-  assert video.read_fps(path) == pytest.approx(49 / 2.9, rel=0.02)
+  assert decoded.rate(path) == pytest.approx(49 / 2.9, rel=0.02)
 
 
 @pytest.mark.parametrize("rate", [Fraction(25), Fraction(30000, 1001)])
 def test_a_constant_frame_rate_is_the_header_s(tmp_path, rate):
   path = write(tmp_path / "a.mp4", moving(), base=1 / rate)
-  assert video.read_fps(path) == float(rate)
+  assert decoded.rate(path) == float(rate)
 
 
 def test_a_frame_that_is_missing_is_no_other_rate(tmp_path):
   times = [*range(10), *range(11, 33)]
   path = write(tmp_path / "a.mp4", moving(32), times=times)
-  assert video.read_fps(path) == pytest.approx(25 * 31 / 32, rel=0.04)
+  assert decoded.rate(path) == pytest.approx(25 * 31 / 32, rel=0.04)
   stretched = write(
     tmp_path / "b.mp4", moving(32), times=[*range(16), *range(32, 48)]
   )
-  assert video.read_fps(stretched) == pytest.approx(25 * 31 / 47, rel=0.02)
+  assert decoded.rate(stretched) == pytest.approx(25 * 31 / 47, rel=0.02)
+
+
+def test_frames_have_the_times_of_the_file(tmp_path):
+  # Two parts with nothing between them.
+  times = [*range(6), *range(750, 756)]
+  path = write(tmp_path / "a.mp4", moving(), times=times)
+  np.testing.assert_allclose(decoded.times(path), np.array(times) / 25)
+  durations = [frame.duration for frame in video.read_frames(path)]
+  assert durations[5] == pytest.approx(29.8) and sum(durations) < 30.4
+
+
+@pytest.mark.parametrize(
+  "name, options",
+  [
+    ("a.mkv", {"bf": "2"}),
+    ("a.avi", {"bf": "2"}),
+    ("a.ts", {"bf": "2"}),
+    ("a.mp4", {"x264-params": "interlaced=1:tff=1", "bf": "0"}),
+  ],
+)
+def test_times_of_a_constant_rate(tmp_path, name, options):
+  interlaced = "x264-params" in options
+  path = write(
+    tmp_path / name, moving(), options=options, interlaced=interlaced
+  )
+  # Matroska rounds to milliseconds.
+  np.testing.assert_allclose(
+    decoded.times(path), np.arange(12) / 25, atol=0.001
+  )
+
+
+def test_a_stream_of_two_recordings_has_rising_times(tmp_path):
+  parts = []
+  for i, start in enumerate((100_000, 500)):
+    path = write(
+      tmp_path / f"{i}.ts", moving(), times=[start + k for k in range(12)]
+    )
+    parts.append(path.read_bytes())
+  for order in (parts, parts[::-1]):
+    (tmp_path / "both.ts").write_bytes(b"".join(order))
+    times = decoded.times(tmp_path / "both.ts")
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-3)
+    assert len(times) == 24
+
+
+def test_frames_without_a_time_follow_each_other(tmp_path):
+  path = write(tmp_path / "a.h264", moving())
+  times = decoded.times(path)
+  assert len(times) == 12 and min(np.diff(times)) > 0
+
+
+@pytest.mark.parametrize("turn", [0, 90])
+def test_anamorphic_video_becomes_square_pixels(tmp_path, turn):
+  path = tmp_path / "a.mp4"
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("mpeg4", rate=25)
+    stream.height, stream.width, stream.pix_fmt = _HEIGHT, _WIDTH, "yuv420p"
+    stream.codec_context.sample_aspect_ratio = Fraction(2)
+    if turn:
+      stream.set_display_rotation(turn)
+    for image in moving(3):
+      frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  frame = next(video.read_frames(path))
+  height, width = (_WIDTH, _HEIGHT) if turn else (_HEIGHT, _WIDTH)
+  assert frame.rgb.shape[:2] == (height, width)
+  assert frame.pixel_aspect == (0.5 if turn else 2)
+  # 192 x 64 in square pixels.
+  resized = next(video.read_resized(path, 32))
+  assert resized.rgb.shape[:2] == ((96, 32) if turn else (32, 96))
+  assert resized.pixel_aspect == frame.pixel_aspect
 
 
 def test_names_that_are_no_text_and_no_pattern(tmp_path):
@@ -199,8 +272,8 @@ def test_names_that_are_no_text_and_no_pattern(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), name)
     with open(path, "wb") as file:
       file.write(whole)
-    assert_like(list(video.read_frames(os.fsdecode(path))), frames)
-    assert video.read_fps(os.fsdecode(path)) == 25
+    assert_like(decoded.images(os.fsdecode(path)), frames)
+    assert decoded.rate(os.fsdecode(path)) == 25
 
 
 def test_a_playlist_opens_no_other_file(tmp_path):
@@ -224,7 +297,10 @@ def test_damaged_packets_are_passed_over(tmp_path):
   middle = slice(len(data) // 3, len(data) // 3 + 400)
   data[middle] = rng.integers(0, 256, 400, np.uint8).tobytes()
   path.write_bytes(data)
-  found = list(decode.read_frames(path))
+  read = list(video.read_frames(path))
+  assert sum(frame.damaged for frame in read) > 0
+  assert read[0].damaged == read[-1].damaged == 0
+  found = [frame.rgb for frame in read]
   assert len(frames) - 10 <= len(found) <= len(frames)
   assert_like(found[-5:], frames[-5:])
 
@@ -262,7 +338,7 @@ def test_a_lack_of_memory_while_decoding_is_not_the_file_s_fault(
     with pytest.raises(MemoryError):
       next(decode.read_frames(path))
   with pytest.raises(MemoryError):
-    list(decode._decode(_Failing(), _Failing()))
+    list(decode._decode(_Failing(), _Failing(), decode._Damage()))
 
 
 class _Failing:
@@ -286,5 +362,5 @@ def test_a_file_with_an_odd_name_is_closed(tmp_path):
   before = len(os.listdir("/proc/self/fd"))
   for _ in range(3):
     assert len(list(decode.read_frames(name))) == 3
-    decode.read_fps(name)
+    decode.stated_rate(name)
   assert len(os.listdir("/proc/self/fd")) == before

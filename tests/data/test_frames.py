@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests import decoded
 from twostream_jax.data import frames, video
 from twostream_jax.data.frames import VideoError
 from twostream_jax.flow.spec import FlowSpec, quantise
@@ -100,14 +101,10 @@ def test_a_file_is_no_folder_of_frames(tmp_path):
 )
 def test_frames_that_can_not_be_ordered(tmp_path, names, reason):
   _touch(tmp_path, *names)
-  for read in (frames.frame_files, video.read_fps, _all_frames):
+  for read in (frames.frame_files, decoded.images):
     with pytest.raises(VideoError) as caught:
       read(tmp_path)
     assert caught.value.reason == reason
-
-
-def _all_frames(path):
-  return list(video.read_frames(path))
 
 
 def test_a_folder_reads_like_a_video(tmp_path):
@@ -115,19 +112,22 @@ def test_a_folder_reads_like_a_video(tmp_path):
   images = rng.integers(0, 256, (3, 48, 64, 3), np.uint8)
   _images(tmp_path, "img_{:05d}.png", images[..., ::-1], first=0)
   _flow(tmp_path, *_codes(2), first=0)
-  read = _all_frames(tmp_path)
+  read = decoded.images(tmp_path)
   np.testing.assert_array_equal(read, images)
   assert read[0].dtype == np.uint8
-  assert video.read_fps(tmp_path) == video.DEFAULT_FPS
+  assert decoded.rate(tmp_path) == 25
+  assert decoded.times(tmp_path) == [0, 0.04, 0.08]
+  with pytest.raises(VideoError, match="no times.*resampled to 10 frames"):
+    next(video.read_resized(tmp_path, 32, fps=10))
   resized = list(video.read_resized(tmp_path, 32))
   for ours, image in zip(resized, images, strict=True):
-    np.testing.assert_array_equal(ours, video.resize(image, 32, 40))
+    np.testing.assert_array_equal(ours.rgb, video.resize(image, 32, 40))
 
 
 def test_gray_and_16_bit_images_become_rgb(tmp_path):
   gray = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 16
   _images(tmp_path, "{:05d}.png", [(gray >> 8).astype(np.uint8), gray])
-  for frame in video.read_frames(tmp_path):
+  for frame in decoded.images(tmp_path):
     assert frame.dtype == np.uint8
     np.testing.assert_array_equal(frame[..., 1], frame[..., 2])
     np.testing.assert_array_equal(frame[..., 0], gray >> 8)
@@ -136,8 +136,8 @@ def test_gray_and_16_bit_images_become_rgb(tmp_path):
 def test_frames_of_several_sizes_get_the_first_one_s(tmp_path):
   sizes = [(48, 64), (64, 48), (96, 128)]
   _images(tmp_path, "{:03d}.jpg", [np.zeros((*s, 3), np.uint8) for s in sizes])
-  assert [f.shape[:2] for f in video.read_frames(tmp_path)] == sizes
-  shapes = {frame.shape for frame in video.read_resized(tmp_path, 32)}
+  assert [image.shape[:2] for image in decoded.images(tmp_path)] == sizes
+  shapes = {frame.rgb.shape for frame in video.read_resized(tmp_path, 32)}
   assert shapes == {(32, 40, 3)}
 
 

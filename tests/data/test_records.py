@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+from tests.decoded import assert_same_records
 from twostream_jax.data import augment, dataset, records
 from twostream_jax.data.views import InputSpec, load_views
 
@@ -32,6 +33,9 @@ def made_up_video(rng, number, labels, side, counts):
     "group": b"g" * number,
     "label": labels,
     "fps": 12.5,
+    "times": [40_000 * i * i for i in range(counts[0])],
+    "pixel_aspect": 1.5,
+    "num_damaged": number,
     "num_frames": counts[0],
     "height": 40 + number,
     "width": 50,
@@ -87,8 +91,10 @@ def test_every_image_of_every_file_is_read_across_block_headers(source, videos):
   for video, read in zip(videos, source, strict=True):
     assert read["label"].tolist() == video["label"]
     assert read["fps"] == 12.5 and read["height"] == video["height"]
-    for name in ("video_id", "group", *IMAGES):
+    for name in ("video_id", "group", "pixel_aspect", "num_damaged", *IMAGES):
       assert read[name] == video[name]
+    assert read["times"].dtype == np.int64
+    assert read["times"].tolist() == video["times"]
     assert read["rgb"][-1] == video["rgb"][3]
     assert read["rgb"][1:3] == video["rgb"][1:3]
     assert read["rgb"][::-2] == video["rgb"][::-2]
@@ -119,11 +125,31 @@ def test_single_labels_are_an_array(tmp_path):
   assert [record["label"] for record in source] == [7, 6, 5]
 
 
+def test_records_without_times_have_those_of_their_rate(videos, tmp_path):
+  new = ("times", "pixel_aspect", "num_damaged")
+  old = [
+    {k: v for k, v in video.items() if k not in new} for video in videos[:2]
+  ]
+  read = opened([write(tmp_path / "0", old)], multi_label=True)[1]
+  assert read["times"].tolist() == [0, 80_000, 160_000, 240_000]
+  assert (read["pixel_aspect"], read["num_damaged"]) == (1.0, 0)
+
+
+def test_an_index_of_another_version_is_made_anew(tiny, tmp_path):
+  shutil.copytree(tiny.path, tmp_path / "copy")
+  path = tmp_path / "copy" / "tiny-train.index"
+  index = records.read_index(path)
+  older = index.videos[[n for n in index.videos.dtype.names if n != "fps"]]
+  records.write_index(index._replace(videos=older), path)
+  again = dataset.open_dataset(tmp_path)
+  assert_same_records(again.sources["train"], tiny.sources["train"])
+
+
 def test_tfds_reads_the_same(tiny):
   builder = tfds.builder_from_directory(tiny.path)
   for split, source in tiny.sources.items():
     theirs = builder.as_data_source(split=split)
-    assert list(pickle.loads(pickle.dumps(source))) == list(theirs)
+    assert_same_records(pickle.loads(pickle.dumps(source)), theirs)
     assert source.labels.tolist() == [record["label"] for record in theirs]
 
 
@@ -133,7 +159,7 @@ def test_a_dataset_without_an_index_gets_one(tiny, tmp_path):
     index.unlink()
   again = dataset.open_dataset(tmp_path)
   for split, source in again.sources.items():
-    assert list(source) == list(tiny.sources[split])
+    assert_same_records(source, tiny.sources[split])
     name = f"tiny-{split}.index"
     written = (again.path / name).read_bytes()
     assert written == (tiny.path / name).read_bytes()

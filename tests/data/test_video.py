@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests import decoded
 from twostream_jax.data import video
 from twostream_jax.data.video import VideoError
 
@@ -38,7 +39,7 @@ def _plain(color, height=48, width=64):
 def test_frames_are_rgb_in_order(tmp_path, name, codec):
   colors = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
   path = _write_video(tmp_path / name, [_plain(c) for c in colors], codec=codec)
-  frames = list(video.read_frames(path))
+  frames = decoded.images(path)
   assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
   assert frames[0].dtype == np.uint8
   for frame, color in zip(frames, colors, strict=True):
@@ -47,16 +48,13 @@ def test_frames_are_rgb_in_order(tmp_path, name, codec):
 
 def test_frame_rate(tmp_path):
   path = _write_video(tmp_path / "a.avi", [_plain(9)] * 3, fps=12.5)
-  assert video.read_fps(path) == 12.5
+  assert decoded.rate(path) == 12.5
 
 
-@pytest.mark.parametrize(
-  "told, fps", [(0.0, 25.0), (None, 25.0), (9e4, 25.0), (50.0, 50.0)]
-)
-def test_frame_rate_that_can_not_be_true(tmp_path, monkeypatch, told, fps):
-  path = _write_video(tmp_path / "a.avi", [_plain(9)] * 3)
-  monkeypatch.setattr(video.decode, "read_fps", lambda _: told)
-  assert video.read_fps(path) == fps
+def test_a_file_s_rate_is_the_header_s_or_that_of_the_times(tmp_path):
+  path = _write_video(tmp_path / "a.avi", [_plain(9)] * 3, fps=12.5)
+  assert video.frame_rate(path, [0.0]) == 12.5
+  assert video.frame_rate(path, [0.0, 0.5, 1.0]) == 2.0
 
 
 def test_frames_are_counted_not_believed(tmp_path):
@@ -93,7 +91,7 @@ def _write_lie(path, claimed):
 def test_a_header_that_claims_more_frames_than_there_are(tmp_path):
   path = _write_lie(tmp_path / "a.avi", 5544)
   assert _stated_frames(path) == 5544
-  levels = [frame.mean() for frame in video.read_frames(path)]
+  levels = [image.mean() for image in decoded.images(path)]
   np.testing.assert_allclose(levels, [0, 40, 80, 120, 160], atol=2)
 
 
@@ -138,7 +136,7 @@ def test_frames_of_a_turned_video_come_upright(tmp_path, degrees):
   path = _write_video(
     tmp_path / "a.mp4", coarse.repeat(8, 1).repeat(8, 2), codec="mp4v"
   )
-  unturned = list(video.read_frames(path))
+  unturned = decoded.images(path)
   assert [frame.shape for frame in unturned] == [(32, 64, 3)] * 3
   data = path.read_bytes()
   matrix = data.index(_display_matrix(0), data.index(b"tkhd"))
@@ -147,16 +145,16 @@ def test_frames_of_a_turned_video_come_upright(tmp_path, degrees):
   turned.write_bytes(data[:matrix] + turn + data[matrix + len(turn) :])
   # np.rot90 turns counter-clockwise.
   expected = [np.rot90(frame, -degrees // 90) for frame in unturned]
-  frames = list(video.read_frames(turned))
+  frames = decoded.images(turned)
   np.testing.assert_array_equal(frames, expected)
-  resized = next(video.read_resized(turned, 16))
+  resized = next(video.read_resized(turned, 16)).rgb
   assert resized.shape == ((16, 32, 3) if degrees == 180 else (32, 16, 3))
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_the_turned_videos_of_cameras_come_upright(degrees):
-  upright = next(video.read_frames(_odd("decord/test_data_video_0.mov")))
-  frame = next(video.read_frames(_odd(f"decord/test_data_video_{degrees}.mov")))
+  upright = decoded.first_image(_odd("decord/test_data_video_0.mov"))
+  frame = decoded.first_image(_odd(f"decord/test_data_video_{degrees}.mov"))
   assert frame.shape == np.rot90(upright, degrees // 90).shape
 
 
@@ -179,7 +177,7 @@ def test_reason_for_no_video(tmp_path, name, content, reason):
     next(video.read_frames(path))
   assert caught.value.reason == reason
   with pytest.raises(VideoError, match=reason):
-    video.read_fps(path)
+    video.frame_rate(path, [])
 
 
 def test_an_empty_folder_is_no_video(tmp_path):
@@ -250,7 +248,7 @@ def test_enlarging_interpolates():
 def test_read_resized(tmp_path):
   path = _write_video(tmp_path / "a.avi", [_plain(i, 60, 90) for i in range(3)])
   frames = list(video.read_resized(path, 32))
-  assert [frame.shape for frame in frames] == [(32, 48, 3)] * 3
+  assert [frame.rgb.shape for frame in frames] == [(32, 48, 3)] * 3
 
 
 def test_read_resized_refuses_a_ribbon(tmp_path):

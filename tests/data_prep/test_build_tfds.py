@@ -204,9 +204,17 @@ def test_script_ends_without_a_traceback(tmp_path):
 
 def test_summary_tells_of_classes_that_can_not_be_learned():
   summary = BuildSummary(
-    Path("o/d/1.0.0"), {"train": 1}, (), ("wave",), 9000.0, 61.0, 3 << 20
+    path=Path("o/d/1.0.0"),
+    counts={"train": 1},
+    rejected=(),
+    untrained=("wave",),
+    video_seconds=9000.0,
+    damaged={"a.ts": 3, "b.ts": 1},
+    seconds=61.0,
+    size=3 << 20,
   )
   text = describe(summary)
+  assert "2 clips with 4 damaged or lost frames (a.ts, b.ts)" in text
   assert "no train clip could be used of: wave" in text
   assert "video     2 h 30 min" in text
   assert "3.0 MiB, built in 1 min" in text
@@ -387,7 +395,7 @@ def test_check_rejects_what_a_build_rejects(videos, tmp_path):
     progress=False,
   )
   checked = check_clips_decode(
-    clips, short_side=32, min_frames=2, num_workers=1, progress=False
+    clips, flow_spec=spec, num_workers=1, progress=False
   )
   assert len(built.rejected) >= 2
   assert {r["video_id"]: r["reason"] for r in built.rejected} == {
@@ -397,10 +405,10 @@ def test_check_rejects_what_a_build_rejects(videos, tmp_path):
   }
 
 
-def _abort_on_0(clip, short_side, min_frames):
+def _abort_on_0(clip, flow_spec):
   if clip.video_id == "hug/0.avi":
     os.abort()
-  return check_clip(clip, short_side, min_frames)
+  return check_clip(clip, flow_spec)
 
 
 def test_check_outlives_a_crash(videos):
@@ -410,8 +418,7 @@ def test_check_outlives_a_crash(videos):
   ]
   checked = check_clips_decode(
     clips,
-    short_side=32,
-    min_frames=2,
+    flow_spec=FlowSpec("dis", {}, short_side=32),
     num_workers=1,
     progress=False,
     process=_abort_on_0,

@@ -87,6 +87,7 @@ class BuildSummary:
       label and reason. The dataset's metadata.json holds the same list.
     untrained: classes of which no train clip could be used.
     video_seconds: length of the stored videos.
+    damaged: number of damaged or lost frames by video id, where there are any.
     seconds: time it took, since it was last started.
     size: of the dataset, in bytes.
   """
@@ -96,6 +97,7 @@ class BuildSummary:
   rejected: tuple[dict[str, Any], ...]
   untrained: tuple[str, ...]
   video_seconds: float
+  damaged: dict[str, int]
   seconds: float
   size: int
 
@@ -290,6 +292,11 @@ def _summarise(
     rejected=tuple(rejected_entries(clips, outcomes)),
     untrained=tuple(n for n in class_names(clips) if n not in trained),
     video_seconds=sum(o.video_seconds for o in outcomes.values()),
+    damaged={
+      clip.video_id: outcomes[i].damaged
+      for i, clip in enumerate(clips)
+      if outcomes[i].damaged
+    },
     seconds=seconds,
     size=sum(file.stat().st_size for file in path.iterdir()),
   )

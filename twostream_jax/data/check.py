@@ -17,6 +17,7 @@ from twostream_jax.data.video import (
   target_size,
 )
 from twostream_jax.data.workers import Lost, map_in_processes
+from twostream_jax.flow.spec import FlowSpec
 
 FILE_NOT_FOUND = "file not found"
 CRASHED = "the decoder crashed"
@@ -61,9 +62,7 @@ def start_worker() -> None:
   cv2.setNumThreads(1)
 
 
-def check_clip(
-  clip: Clip, short_side: int, min_frames: int
-) -> Rejection | None:
+def check_clip(clip: Clip, flow_spec: FlowSpec) -> Rejection | None:
   """Decodes and resizes all frames of a clip, as a build does.
 
   Returns:
@@ -73,30 +72,30 @@ def check_clip(
   if not clip_exists(clip):
     return Rejection(FILE_NOT_FOUND)
   try:
-    n = sum(1 for _ in read_resized(clip.path, short_side))
+    frames = read_resized(clip.path, flow_spec.short_side, flow_spec.fps)
+    n = sum(1 for _ in frames)
   except VideoError as error:
     return Rejection(error.reason)
   except Exception as error:
     return Rejection(f"unexpected {type(error).__name__}: {error}")
-  return too_few_frames(n, min_frames) if n < min_frames else None
+  needed = flow_spec.step + 1
+  return too_few_frames(n, needed) if n < needed else None
 
 
 def check_clips_decode(
   clips: Sequence[Clip],
   *,
-  short_side: int,
-  min_frames: int,
+  flow_spec: FlowSpec,
   num_workers: int | None = None,
   time_limit: float = TIME_LIMIT,
   progress: bool = True,
-  process: Callable[[Clip, int, int], Rejection | None] = check_clip,
+  process: Callable[[Clip, FlowSpec], Rejection | None] = check_clip,
 ) -> list[Rejection | None]:
   """Decodes every clip, in processes. Writes nothing.
 
   Args:
     clips: at least one.
-    short_side: to resize frames to, in pixels, a multiple of 8.
-    min_frames: that a clip needs: the step of the flow and one.
+    flow_spec: of the build: its short side, frame rate and step are used.
     num_workers: processes; None: one for each CPU.
     time_limit: seconds that a clip may take before it is rejected.
     progress: whether to draw a progress bar on stderr.
@@ -109,11 +108,11 @@ def check_clips_decode(
     ValueError: an argument is out of range.
     RuntimeError: worker processes can't start.
   """
-  target_size(8, 8, short_side)
+  target_size(8, 8, flow_spec.short_side)
   if num_workers is not None and num_workers < 1:
     raise ValueError(f"at least one worker is needed: {num_workers}")
   workers = min(num_workers or os.cpu_count() or 1, len(clips))
-  work = _Work(process, short_side, min_frames)
+  work = _Work(process, flow_spec)
   found = {}
   with contextlib.closing(
     map_in_processes(
@@ -134,10 +133,9 @@ def check_clips_decode(
 class _Work:
   """What is sent to a worker with each clip."""
 
-  process: Callable[[Clip, int, int], Rejection | None]
-  short_side: int
-  min_frames: int
+  process: Callable[[Clip, FlowSpec], Rejection | None]
+  flow_spec: FlowSpec
 
   def __call__(self, item: tuple[int, Clip]) -> Rejection | None:
     _, clip = item
-    return self.process(clip, self.short_side, self.min_frames)
+    return self.process(clip, self.flow_spec)

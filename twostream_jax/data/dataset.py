@@ -18,7 +18,9 @@ import tensorflow_datasets as tfds
 from twostream_jax.data import images, records
 from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# Of datasets that can be read: 2 had no times, pixel aspect or damage.
+_READABLE = (2, FORMAT_VERSION)
 INFO_FILE = "dataset_info.json"
 METADATA_FILE = "metadata.json"
 
@@ -42,7 +44,11 @@ class Record:
     label: name of the class. Stored and read as an index into the class names.
       In a multi-label dataset any number of names and indices.
     group: subject, scene or source video; empty where unknown.
-    fps: frame rate that the file's header states.
+    fps: mean frame rate, frames per second; see `frame_times.mean_rate`.
+    times: of the frames, in microseconds since the first one; int64 [t].
+    pixel_aspect: width over height of a pixel in the file. Stored frames have
+      square pixels.
+    num_damaged: frames that the decoder reported as damaged or lost.
     num_frames: t, the number of frames that were decoded.
     height: of the stored frames and fields, in pixels.
     width: likewise.
@@ -57,6 +63,9 @@ class Record:
   label: str | tuple[str, ...]
   group: str
   fps: float
+  times: Sequence[int]
+  pixel_aspect: float
+  num_damaged: int
   num_frames: int
   height: int
   width: int
@@ -105,6 +114,9 @@ def record_features(
       "label": tfds.features.Sequence(label) if multi_label else label,
       "group": tfds.features.Text(),
       "fps": np.float32,
+      "times": tfds.features.Sequence(np.int64),
+      "pixel_aspect": np.float32,
+      "num_damaged": np.int32,
       "num_frames": np.int32,
       "height": np.int32,
       "width": np.int32,
@@ -150,7 +162,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   folder = _find_dataset(Path(path))
   reader = tfds.builder_from_directory(folder)
   metadata = dict(reader.info.metadata or {})
-  if metadata.get("format_version") != FORMAT_VERSION:
+  if metadata.get("format_version") not in _READABLE:
     raise ValueError(
       f"{folder} is not a dataset of format version {FORMAT_VERSION}"
       f" (it states {metadata.get('format_version')});"
@@ -175,10 +187,14 @@ def _source(
   split: tfds.core.SplitInfo, folder: Path, metadata: Mapping[str, Any]
 ) -> records.VideoSource:
   index = index_path(folder, metadata["name"], split.name)
-  if not index.exists():  # Built before there were indices.
+  arguments = split.filepaths, index, metadata["multi_label"]
+  try:
+    return records.VideoSource(*arguments)
+  except (FileNotFoundError, records.OtherIndexError):
+    # Built before there were indices, or there was what they hold now.
     indices = [records.index_file(file) for file in split.filepaths]
     records.write_index(records.join(indices), index)
-  return records.VideoSource(split.filepaths, index, metadata["multi_label"])
+    return records.VideoSource(*arguments)
 
 
 def index_path(folder: Path, name: str, split: str) -> Path:

@@ -3,14 +3,15 @@
 A frame is what FFmpeg shows of it: pixel format, colour matrix and range as the
 file states them, the display matrix (rotation and mirroring) applied, and
 frames that are marked as interlaced passed through FFmpeg's bwdif, one frame
-out for each frame in. A damaged packet is passed over.
+out for each frame in. Every frame is kept, with its time in the file. A damaged
+packet is passed over and counted.
 """
 
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
-from fractions import Fraction
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,16 +19,23 @@ import av
 import av.filter
 import numpy as np
 
+from twostream_jax.data.frame_times import DEFAULT_FPS, Frame
 from twostream_jax.data.frames import VideoError
 
 # What FFmpeg opens that is not a video: text, as a film of a terminal, and
 # lists of other files.
 _NOT_VIDEO = {"tty", "hls", "concat", "dash", "imf", "sdp"}
+# What FFmpeg gives for these goes wrong where frames are reordered.
+_NO_PRESENTATION_TIMES = {"avi"}
+# A camera's images in a row, whose times FFmpeg makes up.
+_UNTIMED = {"mpjpeg"}
 # No network, and a name with a % is a name, not a pattern.
 _OPTIONS = {"protocol_whitelist": "file", "pattern_type": "none"}
-# A header's rate is taken if the times of the frames say the same, but for a
-# frame that is missing.
-_SAME_RATE = 0.005
+# MPEG streams may start their timestamps again; FFmpeg's command takes a jump
+# of so many microseconds for that (ffmpeg, -dts_delta_threshold).
+_JUMP = 10_000_000
+# Beyond these a file's pixel aspect is an error of who wrote it.
+_NARROWEST, _WIDEST = 0.1, 10.0
 
 
 def silence() -> None:
@@ -35,62 +43,131 @@ def silence() -> None:
   av.logging.set_level(None)
 
 
-def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
+def read_frames(path: str | os.PathLike) -> Iterator[Frame]:
   """Decodes a video file, one frame at a time.
 
   A file that breaks off gives the frames before the break.
 
   Yields:
-    RGB uint8 [h, w, 3]; sizes differ where the resolution changes within the
-    file.
+    Frames with the file's times. Sizes differ where the resolution changes
+    within the file. A frame without a time, or with one that is not after its
+    predecessor's, follows it by the mean interval of the file.
 
   Raises:
     VideoError: At the first frame: the file is missing, is not a video, or no
       frame decodes. At any frame: FFmpeg can't convert it.
   """
-  found = False
   with _opened(path) as (container, stream):
     # Videos are decoded in parallel already.
     stream.thread_count = 1
-    # One for all frames: it keeps FFmpeg's tables.
-    reformatter = av.video.reformatter.VideoReformatter()
-    orientation = None
-    for frame in _progressive(_decode(container, stream), stream):
-      found = True
-      if orientation is None:
-        orientation = _orientation(frame)
-      yield _upright(_to_rgb(frame, reformatter), *orientation)
-  if not found:
-    raise VideoError("no frame could be decoded")
+    yield from frames_of(container, stream)
 
 
-def read_fps(path: str | os.PathLike) -> float | None:
-  """Mean frame rate of a video file, frames per second.
+def read_url(url: str, patience: float) -> Iterator[Frame]:
+  """Decodes what FFmpeg opens by a URL, live or not; see `read_frames`.
 
-  The header's, if it is that of the frames' own times; else that of the times
-  (browsers record WebM with a header of 1000 frames per second, and telephones
-  vary the rate).
+  Args:
+    url: Of any protocol of FFmpeg.
+    patience: Seconds until the other side has to answer.
 
-  Returns:
-    None where neither says anything.
+  Raises:
+    VideoError: At the first frame: it can't be opened, or no frame decodes.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      container = stack.enter_context(
+        av.open(url, timeout=(patience, patience))
+      )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+      raise VideoError(
+        f"the stream can't be opened: {getattr(error, 'strerror', error)}"
+      ) from error
+    stream = container.streams.best("video")
+    if stream is None:
+      raise VideoError("the stream has no video")
+    clock = time.monotonic if container.format.name in _UNTIMED else None
+    yield from frames_of(container, stream, clock)
+
+
+def stated_rate(path: str | os.PathLike) -> float | None:
+  """Frame rate in the header of a video file, or None.
 
   Raises:
     VideoError: The file is missing or is not a video.
   """
-  with _opened(path) as (container, stream):
-    stated = stream.average_rate or stream.guessed_rate
-    times = {
-      packet.pts
-      for packet in _packets(container, stream)
-      if packet.pts is not None
-    }
-    base = stream.time_base
-  if len(times) < 2 or not base:
-    return float(stated) if stated else None
-  measured = Fraction(len(times) - 1) / ((max(times) - min(times)) * base)
-  if stated and abs(stated / measured - 1) <= max(_SAME_RATE, 2 / len(times)):
-    return float(stated)
-  return float(measured)
+  with _opened(path) as (_, stream):
+    rate = stream.average_rate or stream.guessed_rate
+  return float(rate) if rate else None
+
+
+def frames_of(
+  container: av.container.InputContainer,
+  stream: av.VideoStream,
+  clock: Callable[[], float] | None = None,
+) -> Iterator[Frame]:
+  """Decodes a stream of an open container; see `read_frames`.
+
+  Args:
+    container: What the stream belongs to.
+    stream: To decode.
+    clock: Gives the times of frames, in seconds, as they arrive, where the
+      container has none; None: it has.
+  """
+  # One for all frames: it keeps FFmpeg's tables.
+  reformatter = av.video.reformatter.VideoReformatter()
+  orientation, aspect = None, 1.0
+  damage = _Damage()
+  decoded = _decode(container, stream, damage)
+  for frame, begin, end in _timed(
+    _progressive(decoded, stream), container, stream, clock
+  ):
+    if orientation is None:
+      orientation = _orientation(frame)
+      aspect = _pixel_aspect(stream, transposed=orientation[0])
+    yield Frame(
+      _upright(_to_rgb(frame, reformatter), *orientation),
+      time=begin / 1e6,
+      duration=(end - begin) / 1e6,
+      pixel_aspect=aspect,
+      damaged=damage.take(),
+    )
+  if orientation is None:
+    raise VideoError("no frame could be decoded")
+
+
+class _Damage:
+  """Counts frames that are damaged or did not decode, each once."""
+
+  def __init__(self):
+    self._count = 0
+    self._bad_packets = set()
+
+  def see_packet(self, packet: av.Packet) -> None:
+    """Takes note of a packet before it is decoded."""
+    if packet.is_corrupt:
+      self._bad_packets.add(packet.pts)
+
+  def lose_packet(self, packet: av.Packet | None) -> None:
+    """Takes note of a packet that did not decode."""
+    if packet is not None:
+      self._bad_packets.discard(packet.pts)
+    self._count += 1
+
+  def lose_rest(self) -> None:
+    """Takes note of the end: damaged packets gave no frame."""
+    self._count += len(self._bad_packets)
+    self._bad_packets.clear()
+
+  def see_frame(self, frame: av.VideoFrame) -> None:
+    """Takes note of a frame."""
+    if frame.is_corrupt or frame.pts in self._bad_packets:
+      self._bad_packets.discard(frame.pts)
+      self._count += 1
+
+  def take(self) -> int:
+    """Returns the count and begins again."""
+    count, self._count = self._count, 0
+    return count
 
 
 @contextlib.contextmanager
@@ -155,16 +232,76 @@ def _packets(container, stream) -> Iterator[av.Packet]:
       yield packet
 
 
-def _decode(container, stream) -> Iterator[av.VideoFrame]:
+def _decode(container, stream, damage: _Damage) -> Iterator[av.VideoFrame]:
   """Frames of a stream; a packet that does not decode is passed over."""
   for packet in itertools.chain(_packets(container, stream), [None]):
+    if packet is not None:
+      damage.see_packet(packet)
     try:
       frames = stream.decode(packet)
     except MemoryError:
       raise
     except av.error.FFmpegError:
+      damage.lose_packet(packet)
       continue
-    yield from frames
+    for frame in frames:
+      damage.see_frame(frame)
+      yield frame
+  damage.lose_rest()
+
+
+def _timed(
+  frames, container, stream, clock
+) -> Iterator[tuple[av.VideoFrame, int, int]]:
+  """Frames with begin and end, in microseconds since the first one.
+
+  A frame is given when the next one, or the end, is there: damage up to then
+  belongs to it.
+  """
+  rate = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
+  interval = max(1, round(1e6 / rate))
+  format_flags = av.format.Flags(container.format.flags)
+  may_jump = av.format.Flags.ts_discont in format_flags
+  reordered = container.format.name not in _NO_PRESENTATION_TIMES
+  held, offset, now = None, 0, 0
+  for frame in frames:
+    if clock:
+      stamp = round(clock() * 1e6)
+    else:
+      stamp = _stamp(frame, stream, reordered=reordered)
+    if held is None:
+      offset = stamp or 0
+    else:
+      begin = now + interval if stamp is None else stamp - offset
+      if may_jump and abs(begin - now) > _JUMP:
+        offset += begin - now - interval
+        begin = now + interval
+      # Whatever the file says, a frame follows the one before it.
+      begin = begin if begin > now else now + interval
+      yield held, now, begin
+      now = begin
+    held = frame
+  if held is not None:
+    yield held, now, now + (_last_duration(held, stream) or interval)
+
+
+def _stamp(frame, stream, *, reordered: bool) -> int | None:
+  """Presentation time of a frame in microseconds; None: it has none.
+
+  `reordered`: whether the container states it; else times of decoding, which
+  rise by a frame each, are all there is.
+  """
+  ticks = frame.pts if reordered and frame.pts is not None else frame.dts
+  return None if ticks is None else _microseconds(ticks, frame, stream)
+
+
+def _last_duration(frame, stream) -> int:
+  """Duration of a frame in microseconds; 0: not known."""
+  return max(0, _microseconds(frame.duration or 0, frame, stream))
+
+
+def _microseconds(ticks: int, frame, stream) -> int:
+  return round(ticks * 1_000_000 * (frame.time_base or stream.time_base))
 
 
 def _progressive(frames, stream) -> Iterator[av.VideoFrame]:
@@ -234,6 +371,14 @@ def _orientation(frame) -> tuple[bool, bool, bool]:
   if abs(b) > abs(a):
     return True, c < 0, b < 0
   return False, a < 0, d < 0
+
+
+def _pixel_aspect(stream, *, transposed: bool) -> float:
+  """Width of an upright pixel over its height; 1 where the file has none."""
+  aspect = float(stream.sample_aspect_ratio or 1)
+  if not _NARROWEST <= aspect <= _WIDEST:
+    return 1.0
+  return 1 / aspect if transposed else aspect
 
 
 def _upright(image, transposed, mirrored_x, mirrored_y) -> np.ndarray:

@@ -14,8 +14,8 @@ from twostream_jax.data.clips import Clip, clip_exists
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
 from twostream_jax.data.video import (
   VideoError,
+  frame_rate,
   read_extracted_flow,
-  read_fps,
   read_resized,
 )
 from twostream_jax.flow import compute_flows
@@ -71,6 +71,8 @@ class _Encoder:
     self._rgb_quality = rgb_quality
     self._bytes_left = self._max_bytes = max_bytes
     self._rgb, self._flow, self._backward = [], [], []
+    self._times = []
+    self._pixel_aspect, self._damaged = 1.0, 0
     self._size = (0, 0)
 
   def record(self) -> Record:
@@ -89,7 +91,10 @@ class _Encoder:
       video_id=self._clip.video_id,
       label=self._clip.label,
       group=self._clip.group,
-      fps=read_fps(self._clip.path),
+      fps=self._spec.fps or frame_rate(self._clip.path, self._times),
+      times=[round(time * 1e6) for time in self._times],
+      pixel_aspect=self._pixel_aspect,
+      num_damaged=self._damaged,
       num_frames=num_frames,
       height=self._size[0],
       width=self._size[1],
@@ -100,10 +105,15 @@ class _Encoder:
 
   def _gray_frames(self) -> Iterator[np.ndarray]:
     """Stores each frame as it comes, and gives it to who computes flow."""
-    for frame in read_resized(self._clip.path, self._spec.short_side):
-      self._size = frame.shape[:2]
-      self._store(self._rgb, encode_rgb(frame, self._rgb_quality))
-      yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    for frame in read_resized(
+      self._clip.path, self._spec.short_side, self._spec.fps
+    ):
+      self._size = frame.rgb.shape[:2]
+      self._times.append(frame.time)
+      self._pixel_aspect = frame.pixel_aspect
+      self._damaged += frame.damaged
+      self._store(self._rgb, encode_rgb(frame.rgb, self._rgb_quality))
+      yield cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY)
 
   def _extracted_fields(self) -> Iterator[np.ndarray]:
     for _ in self._gray_frames():

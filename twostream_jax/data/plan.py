@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import tensorflow_datasets as tfds
 
@@ -70,8 +71,13 @@ class Plan:
       "number of clips": len(self.clips),
       "names, labels and sizes of the clips": listed.hexdigest()[:16],
       "version": f"twostream_jax {twostream_jax.__version__}",
-      "decoder": f"OpenCV {cv2.__version__}",
+      "decoder": f"PyAV {av.__version__}, FFmpeg {_ffmpeg_version()}",
+      "images": f"OpenCV {cv2.__version__}",
     } | {f"flow {k}": v for k, v in to_dict(self.flow_spec).items()}
+
+
+def _ffmpeg_version() -> str:
+  return ".".join(map(str, av.library_versions["libavcodec"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +88,13 @@ class Outcome:
     reason: why it was rejected; None: it is used.
     size: of the record, in bytes; 0 without one.
     video_seconds: its length.
+    damaged: frames that were damaged or lost.
   """
 
   reason: str | None = None
   size: int = 0
   video_seconds: float = 0.0
+  damaged: int = 0
 
 
 def rejected_entries(

@@ -25,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 _IMAGES = ("rgb", "flow", "flow_backward")
 _SIZES = ("num_frames", "height", "width")
+_PER_VIDEO = ("fps", "pixel_aspect", "num_damaged")
 _BLOCK = 1 << 16
 _BLOCK_HEADER = 24
 # Between two records there are headers of this many bytes at most.
@@ -36,6 +37,8 @@ _VIDEO = np.dtype(
     ("file", "<i4"),
     ("start", "<i8"),  # Of the record in its file.
     ("fps", "<f4"),
+    ("pixel_aspect", "<f4"),
+    ("num_damaged", "<i4"),
     *((name, "<i4") for name in _SIZES),
     ("labels", "<i4"),  # How many, and so for the images.
     *((name, "<i4") for name in _IMAGES),
@@ -54,6 +57,8 @@ class Index(NamedTuple):
     video_ids: UTF-8, bytes [n].
     groups: likewise.
     labels: those of the first video, then of the second ..., int32.
+    times: of the frames of the first video, in microseconds, then of the second
+      ..., int64.
     images: those of the first video, in the order of `_IMAGES`, then of the
       second ...: first byte, counted from that of the record, and number of
       bytes; uint32 [m 2].
@@ -64,6 +69,7 @@ class Index(NamedTuple):
   video_ids: np.ndarray
   groups: np.ndarray
   labels: np.ndarray
+  times: np.ndarray
   images: np.ndarray
 
 
@@ -76,7 +82,7 @@ def index_file(path: str | os.PathLike) -> Index:
   """
   file = _File(path, os.path.getsize(path))
   reader = ArrayRecordReader(os.fspath(path))
-  videos, ids, groups, labels, images = [], [], [], [], []
+  videos, ids, groups, labels, times, images = [], [], [], [], [], []
   position = 0
   for _ in range(reader.num_records()):
     record = reader.read()
@@ -84,13 +90,14 @@ def index_file(path: str | os.PathLike) -> Index:
     position = start + len(record)
     fields = tf_example_pb2.Example.FromString(record).features.feature
     sizes = [fields[n].int64_list.value[0] for n in _SIZES]
-    fps = fields["fps"].float_list.value[0]
+    facts, own_times = _facts(fields, sizes[0])
     own_labels = fields["label"].int64_list.value
     counts = [len(fields[name].bytes_list.value) for name in _IMAGES]
-    videos.append((0, start, fps, *sizes, len(own_labels), *counts))
+    videos.append((0, start, *facts, *sizes, len(own_labels), *counts))
     ids.append(fields["video_id"].bytes_list.value[0])
     groups.append(fields["group"].bytes_list.value[0])
     labels.extend(own_labels)
+    times.append(own_times)
     images += _find_images(record, fields)
   reader.close()
   return Index(
@@ -99,8 +106,24 @@ def index_file(path: str | os.PathLike) -> Index:
     np.array(ids, np.bytes_),
     np.array(groups, np.bytes_),
     np.array(labels, np.int32),
+    np.concatenate([np.empty(0, np.int64), *times]),
     np.array(images, np.uint32).reshape(-1, 2),
   )
+
+
+def _facts(fields, num_frames: int) -> tuple[tuple, np.ndarray]:
+  """Values of `_PER_VIDEO` and times of the frames, int64 [t].
+
+  Records of format version 2 have a frame rate alone.
+  """
+  fps = fields["fps"].float_list.value[0]
+  if "times" not in fields:
+    times = np.round(np.arange(num_frames) * (1e6 / fps))
+    return (fps, 1.0, 0), times.astype(np.int64)
+  aspect = fields["pixel_aspect"].float_list.value[0]
+  damaged = fields["num_damaged"].int64_list.value[0]
+  times = np.array(fields["times"].int64_list.value, np.int64)
+  return (fps, aspect, damaged), times
 
 
 def join(indices: Sequence[Index]) -> Index:
@@ -125,7 +148,7 @@ def write_index(index: Index, path: Path) -> None:
 
 
 def read_index(path: Path) -> Index:
-  """Reads an index; the images stay on the disk.
+  """Reads an index; times and images stay on the disk.
 
   Raises:
     FileNotFoundError: there is none.
@@ -135,17 +158,32 @@ def read_index(path: Path) -> Index:
     try:
       small = [
         np.lib.format.read_array(file, allow_pickle=False)
-        for _ in Index._fields[:-1]
+        for _ in Index._fields[:-2]
       ]
-      np.lib.format.read_magic(file)
-      shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-      images = np.memmap(file, dtype, "r", file.tell(), shape)
+      if small[1].dtype != _VIDEO:
+        raise OtherIndexError(f"{path} is of another version; remove it")
+      large = [_map_array(file) for _ in Index._fields[-2:]]
+    except OtherIndexError:
+      raise
     except ValueError as error:
       raise ValueError(f"{path} is damaged: {error}; remove it") from error
-  index = Index(*small, images.view(np.ndarray))
-  if index.videos.dtype != _VIDEO:
-    raise ValueError(f"{path} is of another version; remove it")
-  return index
+  return Index(*small, *large)
+
+
+def _map_array(file) -> np.ndarray:
+  """Maps the array of a .npy file that an open file stands at; skips it."""
+  np.lib.format.read_magic(file)
+  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  start = file.tell()
+  array = np.empty(shape, dtype)
+  if array.size:
+    array = np.memmap(file, dtype, "r", start, shape).view(np.ndarray)
+  file.seek(start + array.nbytes)
+  return array
+
+
+class OtherIndexError(ValueError):
+  """An index was written by another version of this package."""
 
 
 class Images(Sequence[bytes]):
@@ -219,6 +257,7 @@ class VideoSource:
       )
     videos = self._index.videos
     self._first_label = _starts(videos["labels"])
+    self._first_time = _starts(videos["num_frames"])
     self._first_image = _starts(sum(videos[name] for name in _IMAGES))
     to_open = [*zip(self._arguments[0], self._index.sizes, strict=True)]
     self._open = functools.lru_cache(_OPEN_FILES)(lambda i: _File(*to_open[i]))
@@ -234,11 +273,12 @@ class VideoSource:
     i = range(len(self))[index]
     # Written out, because it is done for every sample; and `item`, because it
     # takes a quarter of what making a NumPy scalar takes.
-    file, start, fps, frames, height, width, labels, rgb, flow, back = (
-      self._index.videos.item(i)
-    )
+    video = self._index.videos.item(i)
+    file, start, fps, aspect, damaged, frames, height, width = video[:8]
+    labels, rgb, flow, back = video[8:]
     at, file = self._first_label.item(i), self._open(file)
     label = self._index.labels[at : at + labels]
+    begin = self._first_time.item(i)
     first = self._first_image.item(i)
     last = first + rgb + flow
     images = self._index.images
@@ -248,6 +288,9 @@ class VideoSource:
       "label": label.astype(np.int64) if self._multi_label else label.item(),
       "group": self._index.groups.item(i),
       "fps": fps,
+      "times": self._index.times[begin : begin + frames],
+      "pixel_aspect": aspect,
+      "num_damaged": damaged,
       "num_frames": frames,
       "height": height,
       "width": width,
@@ -270,9 +313,10 @@ class VideoSource:
   def facts(self) -> np.ndarray:
     """Of all videos, without reading them: structured array [n].
 
-    fps float32, of the files' headers; num_frames, height and width int32.
+    fps and pixel_aspect float32; num_damaged, num_frames, height and width
+    int32; see `dataset.Record`.
     """
-    return self._index.videos[["fps", *_SIZES]]
+    return self._index.videos[[*_PER_VIDEO, *_SIZES]]
 
   @property
   def video_ids(self) -> tuple[str, ...]:

@@ -67,7 +67,9 @@ class Store:
       data = self._serialise(clip, result)
       _write_atomically(_example_path(self.folder, index), data)
       length = result.num_frames / result.fps
-      outcome = Outcome(size=len(data), video_seconds=length)
+      outcome = Outcome(
+        size=len(data), video_seconds=length, damaged=result.num_damaged
+      )
     _write_json(_outcome_path(self.folder, index), vars(outcome))
     return outcome
 

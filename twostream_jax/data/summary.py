@@ -51,6 +51,12 @@ def describe(summary: BuildSummary, multi_label: bool = False) -> str:
     lines.append(
       f'  each listed under "rejected" in {summary.path / METADATA_FILE}'
     )
+  if summary.damaged:
+    lines.append(
+      f"damaged   {counted(summary.damaged, 'clip', 'clips')} with"
+      f" {sum(summary.damaged.values())} damaged or lost frames"
+      f" ({examples(list(summary.damaged))})"
+    )
   if summary.untrained:
     lines.append(
       "warning: no train clip could be used of: " + ", ".join(summary.untrained)

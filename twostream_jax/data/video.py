@@ -6,21 +6,22 @@ How a file is decoded: `decode`. What a folder of frames is: `frames`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from twostream_jax.data import decode
+from twostream_jax.data.frame_times import (
+  DEFAULT_FPS,
+  Frame,
+  at_constant_rate,
+  mean_rate,
+)
 from twostream_jax.data.frames import VideoError, flow_files, frame_files
 from twostream_jax.flow.spec import FlowSpec, dequantise
 
-# For folders of frames and files whose header states no frame rate. It is only
-# reported, never used to pick frames, so its value does not change what is
-# learned.
-DEFAULT_FPS = 25.0
-_LARGEST_FPS = 1000.0
 _LARGEST_SIDE = 4096
 # Side of the blocks that JPEG codes on their own.
 _BLOCK = 8
@@ -36,72 +37,101 @@ def silence_decoders() -> None:
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def read_fps(path: str | os.PathLike) -> float:
-  """Returns the mean frame rate, in frames per second: see `decode.read_fps`.
+def frame_rate(path: str | os.PathLike, times: Sequence[float]) -> float:
+  """Returns the mean frame rate of a video, in frames per second.
 
-  `DEFAULT_FPS` where a file tells none, or nothing that can be true (not
-  positive, above 1000), and for a folder of frames.
+  Args:
+    path: File, or folder of frames, whose rate is 25 by definition.
+    times: Of its frames, in seconds; see `frame_times.mean_rate`.
 
   Raises:
-    VideoError: the file can't be opened as a video, or `frame_files` fails.
+    VideoError: the file can't be opened as a video.
   """
   if Path(path).is_dir():
-    frame_files(path)
     return DEFAULT_FPS
-  fps = decode.read_fps(path)
-  return fps if fps and 0 < fps <= _LARGEST_FPS else DEFAULT_FPS
+  return mean_rate(times, decode.stated_rate(path))
 
 
-def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
+def read_frames(path: str | os.PathLike) -> Iterator[Frame]:
   """Decodes a video, a file or a folder of frames, one frame at a time.
 
   A file that breaks off gives the frames before the break. The header's count
   plays no part.
 
   Yields:
-    RGB uint8 [h, w, 3]; the frames of a folder may differ in size.
+    Frames; those of a folder may differ in size, and are 1/25 s apart.
 
   Raises:
     VideoError: at the first frame: the file is missing, is no video, or no
       frame decodes; `frame_files` fails. Later: an image of a folder can't be
       decoded.
   """
-  if Path(path).is_dir():
-    for file in frame_files(path):
-      image = _read_image(file, cv2.IMREAD_COLOR)
-      yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  if not Path(path).is_dir():
+    yield from decode.read_frames(path)
     return
-  yield from decode.read_frames(path)
+  for number, file in enumerate(frame_files(path)):
+    image = _read_image(file, cv2.IMREAD_COLOR)
+    yield Frame(
+      cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
+      time=number / DEFAULT_FPS,
+      duration=1 / DEFAULT_FPS,
+    )
 
 
 def read_resized(
-  path: str | os.PathLike, short_side: int
-) -> Iterator[np.ndarray]:
-  """Decodes a video and resizes its frames: see `target_size`.
+  path: str | os.PathLike, short_side: int, fps: float | None = None
+) -> Iterator[Frame]:
+  """Decodes a video and resizes its frames: see `resized`.
+
+  Args:
+    path: File or folder of frames.
+    short_side: In pixels, a multiple of 8.
+    fps: Constant rate to resample a file to, frames per second; None: all
+      frames, at the times that they have.
+
+  Raises:
+    VideoError: as `read_frames` and `resized`; a folder of frames, which has no
+      times, is to be resampled.
+    ValueError: `short_side` is not a positive multiple of 8.
+  """
+  frames = read_frames(path)
+  if fps is not None:
+    if Path(path).is_dir():
+      raise VideoError(
+        f"a folder of frames has no times: it can't be resampled to {fps:g}"
+        " frames per second"
+      )
+    frames = at_constant_rate(frames, fps)
+  yield from resized(frames, short_side)
+
+
+def resized(frames: Iterable[Frame], short_side: int) -> Iterator[Frame]:
+  """Resizes the frames of a video to square pixels: see `target_size`.
 
   All frames get the size that the first one asks for, also where the
   resolution changes within the file.
 
   Yields:
-    RGB uint8 [h, w, 3].
+    Frames whose `pixel_aspect` still is that of the file.
 
   Raises:
-    VideoError: as `read_frames`; the resized long side exceeds 4096 pixels.
+    VideoError: the resized long side exceeds 4096 pixels.
     ValueError: `short_side` is not a positive multiple of 8.
   """
   size = None
-  for frame in read_frames(path):
+  for frame in frames:
     if size is None:
-      size = target_size(*frame.shape[:2], short_side)
+      height, width = frame.rgb.shape[:2]
+      size = target_size(height, width * frame.pixel_aspect, short_side)
       if max(size) > _LARGEST_SIDE:
         raise VideoError(
-          f"frames of {frame.shape[1]}x{frame.shape[0]} pixels would become"
+          f"frames of {width}x{height} pixels would become"
           f" {size[1]}x{size[0]}, above {_LARGEST_SIDE} a side"
         )
-    resized = resize(frame, *size)
+    small = frame._replace(rgb=resize(frame.rgb, *size))
     # Its memory goes to the next frame, which is then decoded a third faster.
     del frame
-    yield resized
+    yield small
 
 
 def read_extracted_flow(
@@ -163,7 +193,9 @@ def _first_field(num_fields: int, num_frames: int, step: int) -> int:
   )
 
 
-def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+def target_size(
+  height: float, width: float, short_side: int
+) -> tuple[int, int]:
   """Returns the (height, width) to resize a frame to.
 
   The short side becomes `short_side`, the long side follows in proportion and

@@ -18,6 +18,7 @@ CHANNEL_ORDER = "x1 y1 x2 y2 ..."
 DIRECTIONS = ("forward", "bidirectional")
 # Names no algorithm of this package: another program computed the fields.
 EXTRACTED = "extracted"
+LARGEST_FPS = 1000.0
 
 
 class FlowSpecError(ValueError):
@@ -41,6 +42,8 @@ class FlowSpec:
     quality: JPEG quality (0..100) of the stored fields.
     encoding: how one field is stored as one image.
     channel_order: order of the channels of a stack.
+    fps: constant rate that videos are resampled to before flow, frames per
+      second; None: all frames of a file, at the times that they have.
   """
 
   algorithm: str
@@ -52,8 +55,18 @@ class FlowSpec:
   quality: int = 95
   encoding: str = ENCODING
   channel_order: str = CHANNEL_ORDER
+  fps: float | None = None
 
   def __post_init__(self):
+    if self.fps is not None and not 0 < self.fps <= LARGEST_FPS:
+      raise FlowSpecError(
+        f"fps must be above 0 and at most {LARGEST_FPS:g}: {self.fps}"
+      )
+    if self.fps is not None and self.algorithm == EXTRACTED:
+      raise FlowSpecError(
+        "extracted flow belongs to the frames beside it, which have no times:"
+        " it can't be resampled to another rate (fps)"
+      )
     if self.bound <= 0:
       raise FlowSpecError(f"bound must be positive, in pixels: {self.bound}")
     if self.step < 1:
@@ -71,9 +84,14 @@ class FlowSpec:
 
 
 def to_dict(spec: FlowSpec) -> dict[str, Any]:
-  """Returns `spec` as JSON-ready values."""
-  values = dataclasses.asdict(spec)
-  return values | {"parameters": dict(spec.parameters)}
+  """Returns `spec` as JSON-ready values; without `fps` where it is None.
+
+  So the values are those of datasets and checkpoints from before there was one.
+  """
+  values = dataclasses.asdict(spec) | {"parameters": dict(spec.parameters)}
+  if spec.fps is None:
+    del values["fps"]
+  return values
 
 
 def from_dict(values: Mapping[str, Any]) -> FlowSpec:
@@ -83,7 +101,7 @@ def from_dict(values: Mapping[str, Any]) -> FlowSpec:
     FlowSpecError: a field is missing or not known.
   """
   known = {field.name for field in dataclasses.fields(FlowSpec)}
-  missing, unknown = known - set(values), set(values) - known
+  missing, unknown = known - set(values) - {"fps"}, set(values) - known
   if missing or unknown:
     raise FlowSpecError(
       f"not a flow specification: missing {sorted(missing)},"
@@ -94,7 +112,7 @@ def from_dict(values: Mapping[str, Any]) -> FlowSpec:
 
 def differences(ours: FlowSpec, theirs: FlowSpec) -> list[str]:
   """Names the fields in which two specs differ, with both values."""
-  a, b = to_dict(ours), to_dict(theirs)
+  a, b = dataclasses.asdict(ours), dataclasses.asdict(theirs)
   return [f"{key}: {a[key]!r} != {b[key]!r}" for key in a if a[key] != b[key]]
 
 

@@ -11,6 +11,9 @@ from twostream_jax import scores
 from twostream_jax.predict.predictor import Predictor
 from twostream_jax.predict.reading import Coded, record_of
 
+# Of times, in seconds: Matroska rounds them to milliseconds.
+_ROUNDING = 0.001
+
 
 class Seen(NamedTuple):
   """A window as it was scored.
@@ -30,51 +33,82 @@ class Seen(NamedTuple):
     """Its middle, in frames."""
     return self.first + len(self.frames) / 2
 
+  @property
+  def end(self) -> float:
+    """When its last frame ends, in seconds."""
+    return self.frames[-1].time + self.frames[-1].duration
+
+  def time_of(self, number: float) -> float:
+    """When a frame of it begins, in seconds; 7.5 is the middle of frame 7."""
+    frame = self.frames[int(number) - self.first]
+    return frame.time + (number - int(number)) * frame.duration
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
   """How a window slides.
 
   Attributes:
-    length: frames that it shows.
-    stride: frames from one to the next, at most the length.
+    length: Seconds that it shows.
+    stride: Seconds from one to the next, at most the length.
   """
 
-  length: int
-  stride: int
+  length: float
+  stride: float
 
   def __post_init__(self):
-    if not 1 <= self.stride <= self.length:
+    if not 0 < self.stride <= self.length:
       raise ValueError(
-        f"a window of {self.length} frames can't move by {self.stride}:"
+        f"a window of {self.length:g} s can't move by {self.stride:g} s:"
         " --stride must be above 0 and no longer than --window"
       )
 
-  @classmethod
-  def of_seconds(cls, length: float, stride: float, fps: float) -> "Window":
-    """Of lengths in seconds, in whole frames, at least one."""
-    return cls(max(1, round(length * fps)), max(1, round(stride * fps)))
-
 
 def slide(
-  frames: Iterable[Coded], window: Window
+  frames: Iterable[Coded], window: Window, least: int
 ) -> Iterator[tuple[int, list[Coded]]]:
   """Windows of a video: number of the first frame, and the frames.
 
-  A last one ends with the video where the others leave a rest. A video that is
-  shorter than a window is one window. Memory holds one window.
+  Window k shows the frames from k strides on, and at least `least` of them:
+  where the video has fewer in that time, earlier ones too. One without a new
+  frame, or before there are so many, is left out, so that every frame is shown
+  in a window. A last one ends with the video where the others leave a rest. A
+  video that is shorter than a window is one window. Memory holds one window.
+
+  Args:
+    frames: In order, with their times.
+    window: How it slides.
+    least: Frames that a window needs.
   """
-  ring = collections.deque(maxlen=window.length)
-  count = end = 0
+  ring = collections.deque()
+  start, count, covered = 0.0, 0, 0
+
+  def shown_from(begin: float) -> tuple[int, list[Coded]]:
+    inside = sum(frame.time >= begin - _ROUNDING for frame in ring)
+    some = list(ring)[-max(inside, least, count - covered) :]
+    return count - len(some), some
+
   for frame in frames:
+    while frame.time >= start + window.length - _ROUNDING:
+      if count > covered and count >= least:
+        yield shown_from(start)
+        covered = count
+        start += window.stride
+      else:  # Over a gap, or too little at the beginning.
+        gap = frame.time - window.length - start + _ROUNDING
+        start += window.stride * (int(gap / window.stride) + 1)
+    # Where the last window would begin if the video ended here.
+    keep = min(start, frame.time + frame.duration - window.length)
+    while (
+      len(ring) > max(least - 1, count - covered)
+      and ring[0].time < keep - _ROUNDING
+    ):
+      ring.popleft()
     ring.append(frame)
     count += 1
-    first = count - window.length
-    if first >= 0 and first % window.stride == 0:
-      end = count
-      yield first, list(ring)
-  if count > end:
-    yield max(0, count - window.length), list(ring)
+  if count > covered:
+    end = ring[-1].time + ring[-1].duration
+    yield shown_from(min(start, end - window.length))
 
 
 def follow(
@@ -83,7 +117,6 @@ def follow(
   window: Window,
   *,
   by: str,
-  fps: float,
 ) -> Iterator[Seen]:
   """Scores every window of a video.
 
@@ -94,14 +127,14 @@ def follow(
     frames: of the video, in order.
     window: how it slides.
     by: the stage or fusion rule whose probabilities are wanted.
-    fps: frames a second.
 
   Raises:
     VideoError: the video is too short.
     PredictionError: a window can't be scored.
   """
-  for first, shown in slide(frames, window):
-    record = record_of(shown, predictor.run.flow_spec, fps)
+  spec = predictor.run.flow_spec
+  for first, shown in slide(frames, window, least=spec.step + 1):
+    record = record_of(shown, spec)
     streams = predictor.score("window", record)
     if by in predictor.run.rules:
       fused = predictor.run.rules[by](streams)

@@ -64,7 +64,7 @@ def follow_all(
     OSError: a file can't be written.
   """
   # Refused before any work.
-  Window.of_seconds(options.window, options.stride, fps=1000.0)
+  Window(options.window, options.stride)
   timeline.check_smooth(options.smooth)
   if options.timeline:
     options.timeline.mkdir(parents=True, exist_ok=True)
@@ -120,25 +120,15 @@ def _follow_one(
       Chunks(stream), source, options.start, time_limit=options.time_limit
     )
   ) as chunks:
-    fps = next(chunks)
-    window = Window.of_seconds(options.window, options.stride, fps)
-    if window.length <= run.flow_spec.step:
-      # Of this file: the others may have more frames a second.
-      raise VideoError(
-        f"--window={options.window:g} shows {window.length} frames at"
-        f" {fps:g} frames per second, too few for flow over"
-        f" {run.flow_spec.step}"
-      )
     frames = itertools.chain.from_iterable(chunks)
-    windows = recorder(
-      follow(predictor, frames, window, by=options.by, fps=fps)
-    )
+    window = Window(options.window, options.stride)
+    windows = recorder(follow(predictor, frames, window, by=options.by))
     if options.overlay:
-      _overlay(predictor, windows, fps, options)
+      _overlay(predictor, windows, options)
       files["overlay"] = str(options.overlay)
     else:
       collections.deque(windows, maxlen=0)
-  found = recorder.track(fps)
+  found = recorder.track()
   segments = timeline.find_segments(
     found,
     run.class_names,
@@ -167,7 +157,7 @@ def _follow_one(
     "stride": options.stride,
     "protocol": {k: stage.protocol for k, stage in run.stages.items()},
     "flow": to_dict(run.flow_spec),
-    "frames": round(seconds * fps),
+    "frames": recorder.frames,
     "seconds": seconds,
     "elapsed": round(time.perf_counter() - began, 3),
     "files": files,
@@ -175,7 +165,7 @@ def _follow_one(
 
 
 def _overlay(
-  predictor: Predictor, windows: Iterator[Seen], fps: float, options: Options
+  predictor: Predictor, windows: Iterator[Seen], options: Options
 ) -> None:
   run = predictor.run
   overlay.write(
@@ -183,6 +173,5 @@ def _overlay(
     windows,
     run.class_names,
     spec=run.flow_spec,
-    fps=fps,
     top=min(options.top, len(run.class_names)),
   )

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from twostream_jax.data import images
+from twostream_jax.data.frame_times import mean_rate
 from twostream_jax.flow import colorwheel
 from twostream_jax.flow.spec import FlowSpec, dequantise
 from twostream_jax.predict.following import Seen
@@ -29,7 +30,6 @@ def write(
   class_names: Sequence[str],
   *,
   spec: FlowSpec,
-  fps: float,
   top: int,
 ) -> None:
   """Writes every frame once, with the scores of the window around it.
@@ -41,7 +41,6 @@ def write(
     windows: what `following.follow` gives.
     class_names: n names.
     spec: of the flow.
-    fps: frames a second.
     top: classes that are shown.
 
   Raises:
@@ -58,6 +57,7 @@ def write(
       seen = following
       if writer is None:
         size = frame_size(seen.frames[0].size, top)
+        fps = mean_rate([frame.time for frame in seen.frames])
         writer = _open(temporary, fps, size, path)
     if seen is not None:
       end = seen.first + len(seen.frames)

@@ -15,24 +15,21 @@ from twostream_jax.data.check import Rejection, start_worker, too_few_frames
 from twostream_jax.data.clips import Clip
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
 from twostream_jax.data.encode import process_clip
+from twostream_jax.data.frame_times import (
+  Frame,
+  at_constant_rate,
+  mean_rate,
+)
 from twostream_jax.data.frames import (
   VideoError,
   enclosing,
   is_frame_folder,
   without_video_extension,
 )
-from twostream_jax.data.video import (
-  DEFAULT_FPS,
-  read_fps,
-  read_resized,
-  resize,
-  target_size,
-)
+from twostream_jax.data.video import read_resized, resized
 from twostream_jax.flow import compute_flows, prepare_process
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
-
-# Milliseconds until a camera or stream has to answer.
-_PATIENCE = 10_000
+from twostream_jax.predict import live
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Reader:
       return process_clip(clip, self.flow_spec, self.rgb_quality)
     streamer = Streamer(self.flow_spec, self.rgb_quality, self.seconds)
     try:
-      return record_of(list(streamer(source)), self.flow_spec, DEFAULT_FPS)
+      return record_of(list(streamer(source)), self.flow_spec)
     except VideoError as error:
       return Rejection(error.reason)
 
@@ -161,11 +158,19 @@ class Coded:
     flow: JPEGs of the fields between the frame a step before and this one, one
       for each direction; () where there is no such frame.
     size: (height, width).
+    time: Seconds since the video's first frame.
+    duration: Seconds until the next frame.
+    pixel_aspect: See `frame_times.Frame`.
+    damaged: Likewise.
   """
 
   rgb: bytes
   flow: tuple[bytes, ...]
   size: tuple[int, int]
+  time: float
+  duration: float
+  pixel_aspect: float = 1.0
+  damaged: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +198,10 @@ class Streamer:
     waiting: list[Coded] = []
 
     def grays() -> Iterator[np.ndarray]:
-      for frame in frames_of(source, spec.short_side, self.seconds):
-        jpeg = encode_rgb(frame, self.rgb_quality)
-        waiting.append(Coded(jpeg, (), frame.shape[:2]))
-        yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+      for frame in frames_of(source, spec, self.seconds):
+        jpeg = encode_rgb(frame.rgb, self.rgb_quality)
+        waiting.append(Coded(jpeg, (), frame.rgb.shape[:2], *frame[1:]))
+        yield cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY)
 
     first = True
     for fields in compute_flows(spec, grays()):
@@ -217,17 +222,18 @@ class Chunks:
   size: int = 16
 
   def __call__(self, source: Source) -> Iterator[Any]:
-    """Yields the frame rate, then lists of `Coded`."""
-    yield frame_rate(source)
+    """Yields lists of `Coded`."""
     frames = self.stream(source)
     while chunk := list(itertools.islice(frames, self.size)):
       yield chunk
 
 
 def record_of(
-  frames: Sequence[Coded], spec: FlowSpec, fps: float, path: str = ""
+  frames: Sequence[Coded], spec: FlowSpec, path: str = ""
 ) -> Record:
   """The record of consecutive frames, as of a video that has no others.
+
+  Its frame rate is that of the frames' times.
 
   Raises:
     VideoError: they are too few to have a field.
@@ -237,11 +243,15 @@ def record_of(
   fields = [frame.flow for frame in frames[spec.step :]]
   both = spec.direction == "bidirectional"
   height, width = frames[0].size
+  times = [frame.time - frames[0].time for frame in frames]
   return Record(
     video_id=path,
     label="",
     group="",
-    fps=fps,
+    fps=spec.fps or mean_rate(times),
+    times=[round(time * 1e6) for time in times],
+    pixel_aspect=frames[0].pixel_aspect,
+    num_damaged=sum(frame.damaged for frame in frames),
     num_frames=len(frames),
     height=height,
     width=width,
@@ -251,49 +261,25 @@ def record_of(
   )
 
 
-def frame_rate(source: Source) -> float:
-  """Frames a second, as a file states; of a camera or stream the usual."""
-  return read_fps(source.path) if source.kind == "file" else DEFAULT_FPS
-
-
 def frames_of(
-  source: Source, short_side: int, seconds: float
-) -> Iterator[np.ndarray]:
-  """Decodes a video; its frames, resized: RGB uint8 [h, w, 3]."""
+  source: Source, spec: FlowSpec, seconds: float
+) -> Iterator[Frame]:
+  """Decodes and resizes a video as a build does.
+
+  Args:
+    source: What to read.
+    spec: Its short side and frame rate are used.
+    seconds: Of a camera or stream that are read.
+  """
   if source.kind == "file":
     if not os.path.exists(source.path):
       raise VideoError("file not found")
-    yield from read_resized(source.path, short_side)
+    yield from read_resized(source.path, spec.short_side, spec.fps)
     return
-  size = None
-  for frame in _live_frames(source, seconds):
-    size = size or target_size(*frame.shape[:2], short_side)
-    yield cv2.cvtColor(resize(frame, *size), cv2.COLOR_BGR2RGB)
-
-
-def _live_frames(source: Source, seconds: float) -> Iterator[np.ndarray]:
-  """Frames of a camera or stream for some seconds by the clock: BGR."""
   if source.kind == "camera":
-    capture = cv2.VideoCapture(int(source.path))
+    frames = live.read_camera(int(source.path), seconds)
   else:
-    patience = [
-      cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-      _PATIENCE,
-      cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-      _PATIENCE,
-    ]
-    capture = cv2.VideoCapture(source.path, cv2.CAP_FFMPEG, patience)
-  try:
-    if not capture.isOpened():
-      raise VideoError(f"the {source.kind} can't be opened")
-    end, found = time.monotonic() + seconds, False
-    while time.monotonic() < end:
-      more, frame = capture.read()
-      if not more:
-        break
-      found = True
-      yield frame
-    if not found:
-      raise VideoError("no frame could be decoded")
-  finally:
-    capture.release()
+    frames = live.read_stream(source.path, seconds)
+  if spec.fps is not None:
+    frames = at_constant_rate(frames, spec.fps)
+  yield from live.read_ahead(resized(frames, spec.short_side))

@@ -37,7 +37,7 @@ class Track:
 
   Attributes:
     edges: seconds [w + 1], rising: window i speaks for what is between edge i
-      and edge i + 1, halfway to its neighbours.
+      and edge i + 1, halfway to its neighbours (in frames).
     probabilities: float [w n].
   """
 
@@ -46,24 +46,35 @@ class Track:
 
 
 class Recorder:
-  """Keeps the probabilities of windows that pass by, and lets images go."""
+  """Keeps the probabilities of windows that pass by, and lets images go.
+
+  Attributes:
+    frames: number of those that passed by.
+  """
 
   def __init__(self):
-    self._centres, self._probabilities, self._end = [], [], 0
+    self.frames = 0
+    self._edges, self._probabilities, self._end = [0.0], [], 0.0
 
   def __call__(self, windows: Iterable[Seen]) -> Iterator[Seen]:
     """The same windows."""
+    before = None
     for seen in windows:
-      self._centres.append(seen.centre)
+      if before is not None:
+        # Frames, not seconds: where a video stands still, it goes on showing
+        # its last frame.
+        middle = (before.centre + seen.centre) / 2
+        shows_it = seen if middle >= seen.first else before
+        self._edges.append(shows_it.time_of(middle))
+      before = seen
       self._probabilities.append(seen.probabilities)
-      self._end = seen.first + len(seen.frames)
+      self._end = seen.end
+      self.frames = seen.first + len(seen.frames)
       yield seen
 
-  def track(self, fps: float) -> Track:
+  def track(self) -> Track:
     """What passed by, in seconds; at least one window must have."""
-    centres = np.array(self._centres)
-    middles = (centres[1:] + centres[:-1]) / 2
-    edges = np.concatenate([[0.0], middles, [self._end]]) / fps
+    edges = np.array([*self._edges, self._end])
     return Track(edges, np.stack(self._probabilities))
 
 

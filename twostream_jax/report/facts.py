@@ -18,7 +18,9 @@ class SplitFacts:
   Attributes:
     by_class: clips of each class, int [n].
     num_frames: frames of each clip, int [b].
-    fps: frame rate that each file states, float [b].
+    fps: mean frame rate of each clip, float [b].
+    pixel_aspect: width over height of a pixel in each file, float [b].
+    num_damaged: damaged or lost frames of each clip, int [b].
     height: of the stored frames, pixels, int [b].
     width: likewise.
   """
@@ -26,6 +28,8 @@ class SplitFacts:
   by_class: np.ndarray
   num_frames: np.ndarray
   fps: np.ndarray
+  pixel_aspect: np.ndarray
+  num_damaged: np.ndarray
   height: np.ndarray
   width: np.ndarray
 
@@ -80,6 +84,8 @@ def _facts(split: SplitFacts) -> dict[str, str]:
     "Seconds a clip": _range(seconds, "{:.1f}"),
     "Frames a second": _range(split.fps, "{:.4g}"),
     "Frame size, pixels": size,
+    "Clips with damaged frames": f"{np.count_nonzero(split.num_damaged):,}",
+    "Anamorphic clips": f"{np.count_nonzero(split.pixel_aspect != 1):,}",
     "Video in all": _duration(float(seconds.sum())),
   }
 
