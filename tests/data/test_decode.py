@@ -288,3 +288,9 @@ def test_a_file_with_an_odd_name_is_closed(tmp_path):
     assert len(list(decode.read_frames(name))) == 3
     decode.read_fps(name)
   assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_animated_webp_is_named(tmp_path):
+  path = write(tmp_path / "a.webp", moving(3), "libwebp_anim", pixels="yuv420p")
+  with pytest.raises(VideoError, match="no frame .*no animated WebP"):
+    list(video.read_frames(path))

@@ -48,6 +48,13 @@ def rejection_entry(clip: Clip, rejection: Rejection) -> dict[str, Any]:
   }
 
 
+def rejected_unread(clip: Clip) -> Rejection | None:
+  """Returns why a clip can't be used, as far as that takes no decoding."""
+  if clip.rejection:
+    return Rejection(clip.rejection)
+  return None if clip_exists(clip) else Rejection(FILE_NOT_FOUND)
+
+
 def lost_rejection(lost: Lost, time_limit: float) -> Rejection:
   """Returns why a clip can't be used that was lost in a worker process."""
   if lost.reason == "crashed":
@@ -70,8 +77,8 @@ def check_clip(
     Why a build would reject it, or None. Flow and the limit on the size of a
     record play no part.
   """
-  if not clip_exists(clip):
-    return Rejection(FILE_NOT_FOUND)
+  if unusable := rejected_unread(clip):
+    return unusable
   try:
     n = sum(1 for _ in read_resized(clip.path, short_side))
   except VideoError as error:

@@ -50,6 +50,7 @@ def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
   """
   found = False
   with _opened(path) as (container, stream):
+    codec = stream.codec_context.name
     # Videos are decoded in parallel already.
     stream.thread_count = 1
     # One for all frames: it keeps FFmpeg's tables.
@@ -61,7 +62,8 @@ def read_frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
         orientation = _orientation(frame)
       yield _upright(_to_rgb(frame, reformatter), *orientation)
   if not found:
-    raise VideoError("no frame could be decoded")
+    cause = ": FFmpeg decodes no animated WebP" if codec == "webp" else ""
+    raise VideoError(f"no frame could be decoded{cause}")
 
 
 def read_fps(path: str | os.PathLike) -> float | None:
