@@ -120,7 +120,10 @@ def test_folder_takes_every_visible_file(tmp_path):
   # What systems leave behind is no file of a person.
   _files(tmp_path, "a/Thumbs.db", "b/desktop.ini", "b/__MACOSX/1.avi")
   told = r"1 file of 6 without the extension of a video.*: .txt \(1\)"
-  with pytest.warns(UserWarning, match=told):
+  with (
+    pytest.warns(UserWarning, match=told),
+    pytest.warns(UserWarning, match=r"1 file beside .* not taken: .md \(1\)"),
+  ):
     ids = {clip.video_id for clip in read_folder(tmp_path)}
   assert ids == {
     *("a/0.avi", "a/1.avi", "a/notes.txt", "a/deep/er/3.avi"),
@@ -130,8 +133,9 @@ def test_folder_takes_every_visible_file(tmp_path):
 
 def test_split_folders(tmp_path):
   names = ["test/a/1.avi", "test/b/2.avi", "train/a/3.avi", "train/b/4.avi"]
-  _files(tmp_path, *names, "validation/a/5.avi")
-  clips = read_folder(tmp_path)
+  _files(tmp_path, *names, "validation/a/5.avi", "test/6.avi", "7.avi")
+  with pytest.warns(UserWarning, match=r"2 files beside .* taken: .avi \(2\)"):
+    clips = read_folder(tmp_path)
   assert _by_split(clips) == {
     "train": ["train/a/3.avi", "train/b/4.avi"],
     "validation": ["validation/a/5.avi"],

@@ -91,18 +91,7 @@ def read_folder(
     clips = _split_by_class(
       list(_class_clips(videos, videos, "train")), test_fraction, seed
     )
-  strange = [
-    clip.video_id
-    for clip in clips
-    if without_video_extension(clip.video_id) == clip.video_id
-    and clip.path.is_file()
-  ]
-  if strange:
-    warnings.warn(
-      f"{counted(strange, 'file')} of {len(clips)} without the extension of a"
-      f" video, taken as clips all the same: {extensions(strange)}",
-      stacklevel=2,
-    )
+  _tell_of_files([videos, *(splits or {}).values()], clips)
   check_clips(clips)
   return clips
 
@@ -176,6 +165,31 @@ def _relative(videos: Path, path: str) -> str:
   """A listed path relative to the folder of videos; '~' is a home folder."""
   path = videos / expand_home(path, videos)
   return Path(os.path.relpath(path, videos)).as_posix()
+
+
+def _tell_of_files(parents: Sequence[Path], clips: Sequence[Clip]) -> None:
+  """Warns of files beside the classes' folders and of unusual clips."""
+  loose = [
+    path.name for parent in parents for path in _visible(parent, folders=False)
+  ]
+  if loose:
+    warnings.warn(
+      f"{counted(loose, 'file')} beside the folders of classes not taken:"
+      f" {extensions(loose)}",
+      stacklevel=3,
+    )
+  strange = [
+    clip.video_id
+    for clip in clips
+    if without_video_extension(clip.video_id) == clip.video_id
+    and clip.path.is_file()
+  ]
+  if strange:
+    warnings.warn(
+      f"{counted(strange, 'file')} of {len(clips)} without the extension of a"
+      f" video, taken as clips all the same: {extensions(strange)}",
+      stacklevel=3,
+    )
 
 
 def _visible(folder: Path, *, folders: bool) -> list[Path]:
