@@ -38,6 +38,7 @@ from twostream_jax.data.check import (
   check_clips_decode,
 )
 from twostream_jax.data.clips import (
+  SHARED_GROUP,
   Clip,
   is_multi_label,
 )
@@ -52,6 +53,13 @@ from twostream_jax.flow import FLOWS, default_parameters
 from twostream_jax.flow.spec import DIRECTIONS, EXTRACTED, FlowSpec
 
 
+class _PathParser(flags.ArgumentParser):
+  """A path; '~' is the home folder, also where the shell leaves it."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
 class UsageError(ValueError):
   """The flags do not go together."""
 
@@ -61,6 +69,16 @@ def define_flags(values: flags.FlagValues) -> None:
 
   def string(name: str, help_text: str) -> None:
     flags.DEFINE_string(name, None, help_text, flag_values=values)
+
+  def path(name: str, help_text: str) -> None:
+    flags.DEFINE(
+      _PathParser(),
+      name,
+      None,
+      help_text,
+      flag_values=values,
+      serializer=flags.ArgumentSerializer(),
+    )
 
   def boolean(name: str, help_text: str) -> None:
     flags.DEFINE_bool(name, False, help_text, flag_values=values)
@@ -76,13 +94,13 @@ def define_flags(values: flags.FlagValues) -> None:
     " official lists (--annotations).",
     flag_values=values,
   )
-  string("videos", "Folder of the videos.")
-  string("out", "Folder to build the dataset in.")
+  path("videos", "Folder of the videos.")
+  path("out", "Folder to build the dataset in.")
   string("name", "Name of the dataset; by default from the last part of --out.")
-  string("train", "List of the train clips (csv).")
-  string("test", "List of the test clips (csv).")
-  string("validation", "List of the validation clips (csv), optional.")
-  string("annotations", "Folder of the official lists of a known set.")
+  path("train", "List of the train clips (csv).")
+  path("test", "List of the test clips (csv).")
+  path("validation", "List of the validation clips (csv), optional.")
+  path("annotations", "Folder of the official lists of a known set.")
   flags.DEFINE_float(
     "test_fraction",
     0.25,
@@ -97,6 +115,11 @@ def define_flags(values: flags.FlagValues) -> None:
   integer("mini_test", 3, "Test clips a class (ssv2_mini).", lower_bound=1)
   boolean("keep_unlabelled", "Keep clips without any label (ccv).")
   boolean("allow_missing", "Build without videos that are listed but missing.")
+  boolean(
+    "drop_shared_groups",
+    "Leave out train and validation clips of groups that are also in test (csv,"
+    " kinetics, ucf101); they are listed as rejected.",
+  )
   integer("short_side", 256, "Short side to store, in pixels: 8, 16, 24 ...")
   flags.DEFINE_enum(
     "flow",
@@ -201,7 +224,8 @@ def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
     time_limit=values.time_limit,
   )
   print(describe_check(clips, rejections))
-  tolerated = {FILE_NOT_FOUND} if values.allow_missing else set()
+  tolerated = {SHARED_GROUP}
+  tolerated |= {FILE_NOT_FOUND} if values.allow_missing else set()
   wrong = any(r and r.reason not in tolerated for r in rejections)
   return int(wrong or bool(untrained(clips, rejections)))
 
@@ -252,10 +276,12 @@ def _read_clips(values: flags.FlagValues) -> list[Clip]:
   options = _dataset_options(values)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    clips = DATASETS[values.dataset](values.videos, **options)
-  for warning in caught:
-    print(f"warning: {warning.message}", file=sys.stderr)
-  return clips
+    try:
+      return DATASETS[values.dataset](values.videos, **options)
+    finally:
+      # What leads to an error as well.
+      for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
 
 
 def _dataset_options(values: flags.FlagValues) -> dict[str, Any]:

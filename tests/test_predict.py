@@ -191,9 +191,14 @@ def test_sources_are_found(tmp_path, monkeypatch):
 def test_every_kind_of_video_file_in_a_folder_is_taken(tmp_path):
   names = ["a.MTS", "b.m2ts", "c.mxf", "d.asf", "e.dv", "f.divx", "g.f4v"]
   names += ["h.y4m", "i.h264", "j.ogv", "k.webm"]
-  for name in [*names, "notes.txt", "subtitles.srt", "still.jpg"]:
+  others = ["notes.txt", "subtitles.srt", "subtitles2.SRT", "noext"]
+  for name in [*names, *others, "Thumbs.db", ".hidden", "desktop.ini"]:
     (tmp_path / name).touch()
-  found = reading.find_sources([str(tmp_path)])
+  (tmp_path / "__MACOSX").mkdir()
+  (tmp_path / "__MACOSX" / "a.mp4").touch()
+  told = r"4 files in .* not taken.*: .srt \(2\), .* \(1\), .* \(1\)"
+  with pytest.warns(UserWarning, match=told):
+    found = reading.find_sources([str(tmp_path)])
   assert [Path(source.path).name for source in found] == names
 
 
@@ -204,6 +209,15 @@ def test_a_link_to_a_folder_around_it_ends(tmp_path):
   (tmp_path / "in" / "itself").symlink_to(tmp_path / "in")
   found = reading.find_sources([str(tmp_path)])
   assert [source.path for source in found] == [str(tmp_path / "in" / "a.mp4")]
+
+
+def test_home_folder_in_a_list_of_videos(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "~x").touch()
+  found = reading.find_sources(["~/a.mp4", "~x", "-dash.mp4"])
+  expected = [str(tmp_path / "a.mp4"), "~x", "-dash.mp4"]
+  assert [source.path for source in found] == expected
 
 
 def test_a_list_of_paths_is_utf8_with_or_without_a_mark(tmp_path):

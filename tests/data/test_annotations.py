@@ -117,7 +117,14 @@ def test_folder_takes_every_visible_file(tmp_path):
   _class_files(tmp_path, a=2, b=2)
   _files(tmp_path, "a/notes.txt", "a/deep/er/3.avi", "readme.md")
   _files(tmp_path, "a/.hidden.avi", "a/.thumbs/1.avi", ".git/config")
-  ids = {clip.video_id for clip in read_folder(tmp_path)}
+  # What systems leave behind is no file of a person.
+  _files(tmp_path, "a/Thumbs.db", "b/desktop.ini", "b/__MACOSX/1.avi")
+  told = r"1 file of 6 without the extension of a video.*: .txt \(1\)"
+  with (
+    pytest.warns(UserWarning, match=told),
+    pytest.warns(UserWarning, match=r"1 file beside .* not taken: .md \(1\)"),
+  ):
+    ids = {clip.video_id for clip in read_folder(tmp_path)}
   assert ids == {
     *("a/0.avi", "a/1.avi", "a/notes.txt", "a/deep/er/3.avi"),
     *("b/0.avi", "b/1.avi"),
@@ -126,8 +133,9 @@ def test_folder_takes_every_visible_file(tmp_path):
 
 def test_split_folders(tmp_path):
   names = ["test/a/1.avi", "test/b/2.avi", "train/a/3.avi", "train/b/4.avi"]
-  _files(tmp_path, *names, "validation/a/5.avi")
-  clips = read_folder(tmp_path)
+  _files(tmp_path, *names, "validation/a/5.avi", "test/6.avi", "7.avi")
+  with pytest.warns(UserWarning, match=r"2 files beside .* taken: .avi \(2\)"):
+    clips = read_folder(tmp_path)
   assert _by_split(clips) == {
     "train": ["train/a/3.avi", "train/b/4.avi"],
     "validation": ["validation/a/5.avi"],
@@ -183,6 +191,7 @@ def test_split_folders_of_frames(tmp_path):
   }
 
 
+@pytest.mark.filterwarnings("ignore:4 files of 8 without the extension")
 def test_stills_beside_videos_do_not_make_a_clip_of_their_folder(tmp_path):
   clips = [f"{label}/{i}" for label in "ab" for i in (1, 2)]
   _files(tmp_path, *(f"{clip}.{e}" for clip in clips for e in ("avi", "jpg")))
@@ -247,7 +256,10 @@ def test_csv_takes_folders_of_frames(tmp_path):
   _frame_folders(videos, "a/x", "b/y", "a/z", "b/2")
   _files(videos, "b/2.avi")
   assert [(c.video_id, c.path) for c in read_csv(**arguments)] == [
-    (name, videos / name) for name in ("a/x", "b/y", "a/z", "b/2.avi")
+    ("a/x", videos / "a/x"),
+    ("b/y.mp4", videos / "b/y"),
+    ("a/z.AVI", videos / "a/z"),
+    ("b/2.avi", videos / "b/2.avi"),
   ]
 
 
@@ -270,7 +282,7 @@ def test_a_video_and_its_folder_of_frames_are_one_clip(tmp_path):
   _frame_folders(arguments["videos"], "a/1", "b/1", "a/2", "b/2")
   with open(arguments["test"], "a") as file:
     file.write("a/1,a\n")
-  with pytest.raises(AnnotationError, match=r"a/1 \(train, test\)"):
+  with pytest.raises(AnnotationError, match=r"a/1.avi = a/1 \(train, test\)"):
     read_csv(**arguments)
 
 
@@ -329,7 +341,7 @@ def test_group_on_both_sides_is_leakage(tmp_path, side):
     "test": [("a/2.avi", "a", rf"{'g2' if side == 'train' else 'g3'}")],
   }
   with pytest.raises(
-    AnnotationError, match="1 group .*leakage.*drop the group"
+    AnnotationError, match="1 group .*leakage.*--drop_shared_groups"
   ):
     read_csv(**_lists(tmp_path, **rows))
 
@@ -347,10 +359,14 @@ def test_empty_groups_are_not_shared(tmp_path):
       b"file,label\na/1.avi,a\n",
       "no column path; its first row is 'file,label'",
     ),
-    (b"path;label\na/1.avi;a\n", "no column path and no column label"),
+    (b"path;label\na/1.avi;a\n", "semicolons between the columns; save it"),
+    (b"path\tlabel\tgroup\na/1.avi\ta\n", "tabs between the columns"),
     (b"", "no column path and no column label"),
     (b"path,label\n", "lists no video"),
-    (b"path,label\n\xff\xfe,a\n", "not a CSV file in UTF-8"),
+    (
+      b"path,label\n\xff\xfe,a\n",
+      "train.csv is not UTF-8 text .at byte 11, line 2",
+    ),
     (b"path,label\na/1.avi\n", "1 row without a path or a label"),
     (b'path,label\na/1.avi,"a\nb"\n', "label of one line"),
   ],

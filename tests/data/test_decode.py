@@ -320,7 +320,7 @@ def test_errors_of_ffmpeg_are_the_file_s_but_for_memory(
   def fail(*args):
     raise kind(1, "it does not work")
 
-  monkeypatch.setattr(decode, "_to_rgb", fail)
+  monkeypatch.setattr(decode.pictures, "to_rgb", fail)
   with pytest.raises(expected, match="it does not work"):
     next(decode.read_frames(path))
 
@@ -364,3 +364,9 @@ def test_a_file_with_an_odd_name_is_closed(tmp_path):
     assert len(list(decode.read_frames(name))) == 3
     decode.stated_rate(name)
   assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_animated_webp_is_named(tmp_path):
+  path = write(tmp_path / "a.webp", moving(3), "libwebp_anim", pixels="yuv420p")
+  with pytest.raises(VideoError, match="no frame .*no animated WebP"):
+    list(video.read_frames(path))

@@ -7,20 +7,21 @@ from pathlib import Path
 import pytest
 
 from twostream_jax.data.clips import AnnotationError, Clip
-from twostream_jax.data.large_lists import (
-  list_kinetics,
-  list_ssv2,
-  list_ssv2_mini,
-  list_ssv2_part,
-)
+from twostream_jax.data.find_videos import find_videos
+from twostream_jax.data.kinetics import list_kinetics
 from twostream_jax.data.lists import (
   Listed,
   list_ccv,
   list_hmdb51,
   list_ucf101,
-  read_lines,
 )
-from twostream_jax.data.official import DATASETS, find_videos
+from twostream_jax.data.official import DATASETS
+from twostream_jax.data.ssv2 import (
+  list_ssv2,
+  list_ssv2_mini,
+  list_ssv2_part,
+)
+from twostream_jax.data.texts import read_lines
 
 _OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "annotations"
 
@@ -309,7 +310,7 @@ def test_kinetics_test_rows_with_and_without_labels(tmp_path):
   [
     (
       ["id,name", "0,abseiling"],
-      "no column youtube_id, time_start.*Leave only",
+      "no column youtube_id and no column time_start.*Leave only",
     ),
     ([_HEADER, ",c,5,15,val"], "1 row without an id, a label"),
     (
@@ -328,7 +329,7 @@ def test_kinetics_lists_that_are_not_official(tmp_path, lines, message):
 
 
 def test_kinetics_folder_without_lists(tmp_path):
-  with pytest.raises(AnnotationError, match="holds no CSV file"):
+  with pytest.raises(AnnotationError, match="holds no list of Kinetics"):
     list_kinetics(tmp_path)
 
 
@@ -351,7 +352,7 @@ _LISTED = [
 def test_videos_are_found_at_any_depth(tmp_path, files):
   _files(tmp_path, *files, ".trash/1.avi", "more/5.avi", "more/1.txt")
   assert find_videos(tmp_path, _LISTED) == [
-    Clip(file, tmp_path / file, row.split, row.label, "")
+    Clip(row.name, tmp_path / file, row.split, row.label, "")
     for file, row in zip(files, _LISTED, strict=True)
   ]
 
@@ -398,7 +399,8 @@ def test_folders_of_frames_are_found_at_any_depth(tmp_path, folders):
   _frame_folders(tmp_path, *folders, ".trash/1", "more/5")
   _files(tmp_path, "a/4/notes.txt")
   assert [(c.video_id, c.path) for c in find_videos(tmp_path, _LISTED)] == [
-    (folder, tmp_path / folder) for folder in folders
+    (row.name, tmp_path / folder)
+    for row, folder in zip(_LISTED, folders, strict=True)
   ]
 
 
@@ -408,7 +410,7 @@ def test_a_file_in_its_place_comes_first_and_then_a_folder_there(tmp_path):
   _frame_folders(tmp_path, "a/1", "b/2", "a/3", "b/4")
   assert [c.video_id for c in find_videos(tmp_path, _LISTED)] == names
   (tmp_path / "a/1.avi").rename(tmp_path / "1.avi")
-  assert find_videos(tmp_path, _LISTED)[0].video_id == "a/1"
+  assert find_videos(tmp_path, _LISTED)[0].path == tmp_path / "a/1"
   (tmp_path / "a/1").rename(tmp_path / "1")
   with pytest.raises(AnnotationError, match=r"a/1.avi \(1.avi, 1\)"):
     find_videos(tmp_path, _LISTED)
@@ -434,9 +436,10 @@ def test_folders_of_frames_of_names_without_extension(tmp_path):
   ]
   _files(tmp_path, "train/-Rw.mkv")
   _frame_folders(tmp_path, "x_y", "test/c", "test/d.mp4")
-  found = find_videos(tmp_path, rows, any_extension=True)
-  ids = [clip.video_id for clip in found]
-  assert ids == ["train/-Rw.mkv", "x_y", "test/c", "test/d.mp4"]
+  found = find_videos(tmp_path, rows)
+  assert [clip.video_id for clip in found] == names
+  paths = ["train/-Rw.mkv", "x_y", "test/c", "test/d.mp4"]
+  assert [clip.path for clip in found] == [tmp_path / path for path in paths]
 
 
 def test_any_extension(tmp_path):
@@ -446,9 +449,10 @@ def test_any_extension(tmp_path):
     for name, row in zip(names, _LISTED, strict=True)
   ]
   files = ["train/-Rw.mkv", "x_y.webm", "test/c.mp4", "test/d"]
-  _files(tmp_path, *files, "c.mp4.part", "d.info.json")
-  found = find_videos(tmp_path, rows, any_extension=True)
-  assert [clip.video_id for clip in found] == files
+  _files(tmp_path, *files, "c.mp4.part", "d.info.json", "c.json", "c.jpg")
+  found = find_videos(tmp_path, rows)
+  assert [clip.video_id for clip in found] == names
+  assert [clip.path for clip in found] == [tmp_path / file for file in files]
 
 
 def test_missing_videos_are_counted_or_allowed(tmp_path):
@@ -457,14 +461,18 @@ def test_missing_videos_are_counted_or_allowed(tmp_path):
     AnnotationError, match=r"1 video of 4 not .*: b/4.avi. .*--allow_missing"
   ):
     find_videos(tmp_path, _LISTED)
-  found = find_videos(tmp_path, _LISTED, allow_missing=True)
-  assert [c.video_id for c in found] == ["1.avi", "2.avi", "3.avi", "b/4.avi"]
-  assert not found[3].path.exists()
+  with pytest.warns(UserWarning, match="1 video of 4 not found .*: b/4.avi"):
+    found = find_videos(tmp_path, _LISTED, allow_missing=True)
+  assert [c.video_id for c in found] == [row.name for row in _LISTED]
+  assert [c.path.exists() for c in found] == [True, True, True, False]
 
 
 def test_class_without_train_videos_gives_a_warning(tmp_path):
   _files(tmp_path, "1.avi", "3.avi", "4.avi")
-  with pytest.warns(UserWarning, match="1 class of which no train video.*: b"):
+  with (
+    pytest.warns(UserWarning, match="1 video of 4 not found"),
+    pytest.warns(UserWarning, match="1 class of which no train video.*: b"),
+  ):
     find_videos(tmp_path, _LISTED, allow_missing=True)
 
 
@@ -477,7 +485,7 @@ def test_each_split_needs_some_videos(tmp_path):
 @pytest.mark.parametrize(
   "row, message",
   [
-    (_LISTED[0], r"1 video listed more than once: 1.avi \(train, train\)"),
+    (_LISTED[0], r"1 video listed more than once: a/1.avi \(train, train\)"),
     (Listed("5.avi", "test", "c"), "1 label .* no train clip has: c"),
     (Listed("5.avi", "test", ("a", "c")), "1 label .* no train clip has: c"),
   ],
@@ -495,7 +503,9 @@ def test_group_on_both_sides_is_leakage(tmp_path):
     DATASETS["ucf101"](tmp_path, folder, split=2)
 
 
-@pytest.mark.filterwarnings("ignore:.*no label", "ignore:no test row")
+@pytest.mark.filterwarnings(
+  "ignore:.*no label", "ignore:no test row", "ignore:.*not read"
+)
 def test_every_set_from_lists_to_clips(tmp_path):
   lists, videos = tmp_path / "lists", tmp_path / "videos"
   _write(lists, **_UCF101, **_HMDB51, **_CCV)
@@ -521,7 +531,7 @@ def test_every_set_from_lists_to_clips(tmp_path):
     _files(videos / name, *(f"{row.name}{extension}" for row in rows))
     clips = DATASETS[name](videos / name, lists, **options.get(name, {}))
     assert [(c.video_id, c.split, c.label, c.group) for c in clips] == [
-      (row.name + extension, row.split, row.label, row.group) for row in rows
+      (row.name, row.split, row.label, row.group) for row in rows
     ]
 
 

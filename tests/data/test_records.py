@@ -12,7 +12,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.decoded import assert_same_records
-from twostream_jax.data import augment, dataset, records
+from twostream_jax.data import (
+  augment,
+  dataset,
+  record_index,
+  records,
+)
 from twostream_jax.data.views import InputSpec, load_views
 
 IMAGES = ("rgb", "flow", "flow_backward")
@@ -62,7 +67,9 @@ def write(path, videos, options="group_size:1,uncompressed"):
 
 def opened(paths, *, multi_label):
   index = paths[0].with_name("all.index")
-  records.write_index(records.join([*map(records.index_file, paths)]), index)
+  record_index.write_index(
+    record_index.join([*map(record_index.index_file, paths)]), index
+  )
   return records.VideoSource(paths, index, multi_label)
 
 
@@ -138,9 +145,9 @@ def test_records_without_times_have_those_of_their_rate(videos, tmp_path):
 def test_an_index_of_another_version_is_made_anew(tiny, tmp_path):
   shutil.copytree(tiny.path, tmp_path / "copy")
   path = tmp_path / "copy" / "tiny-train.index"
-  index = records.read_index(path)
+  index = record_index.read_index(path)
   older = index.videos[[n for n in index.videos.dtype.names if n != "fps"]]
-  records.write_index(index._replace(videos=older), path)
+  record_index.write_index(index._replace(videos=older), path)
   again = dataset.open_dataset(tmp_path)
   assert_same_records(again.sources["train"], tiny.sources["train"])
 
@@ -202,26 +209,26 @@ def test_a_damaged_index_is_an_error(source, tmp_path):
   for part in (data[:300], data[:-9]):
     path.write_bytes(part)
     with pytest.raises(ValueError, match=r"all.index is damaged.*remove it"):
-      records.read_index(path)
+      record_index.read_index(path)
 
 
 def test_what_can_not_be_read_in_parts_is_refused(videos, tmp_path):
   squeezed = write(tmp_path / "a", videos[:2], "group_size:2,zstd")
   with pytest.raises(ValueError, match="can't be read in parts"):
-    records.index_file(squeezed)
+    record_index.index_file(squeezed)
   no_image = write(tmp_path / "b", [videos[0] | {"flow": [b"nothing"]}])
   with pytest.raises(ValueError, match="7 bytes in 'flow' that are no JPEG"):
-    records.index_file(no_image)
+    record_index.index_file(no_image)
 
 
 def test_a_sample_reads_the_images_that_it_shows(tiny, monkeypatch):
   sizes = []
 
-  def read(self, start, size, original=records._File.read):
+  def read(self, start, size, original=record_index.RecordFile.read):
     sizes.append(size)
     return original(self, start, size)
 
-  monkeypatch.setattr(records._File, "read", read)
+  monkeypatch.setattr(record_index.RecordFile, "read", read)
   record = tiny.sources["train"][0]
   whole = [augment.Box(0, 0, 64, 64)]
   for modality, wanted in (

@@ -1,6 +1,5 @@
 """Lists of labelled clips, from folders or from CSV files."""
 
-import csv
 import dataclasses
 import os
 import warnings
@@ -15,31 +14,31 @@ from twostream_jax.data.clips import (
   AnnotationError,
   Clip,
   check_clips,
-  check_files,
   class_names,
   counted,
   examples,
   existing_folder,
+  extensions,
 )
+from twostream_jax.data.find_videos import find_videos
 from twostream_jax.data.frames import (
   enclosing,
   is_frame_folder,
+  is_left_behind,
   without_video_extension,
 )
+from twostream_jax.data.lists import Listed
+from twostream_jax.data.texts import expand_home, read_rows
 
+_HEADER = (
+  "The first row must name the columns, with commas between them: path,label or"
+  " path,label,group"
+)
 # Names of folders that are splits, in any case of letters.
 _SPLIT_NAMES = {
   **dict.fromkeys(("train", "training"), "train"),
   **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
   **dict.fromkeys(("test", "testing"), "test"),
-}
-# What archives and file systems leave behind.
-_NO_CLASSES = {
-  "__macosx",
-  "@eadir",
-  "$recycle.bin",
-  "system volume information",
-  "lost+found",
 }
 
 
@@ -48,8 +47,10 @@ def read_folder(
 ) -> list[Clip]:
   """Lists the clips of a folder with one folder a class.
 
-  Every file below a class folder counts as a clip, hidden ones excepted, and
-  every folder of frames (see `frames`) as one clip, with all that is in it.
+  Every file below a class folder is a clip, except hidden ones and those that
+  systems leave behind; a warning counts the files without the extension of a
+  video. Every folder of frames (see `frames`) is one clip, with all that is in
+  it.
   Where the top folders hold folders and are called train (training), validation
   (val, valid, dev) and test (testing), in any case of letters, they are the
   splits. Otherwise each class is split on its own: the draw depends on the
@@ -90,6 +91,7 @@ def read_folder(
     clips = _split_by_class(
       list(_class_clips(videos, videos, "train")), test_fraction, seed
     )
+  _tell_of_files([videos, *(splits or {}).values()], clips)
   check_clips(clips)
   return clips
 
@@ -101,19 +103,20 @@ def read_csv(
   test: str | os.PathLike,
   validation: str | os.PathLike | None = None,
   allow_missing: bool = False,
+  drop_shared_groups: bool = False,
 ) -> list[Clip]:
   """Lists the clips that CSV files name, one file a split.
 
   Args:
     videos: the folder that paths are relative to.
-    train: UTF-8 file (a byte-order mark and CRLF are fine) with a header row
-      and the columns path, label and, if known, group. Others are ignored. A
-      path is that of a file or of a folder of frames (see `frames`); where
-      neither is there, v.avi stands for the folder of frames v.
-    test: likewise.
-    validation: likewise, optional.
-    allow_missing: whether files that are not there are no error; their clips
-      are in the result all the same.
+    train: List of the train clips: UTF-8 file (a byte-order mark and CRLF are
+      fine) with a header row and the columns path, label and, if known, group.
+      Others are ignored. A path is that of a file or of a folder of frames (see
+      `frames`); where neither is there, `find_videos` says what is taken.
+    test: List of the test clips.
+    validation: List of the validation clips, optional.
+    allow_missing: see `find_videos`.
+    drop_shared_groups: see `clips.leave_out_shared_groups`.
 
   Returns:
     Clips in the files' order: train, then validation, then test.
@@ -123,87 +126,77 @@ def read_csv(
   """
   videos = existing_folder(videos)
   lists = {"train": train, "validation": validation, "test": test}
-  clips = []
-  for split, path in lists.items():
-    if path is not None:
-      clips += _read_list(videos, Path(path), split)
-  check_clips(clips)
-  check_files(
-    clips,
+  listed = [
+    row
+    for split, path in lists.items()
+    if path is not None
+    for row in _read_list(videos, Path(path), split)
+  ]
+  return find_videos(
     videos,
-    allow_missing,
-    "Paths in the lists are relative to that folder: pass another one, remove"
-    " the rows, or build without them (--allow_missing).",
+    listed,
+    allow_missing=allow_missing,
+    drop_shared_groups=drop_shared_groups,
+    anywhere=False,
   )
-  return clips
 
 
-def _read_list(videos: Path, path: Path, split: str) -> list[Clip]:
-  clips, unlabelled = [], []
-  for line, row in _read_rows(path):
-    video, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-    if not video or not label or len(label.splitlines()) > 1:
+def _read_list(videos: Path, path: Path, split: str) -> list[Listed]:
+  listed, unlabelled = [], []
+  for line, row in read_rows(path, ("path", "label"), _HEADER):
+    cells = row["path"], row["label"], row.get("group", "")
+    if not all(cells[:2]) or any(len(c.splitlines()) > 1 for c in cells):
       unlabelled.append(f"line {line}")
-      continue
-    video_id = _video_id(videos, video)
-    group = (row.get("group") or "").strip()
-    clips.append(Clip(video_id, videos / video_id, split, label, group))
+    else:
+      listed.append(Listed(_relative(videos, cells[0]), split, *cells[1:]))
   if unlabelled:
     raise AnnotationError(
       f"{path}: {counted(unlabelled, 'row')} without a path or a label of one"
       f" line: {examples(unlabelled)}. Fill them in or remove the rows."
     )
-  if not clips:
+  if not listed:
     raise AnnotationError(
       f"{path} lists no video; the {split} split needs some"
     )
-  return clips
+  return listed
 
 
-def _video_id(videos: Path, listed: str) -> str:
-  path = Path(videos, listed)
-  if not path.exists():
-    folder = path.with_name(without_video_extension(path.name))
-    path = folder if is_frame_folder(folder) else path
+def _relative(videos: Path, path: str) -> str:
+  """A listed path relative to the folder of videos; '~' is a home folder."""
+  path = videos / expand_home(path, videos)
   return Path(os.path.relpath(path, videos)).as_posix()
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-      reader = csv.DictReader(file)
-      header = [name.strip() for name in reader.fieldnames or []]
-      reader.fieldnames = header
-      missing = [name for name in ("path", "label") if name not in header]
-      if missing:
-        raise AnnotationError(
-          f"{path}: no column {' and no column '.join(missing)}; its first row"
-          f" is {','.join(header)!r}. The first row must name the columns, with"
-          " commas between them: path,label or path,label,group"
-        )
-      for row in reader:
-        surplus = row.pop(None, [])
-        if any(cell.strip() for cell in surplus):
-          raise AnnotationError(
-            f"{path}, line {reader.line_num}: {len(header) + len(surplus)}"
-            f" cells, but the first row names {len(header)} columns. A label"
-            ' with a comma needs quotes: video.avi,"push, pull"'
-          )
-        yield reader.line_num, row
-  except OSError as error:
-    raise AnnotationError(f"can't read {path}: {error.strerror}") from error
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise AnnotationError(
-      f"{path} is not a CSV file in UTF-8: {error}. Save it as one."
-    ) from error
+def _tell_of_files(parents: Sequence[Path], clips: Sequence[Clip]) -> None:
+  """Warns of files beside the classes' folders and of unusual clips."""
+  loose = [
+    path.name for parent in parents for path in _visible(parent, folders=False)
+  ]
+  if loose:
+    warnings.warn(
+      f"{counted(loose, 'file')} beside the folders of classes not taken:"
+      f" {extensions(loose)}",
+      stacklevel=3,
+    )
+  strange = [
+    clip.video_id
+    for clip in clips
+    if without_video_extension(clip.video_id) == clip.video_id
+    and clip.path.is_file()
+  ]
+  if strange:
+    warnings.warn(
+      f"{counted(strange, 'file')} of {len(clips)} without the extension of a"
+      f" video, taken as clips all the same: {extensions(strange)}",
+      stacklevel=3,
+    )
 
 
 def _visible(folder: Path, *, folders: bool) -> list[Path]:
   return sorted(
     entry
     for entry in folder.iterdir()
-    if not entry.name.startswith(".")
-    and entry.name.casefold() not in _NO_CLASSES
+    if not is_left_behind(entry.name)
     and (entry.is_dir() if folders else entry.is_file())
   )
 

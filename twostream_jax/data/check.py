@@ -49,6 +49,13 @@ def rejection_entry(clip: Clip, rejection: Rejection) -> dict[str, Any]:
   }
 
 
+def rejected_unread(clip: Clip) -> Rejection | None:
+  """Returns why a clip can't be used, as far as that takes no decoding."""
+  if clip.rejection:
+    return Rejection(clip.rejection)
+  return None if clip_exists(clip) else Rejection(FILE_NOT_FOUND)
+
+
 def lost_rejection(lost: Lost, time_limit: float) -> Rejection:
   """Returns why a clip can't be used that was lost in a worker process."""
   if lost.reason == "crashed":
@@ -69,8 +76,8 @@ def check_clip(clip: Clip, flow_spec: FlowSpec) -> Rejection | None:
     Why a build would reject it, or None. Flow and the limit on the size of a
     record play no part.
   """
-  if not clip_exists(clip):
-    return Rejection(FILE_NOT_FOUND)
+  if unusable := rejected_unread(clip):
+    return unusable
   try:
     frames = read_resized(clip.path, flow_spec.short_side, flow_spec.fps)
     n = sum(1 for _ in frames)

@@ -5,13 +5,15 @@ It is found here, before hours of decoding and flow.
 
 import dataclasses
 import os
-import posixpath
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
+# Reason of a rejection that was asked for.
+SHARED_GROUP = "its group is also in test (--drop_shared_groups)"
 _EXAMPLES = 3
 
 
@@ -24,13 +26,18 @@ class Clip:
   """A labelled video: a file, or a folder of its frames (see `frames`).
 
   Attributes:
-    video_id: path relative to the folder of videos, with '/', extension kept.
+    video_id: name that the list gives it, or its path, relative to the folder
+      of videos, with '/', extension kept. It does not depend on where the file
+      is and on the form it was converted to: scores of datasets that were made
+      from one list join.
     path: the file or the folder.
     split: 'train', 'validation' or 'test'.
     label: name of the class; a tuple of names in a set where a clip has any
       number of classes.
     group: subject, scene or source video: what must not be on both sides of a
       split. Empty where unknown.
+    rejection: reason why it can't be used, found without decoding it; empty if
+      there is none.
   """
 
   video_id: str
@@ -38,6 +45,7 @@ class Clip:
   split: str
   label: str | tuple[str, ...]
   group: str
+  rejection: str = ""
 
 
 def class_names(clips: Iterable[Clip]) -> list[str]:
@@ -75,25 +83,51 @@ def existing_folder(videos: str | os.PathLike) -> Path:
   return videos
 
 
+def leave_out_shared_groups(clips: Iterable[Clip]) -> list[Clip]:
+  """Rejects the train and validation clips of groups that are also in test.
+
+  The test split stays as it was published. Groups stay in the clips, so the
+  rejected ones are in the dataset's metadata like any other.
+  """
+  clips = list(clips)
+  tested = {clip.group for clip in clips if clip.split == "test"} - {""}
+  return [
+    dataclasses.replace(clip, rejection=SHARED_GROUP)
+    if clip.split != "test" and clip.group in tested
+    else clip
+    for clip in clips
+  ]
+
+
 def check_files(
   clips: Sequence[Clip], videos: Path, allow_missing: bool, advice: str
 ) -> None:
   """Raises AnnotationError where files that a list names are not there.
 
-  With `allow_missing` only where a split has no file at all, and a warning
-  where a class has none to train on.
+  With `allow_missing` only where a split has no file at all; otherwise a
+  warning counts them, and another one names classes without any to train on.
   """
+  wanted = [clip for clip in clips if clip.rejection != SHARED_GROUP]
   found, missing = [], []
-  for clip in clips:
-    (found if clip_exists(clip) else missing).append(clip)
-  if allow_missing:
-    splits = {clip.split for clip in found}
-    missing = [clip for clip in missing if clip.split not in splits]
+  for clip in wanted:
+    usable = not clip.rejection and clip_exists(clip)
+    (found if usable else missing).append(clip)
   if missing:
-    raise AnnotationError(
-      f"{counted(missing, 'video')} of {len(clips)} not found below {videos}:"
-      f" {examples([clip.video_id for clip in missing])}. {advice}"
+    splits = {clip.split for clip in found}
+    lost = [clip for clip in missing if clip.split not in splits]
+    tolerated = allow_missing and not lost
+    told = lost if allow_missing and lost else missing
+    names = [
+      f"{clip.video_id} ({clip.rejection})" if clip.rejection else clip.video_id
+      for clip in told
+    ]
+    message = (
+      f"{counted(told, 'video')} of {len(wanted)} not found below {videos}:"
+      f" {examples(names)}"
     )
+    if not tolerated:
+      raise AnnotationError(f"{message}. {advice}")
+    warnings.warn(message, stacklevel=3)
   learned = class_names(clip for clip in found if clip.split == "train")
   lost = sorted(set(class_names(clips)) - set(learned))
   if lost:
@@ -108,13 +142,42 @@ def check_clips(clips: Sequence[Clip]) -> None:
   """Raises AnnotationError where a list of clips can't make a dataset.
 
   Train and test clips are needed, no video twice, no group on both sides of
-  the test, no class in validation or test that train lacks, two classes.
+  the test, no class in validation or test that train lacks, two classes. Warns
+  of classes that are one class with two spellings.
   """
+  used = [clip for clip in clips if clip.rejection != SHARED_GROUP]
   _check_names(clips)
-  _check_splits(clips)
-  _check_duplicates(clips)
-  _check_groups(clips)
+  _warn_of_alike_classes(clips)
+  _check_splits(used)
+  # Groups first: a video in two splits has one, and there is a flag for it.
+  _check_groups(used)
+  _check_duplicates(used)
   _check_labels(clips)
+
+
+def _warn_of_alike_classes(clips: Sequence[Clip]) -> None:
+  count = Counter(name for clip in clips for name in labels_of(clip))
+  alike = {}
+  for name in sorted(count):
+    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    alike.setdefault(plain, []).append(name)
+  told = [
+    " and ".join(f"{_shown(name)} (clips: {count[name]})" for name in names)
+    for names in alike.values()
+    if len(names) > 1
+  ]
+  if told:
+    warnings.warn(
+      "classes whose names differ only in letter case, spaces or Unicode form"
+      f" stay different classes: {examples(told)}. Where they are one class,"
+      " give it one name",
+      stacklevel=4,
+    )
+
+
+def _shown(name: str) -> str:
+  composed = unicodedata.normalize("NFC", name) == name
+  return repr(name) if composed else ascii(name)
 
 
 def _check_names(clips: Sequence[Clip]) -> None:
@@ -142,19 +205,20 @@ def _check_splits(clips: Sequence[Clip]) -> None:
 
 
 def _check_duplicates(clips: Sequence[Clip]) -> None:
-  normal = [posixpath.normpath(clip.video_id) for clip in clips]
-  twice = [name for name, count in Counter(normal).items() if count > 1]
-  if not twice:
-    return
-  splits = {name: [] for name in twice}
-  for name, clip in zip(normal, clips, strict=True):
-    if name in splits:
-      splits[name].append(clip.split)
-  found = [f"{name} ({', '.join(found)})" for name, found in splits.items()]
-  raise AnnotationError(
-    f"{counted(found, 'video')} listed more than once: {examples(found)}. Keep"
-    " one row for each: a video in two splits makes the test result worthless."
-  )
+  by_path = {}
+  for clip in clips:
+    by_path.setdefault(os.path.normpath(clip.path), []).append(clip)
+  found = []
+  for same in by_path.values():
+    if len(same) > 1:
+      names = " = ".join(dict.fromkeys(clip.video_id for clip in same))
+      found.append(f"{names} ({', '.join(clip.split for clip in same)})")
+  if found:
+    raise AnnotationError(
+      f"{counted(found, 'video')} listed more than once: {examples(found)}."
+      " Keep one row for each: a video in two splits makes the test result"
+      " worthless."
+    )
 
 
 def _check_groups(clips: Sequence[Clip]) -> None:
@@ -165,7 +229,8 @@ def _check_groups(clips: Sequence[Clip]) -> None:
     raise AnnotationError(
       f"{counted(shared, 'group')} in test and also in train or validation:"
       f" {examples(shared)}. Such leakage makes the test result too good. Move"
-      " each group to one side, or drop the group column to do it all the same."
+      " each group to one side, or leave out its train and validation clips"
+      " (--drop_shared_groups)."
     )
 
 
@@ -192,3 +257,11 @@ def examples(items: Sequence[str]) -> str:
   """Returns the first three items, for messages."""
   shown = ", ".join(items[:_EXAMPLES])
   return shown + (", ..." if len(items) > _EXAMPLES else "")
+
+
+def extensions(names: Iterable[str]) -> str:
+  """Returns the most common extensions with their counts, for messages."""
+  count = Counter(
+    os.path.splitext(name)[1].lower() or "no extension" for name in names
+  )
+  return examples([f"{ext} ({n})" for ext, n in count.most_common()])

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from twostream_jax.data import images, records
+from twostream_jax.data import images, record_index, records
 from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
 
 FORMAT_VERSION = 3
@@ -190,10 +190,10 @@ def _source(
   arguments = split.filepaths, index, metadata["multi_label"]
   try:
     return records.VideoSource(*arguments)
-  except (FileNotFoundError, records.OtherIndexError):
+  except (FileNotFoundError, record_index.OtherIndexError):
     # Built before there were indices, or there was what they hold now.
-    indices = [records.index_file(file) for file in split.filepaths]
-    records.write_index(records.join(indices), index)
+    indices = [record_index.index_file(file) for file in split.filepaths]
+    record_index.write_index(record_index.join(indices), index)
     return records.VideoSource(*arguments)
 
 

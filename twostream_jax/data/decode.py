@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
-import av.filter
-import numpy as np
 
+from twostream_jax.data import pictures
 from twostream_jax.data.frame_times import DEFAULT_FPS, Frame
 from twostream_jax.data.frames import VideoError
 
@@ -34,8 +33,6 @@ _OPTIONS = {"protocol_whitelist": "file", "pattern_type": "none"}
 # MPEG streams may start their timestamps again; FFmpeg's command takes a jump
 # of so many microseconds for that (ffmpeg, -dts_delta_threshold).
 _JUMP = 10_000_000
-# Beyond these a file's pixel aspect is an error of who wrote it.
-_NARROWEST, _WIDEST = 0.1, 10.0
 
 
 def silence() -> None:
@@ -78,6 +75,8 @@ def read_url(url: str, patience: float) -> Iterator[Frame]:
       container = stack.enter_context(
         av.open(url, timeout=(patience, patience))
       )
+    except MemoryError:
+      raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
       raise VideoError(
         f"the stream can't be opened: {getattr(error, 'strerror', error)}"
@@ -86,7 +85,8 @@ def read_url(url: str, patience: float) -> Iterator[Frame]:
     if stream is None:
       raise VideoError("the stream has no video")
     clock = time.monotonic if container.format.name in _UNTIMED else None
-    yield from frames_of(container, stream, clock)
+    with _told():
+      yield from frames_of(container, stream, clock)
 
 
 def stated_rate(path: str | os.PathLike) -> float | None:
@@ -115,24 +115,26 @@ def frames_of(
   """
   # One for all frames: it keeps FFmpeg's tables.
   reformatter = av.video.reformatter.VideoReformatter()
-  orientation, aspect = None, 1.0
+  turn, aspect = None, 1.0
   damage = _Damage()
   decoded = _decode(container, stream, damage)
   for frame, begin, end in _timed(
-    _progressive(decoded, stream), container, stream, clock
+    pictures.progressive(decoded, stream), container, stream, clock
   ):
-    if orientation is None:
-      orientation = _orientation(frame)
-      aspect = _pixel_aspect(stream, transposed=orientation[0])
+    if turn is None:
+      turn = pictures.orientation(frame)
+      aspect = pictures.pixel_aspect(stream, turn)
     yield Frame(
-      _upright(_to_rgb(frame, reformatter), *orientation),
+      pictures.upright(pictures.to_rgb(frame, reformatter), turn),
       time=begin / 1e6,
       duration=(end - begin) / 1e6,
       pixel_aspect=aspect,
       damaged=damage.take(),
     )
-  if orientation is None:
-    raise VideoError("no frame could be decoded")
+  if turn is None:
+    webp = stream.codec_context.name == "webp"
+    cause = ": FFmpeg decodes no animated WebP" if webp else ""
+    raise VideoError(f"no frame could be decoded{cause}")
 
 
 class _Damage:
@@ -197,12 +199,19 @@ def _opened(
     stream = container.streams.best("video")
     if stream is None or container.format.name in _NOT_VIDEO:
       raise VideoError("can't be opened as a video")
-    try:
+    with _told():
       yield container, stream
-    except MemoryError:
-      raise
-    except av.error.FFmpegError as error:
-      raise VideoError(f"can't be decoded: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+  """Tells errors of FFmpeg as the file's, but for a lack of memory."""
+  try:
+    yield
+  except MemoryError:
+    raise
+  except av.error.FFmpegError as error:
+    raise VideoError(f"can't be decoded: {error.strerror}") from error
 
 
 def _source(path: Path, stack: contextlib.ExitStack) -> str | BinaryIO:
@@ -302,92 +311,3 @@ def _last_duration(frame, stream) -> int:
 
 def _microseconds(ticks: int, frame, stream) -> int:
   return round(ticks * 1_000_000 * (frame.time_base or stream.time_base))
-
-
-def _progressive(frames, stream) -> Iterator[av.VideoFrame]:
-  """De-interlaces from the first frame on that is marked as interlaced."""
-  graph, shape = None, None
-  for frame in frames:
-    if graph is not None and shape != _shape(frame):
-      yield from _pass_through(graph, None)
-      graph = None
-    if graph is None and frame.interlaced_frame:
-      graph, shape = _deinterlacer(frame, stream), _shape(frame)
-    if graph is None:
-      yield frame
-    else:
-      yield from _pass_through(graph, frame)
-  if graph is not None:
-    yield from _pass_through(graph, None)
-
-
-def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
-  return frame.width, frame.height, frame.format.name
-
-
-def _deinterlacer(frame, stream) -> av.filter.Graph:
-  graph = av.filter.Graph()
-  source = graph.add_buffer(
-    width=frame.width,
-    height=frame.height,
-    format=frame.format,
-    time_base=frame.time_base or stream.time_base,
-  )
-  # Frames that are not marked pass as they are.
-  bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-  sink = graph.add("buffersink")
-  source.link_to(bwdif)
-  bwdif.link_to(sink)
-  graph.configure()
-  return graph
-
-
-def _pass_through(graph, frame) -> Iterator[av.VideoFrame]:
-  """Puts a frame in (None: there are no more); yields what comes out."""
-  graph.push(frame)
-  while True:
-    try:
-      yield graph.pull()
-    except (av.error.BlockingIOError, av.error.EOFError):
-      return
-
-
-def _to_rgb(frame, reformatter) -> np.ndarray:
-  """RGB uint8 [h, w, 3], without copying it out of FFmpeg's memory."""
-  # As the ffmpeg command does; only chroma of more than 8 bits is resized.
-  rgb = reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
-  plane = rgb.planes[0]
-  shape = (rgb.height, rgb.width, 3)
-  return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, 3, 1))
-
-
-def _orientation(frame) -> tuple[bool, bool, bool]:
-  """From a frame's display matrix: transposed, then mirrored in x, in y."""
-  side_data = frame.side_data.get("DISPLAYMATRIX")
-  if side_data is None:
-    return False, False, False
-  # 3 x 3, row by row: x' = a x + c y, y' = b x + d y, in 16.16 fixed point.
-  a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
-  if abs(b) > abs(a):
-    return True, c < 0, b < 0
-  return False, a < 0, d < 0
-
-
-def _pixel_aspect(stream, *, transposed: bool) -> float:
-  """Width of an upright pixel over its height; 1 where the file has none."""
-  aspect = float(stream.sample_aspect_ratio or 1)
-  if not _NARROWEST <= aspect <= _WIDEST:
-    return 1.0
-  return 1 / aspect if transposed else aspect
-
-
-def _upright(image, transposed, mirrored_x, mirrored_y) -> np.ndarray:
-  if transposed:
-    image = image.swapaxes(0, 1)
-  if mirrored_x:
-    image = image[:, ::-1]
-  if mirrored_y:
-    image = image[::-1]
-  if transposed or mirrored_x or mirrored_y:
-    image = np.ascontiguousarray(image)
-  return image

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 
 from twostream_jax.data.check import (
-  FILE_NOT_FOUND,
   Rejection,
+  rejected_unread,
   too_few_frames,
 )
-from twostream_jax.data.clips import Clip, clip_exists
+from twostream_jax.data.clips import Clip
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
 from twostream_jax.data.video import (
   VideoError,
@@ -50,8 +50,8 @@ def process_clip(
     that nobody thought of is a reason like any other: one odd file must not
     end a build of hours, and every reason is listed at its end.
   """
-  if not clip_exists(clip):
-    return Rejection(FILE_NOT_FOUND)
+  if unusable := rejected_unread(clip):
+    return unusable
   try:
     return _Encoder(clip, flow_spec, rgb_quality, max_bytes).record()
   except VideoError as error:

@@ -25,6 +25,17 @@ _VIDEO_EXTENSIONS = (
   *(".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm"),
   *(".wmv", ".wtv", ".xvid", ".y4m"),
 )
+# What archives, file systems and file managers leave behind, in lower case.
+_LEFT_BEHIND = {
+  "__macosx",
+  "@eadir",
+  "$recycle.bin",
+  "system volume information",
+  "lost+found",
+  "thumbs.db",
+  "ehthumbs.db",
+  "desktop.ini",
+}
 
 
 class VideoError(Exception):
@@ -70,6 +81,11 @@ def enclosing(
   """
   real = os.path.realpath(folder)
   return None if real in around else around | {real}
+
+
+def is_left_behind(name: str) -> bool:
+  """Whether a file or folder is hidden or made by a system, not by people."""
+  return name.startswith(".") or name.casefold() in _LEFT_BEHIND
 
 
 def without_video_extension(name: str) -> str:

@@ -8,10 +8,11 @@ import dataclasses
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from twostream_jax.data.clips import AnnotationError, counted, examples
+from twostream_jax.data.texts import read_lines
 
 _UCF101_ROW = re.compile(
   r"(?P<name>(?P<label>\w+)/v_\w+_(?P<group>g\d+)_c\d+\.\w+)"
@@ -218,20 +219,3 @@ def existing_annotations(folder: str | os.PathLike) -> Path:
   if not folder.is_dir():
     raise AnnotationError(f"no such folder of annotations: {folder}")
   return folder
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Yields the lines that are not blank, stripped, with numbers from 1."""
-  for number, line in enumerate(read_text(path).splitlines(), 1):
-    if line.strip():
-      yield number, line.strip()
-
-
-def read_text(path: Path) -> str:
-  """Reads a file in UTF-8; AnnotationError if that is not possible."""
-  try:
-    return path.read_text(encoding="utf-8-sig")
-  except OSError as error:
-    raise AnnotationError(f"can't read {path}: {error.strerror}") from error
-  except UnicodeDecodeError as error:
-    raise AnnotationError(f"{path} is not a text in UTF-8: {error}") from error

@@ -64,6 +64,7 @@ class Plan:
     for clip in self.clips:
       size = clip.path.stat().st_size if clip.path.is_file() else None
       row = [clip.video_id, clip.split, clip.label, clip.group, size]
+      row += [clip.rejection] if clip.rejection else []
       listed.update(json.dumps(row).encode())
     return {
       "name": self.name,

@@ -26,7 +26,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from twostream_jax.data import records
+from twostream_jax.data import record_index
 from twostream_jax.data.check import Rejection
 from twostream_jax.data.clips import (
   Clip,
@@ -159,8 +159,8 @@ class Staging:
       data = self._shard_path(shard, "data")
       _write_records(data, examples)
       # While its bytes are in memory.
-      records.write_index(
-        records.index_file(data), self._shard_path(shard, "index")
+      record_index.write_index(
+        record_index.index_file(data), self._shard_path(shard, "index")
       )
       _write_json(done, {str(i): vars(o) for i, o in outcomes.items()})
     for i in indices:
@@ -183,13 +183,13 @@ class Staging:
       if source.exists():  # Otherwise it was moved before a kill.
         source.rename(target)
       indices[split].append(
-        records.read_index(self._shard_path(shard, "index"))
+        record_index.read_index(self._shard_path(shard, "index"))
       )
       lengths[split].append(len(used))
       sizes[split] += sum(outcome.size for outcome in used)
     for split, parts in indices.items():
       path = index_path(folder, self._plan.name, split)
-      records.write_index(records.join(parts), path)
+      record_index.write_index(record_index.join(parts), path)
     write_info(self._plan, folder, self.outcomes(), lengths, sizes)
     (self.folder / "finished").touch()
     return folder

@@ -18,6 +18,9 @@ from twostream_jax.data.clips import (
 )
 from twostream_jax.data.dataset import METADATA_FILE
 
+# Reasons that are told; some name the file, so that each is another one.
+_REASONS = 20
+
 
 def describe_forecast(forecast: Forecast) -> str:
   """Returns what is to come, for a reader."""
@@ -123,9 +126,12 @@ def _describe_rejected(
 ) -> list[str]:
   lines = [f"rejected  {len(rejected)} of {total} files"]
   reasons = Counter(entry["reason"] for entry in rejected)
-  for reason, n in reasons.most_common():
+  for reason, n in reasons.most_common(_REASONS):
     ids = [e["video_id"] for e in rejected if e["reason"] == reason]
     lines.append(f"  {n:6d}  {reason} ({examples(ids)})")
+  if len(reasons) > _REASONS:
+    others = sum(n for _, n in reasons.most_common()[_REASONS:])
+    lines.append(f"  {others:6d}  {len(reasons) - _REASONS} other reasons")
   return lines
 
 

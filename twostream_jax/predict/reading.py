@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from twostream_jax.data.check import Rejection, start_worker, too_few_frames
-from twostream_jax.data.clips import Clip
+from twostream_jax.data.clips import Clip, counted, extensions
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
 from twostream_jax.data.encode import process_clip
 from twostream_jax.data.frame_times import (
@@ -24,8 +25,10 @@ from twostream_jax.data.frames import (
   VideoError,
   enclosing,
   is_frame_folder,
+  is_left_behind,
   without_video_extension,
 )
+from twostream_jax.data.texts import expand_home, read_lines
 from twostream_jax.data.video import read_resized, resized
 from twostream_jax.flow import compute_flows, prepare_process
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
@@ -58,39 +61,53 @@ def find_sources(arguments: Iterable[str]) -> list[Source]:
   """The videos that arguments name, in their order; folders are searched.
 
   A folder of numbered images is one video. Of another folder every video below
-  is taken, by name, and every folder of numbered images. What is not there is
-  kept, to be told when it is to be read; likewise a folder without a video.
+  is taken, by extension, and every folder of numbered images; a warning counts
+  the other files. What is not there is kept, and so is a folder without a
+  video: their errors appear when they are to be read.
   """
   found = []
-  for argument in arguments:
+  for argument in map(expand_home, arguments):
     if "://" in argument:
       found.append(Source("stream", argument))
     elif argument.isdecimal() and not os.path.exists(argument):
       found.append(Source("camera", argument))
     elif os.path.isdir(argument) and not is_frame_folder(argument):
-      below = list(_videos_below(Path(argument)))
+      below = _videos_below(Path(argument))
       found += [Source("file", str(path)) for path in below or [argument]]
     else:
       found.append(Source("file", argument))
   return found
 
 
-def _videos_below(
+def _videos_below(folder: Path) -> list[Path]:
+  """Videos of a folder; a warning counts the other files, by extension."""
+  videos, others = [], []
+  for path in _below(folder):
+    is_video = without_video_extension(path.name) != path.name
+    (videos if is_video or path.is_dir() else others).append(path)
+  if others:
+    warnings.warn(
+      f"{counted(others, 'file')} in {folder} not taken, without the extension"
+      f" of a video: {extensions([path.name for path in others])}. A file that"
+      " is named itself is tried",
+      stacklevel=3,
+    )
+  return videos
+
+
+def _below(
   folder: Path, around: frozenset[str] = frozenset()
 ) -> Iterator[Path]:
-  """Videos of a folder; for `around` see `enclosing`."""
+  """Files and folders of frames; for `around` see `enclosing`."""
   inside = enclosing(folder, around)
   if inside is None:
     return
   for path in sorted(folder.iterdir()):
-    if path.name.startswith("."):
+    if is_left_behind(path.name):
       continue
-    if path.is_dir():
-      if is_frame_folder(path):
-        yield path
-      else:
-        yield from _videos_below(path, inside)
-    elif without_video_extension(path.name) != path.name:
+    if path.is_dir() and not is_frame_folder(path):
+      yield from _below(path, inside)
+    else:
       yield path
 
 
@@ -100,14 +117,7 @@ def read_list(path: str | os.PathLike) -> list[str]:
   Raises:
     ValueError: The file is not UTF-8; the message names it.
   """
-  try:
-    # With or without the mark that Windows programs begin a file with.
-    text = Path(path).read_text(encoding="utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f"{path} is not UTF-8 text (at byte {error.start}): save it as UTF-8"
-    ) from error
-  return [line.strip() for line in text.splitlines() if line.strip()]
+  return [line for _, line in read_lines(path)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""FFmpeg's frames as upright, progressive RGB images."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import av
+import av.filter
+import numpy as np
+
+# Beyond these a file's pixel aspect is an error of who wrote it.
+_NARROWEST, _WIDEST = 0.1, 10.0
+
+
+class Orientation(NamedTuple):
+  """How a picture becomes upright: transposed, then mirrored."""
+
+  transposed: bool = False
+  mirrored_x: bool = False
+  mirrored_y: bool = False
+
+
+def progressive(
+  frames: Iterable[av.VideoFrame], stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+  """De-interlaces from the first frame on that is marked as interlaced."""
+  graph, shape = None, None
+  for frame in frames:
+    if graph is not None and shape != _shape(frame):
+      yield from _pass_through(graph, None)
+      graph = None
+    if graph is None and frame.interlaced_frame:
+      graph, shape = _deinterlacer(frame, stream), _shape(frame)
+    if graph is None:
+      yield frame
+    else:
+      yield from _pass_through(graph, frame)
+  if graph is not None:
+    yield from _pass_through(graph, None)
+
+
+def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
+  return frame.width, frame.height, frame.format.name
+
+
+def _deinterlacer(frame, stream) -> av.filter.Graph:
+  graph = av.filter.Graph()
+  source = graph.add_buffer(
+    width=frame.width,
+    height=frame.height,
+    format=frame.format,
+    time_base=frame.time_base or stream.time_base,
+  )
+  # Frames that are not marked pass as they are.
+  bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+  sink = graph.add("buffersink")
+  source.link_to(bwdif)
+  bwdif.link_to(sink)
+  graph.configure()
+  return graph
+
+
+def _pass_through(graph, frame) -> Iterator[av.VideoFrame]:
+  """Puts a frame in (None: there are no more); yields what comes out."""
+  graph.push(frame)
+  while True:
+    try:
+      yield graph.pull()
+    except (av.error.BlockingIOError, av.error.EOFError):
+      return
+
+
+def to_rgb(
+  frame: av.VideoFrame, reformatter: av.video.reformatter.VideoReformatter
+) -> np.ndarray:
+  """Converts to RGB uint8 [h, w, 3], which stays in FFmpeg's memory."""
+  # As the ffmpeg command does; only chroma of more than 8 bits is resized.
+  rgb = reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
+  plane = rgb.planes[0]
+  shape = (rgb.height, rgb.width, 3)
+  return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, 3, 1))
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+  """Reads a frame's display matrix."""
+  side_data = frame.side_data.get("DISPLAYMATRIX")
+  if side_data is None:
+    return Orientation()
+  # 3 x 3, row by row: x' = a x + c y, y' = b x + d y, in 16.16 fixed point.
+  a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
+  if abs(b) > abs(a):
+    return Orientation(True, c < 0, b < 0)
+  return Orientation(False, a < 0, d < 0)
+
+
+def pixel_aspect(stream: av.VideoStream, turn: Orientation) -> float:
+  """Width of an upright pixel over its height; 1 where the file has none."""
+  aspect = float(stream.sample_aspect_ratio or 1)
+  if not _NARROWEST <= aspect <= _WIDEST:
+    return 1.0
+  return 1 / aspect if turn.transposed else aspect
+
+
+def upright(image: np.ndarray, turn: Orientation) -> np.ndarray:
+  """Turns and mirrors an image [h, w, 3]."""
+  if turn.transposed:
+    image = image.swapaxes(0, 1)
+  if turn.mirrored_x:
+    image = image[:, ::-1]
+  if turn.mirrored_y:
+    image = image[::-1]
+  if any(turn):
+    image = np.ascontiguousarray(image)
+  return image
