@@ -247,6 +247,19 @@ def test_beam_gives_the_same_dataset(videos, tmp_path, capsys):
   }
 
 
+def test_beam_that_is_not_installed_is_an_error_of_one_line(
+  videos, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  monkeypatch.delitem(sys.modules, "twostream_jax.data.beam", raising=False)
+  chosen = [f"--videos={videos}", f"--out={tmp_path / 'out'}"]
+  chosen += ["--dataset=folder", "--beam_runner=DirectRunner"]
+  assert build_tfds.run(_flags(*chosen)) == 1
+  message = capsys.readouterr().err
+  assert message.startswith("error: --beam_runner needs Apache Beam, an extra")
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
   "out, name",
   [

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import tensorflow_datasets as tfds
 
@@ -19,6 +21,16 @@ from twostream_jax.flow.spec import FlowSpec, to_dict
 
 VERSION = "1.0.0"
 _CLIPS_PER_SHARD = 256
+
+
+def software() -> dict[str, str]:
+  """Returns the versions here of what a dataset's bytes depend on."""
+  return {
+    "version": f"twostream_jax {twostream_jax.__version__}",
+    "decoder": f"PyAV {av.__version__}",
+    "resizing, flow and JPEG": f"OpenCV {cv2.__version__}",
+    "TV-L1 flow": f"JAX {importlib.metadata.version('jax')}",
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +76,15 @@ class Plan:
       size = clip.path.stat().st_size if clip.path.is_file() else None
       row = [clip.video_id, clip.split, clip.label, clip.group, size]
       listed.update(json.dumps(row).encode())
+    flow = {f"flow {k}": v for k, v in to_dict(self.flow_spec).items()}
     return {
       "name": self.name,
       "rgb_quality": self.rgb_quality,
       "number of clips": len(self.clips),
       "names, labels and sizes of the clips": listed.hexdigest()[:16],
-      "version": f"twostream_jax {twostream_jax.__version__}",
-      "decoder": f"OpenCV {cv2.__version__}",
-    } | {f"flow {k}": v for k, v in to_dict(self.flow_spec).items()}
+      **software(),
+      **flow,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
