@@ -159,9 +159,11 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   string(
     "beam_runner",
-    "Finish the clips by Apache Beam, with this runner (DirectRunner,"
-    " FlinkRunner, SparkRunner, DataflowRunner ...). Its workers need the"
-    " folders of --videos and --out under the same paths.",
+    "Finish the clips by Apache Beam, with this runner: a name that Beam knows"
+    " (DirectRunner, FlinkRunner ...), or module and class, as"
+    " apache_beam.runners.dask.dask_runner.DaskRunner. Its workers need the"
+    " folders of --videos and --out under the same paths, and the same versions"
+    " of this package, PyAV, OpenCV and JAX.",
   )
   flags.DEFINE_multi_string(
     "beam_option",
@@ -236,8 +238,14 @@ def _beam(values: flags.FlagValues) -> Elsewhere | None:
     if values.beam_option:
       raise UsageError("--beam_option needs --beam_runner")
     return None
-  # Apache Beam is an extra of the package.
-  from twostream_jax.data.beam import finish_with_beam
+  try:
+    from twostream_jax.data.beam import finish_with_beam
+  except ModuleNotFoundError as error:
+    if error.name != "apache_beam":
+      raise
+    raise UsageError(
+      "--beam_runner needs Apache Beam, an extra: pip install -e '.[beam]'"
+    ) from error
 
   options = [f"--{option}" for option in values.beam_option]
   return functools.partial(

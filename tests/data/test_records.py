@@ -172,6 +172,25 @@ def test_a_dataset_without_an_index_gets_one(tiny, tmp_path):
     assert written == (tiny.path / name).read_bytes()
 
 
+def test_writers_of_one_index_with_equal_process_ids_keep_apart(
+  source, tmp_path, monkeypatch
+):
+  # Containers of one image, say, that train on a dataset without an index.
+  path = tmp_path / "all.index"
+  index = record_index.read_index(path)
+  whole = path.read_bytes()
+  path.unlink()
+
+  def another_machine(file):
+    monkeypatch.undo()
+    record_index.write_index(index, path)
+
+  monkeypatch.setattr(record_index.os, "fsync", another_machine)
+  record_index.write_index(index, path)
+  assert path.read_bytes() == whole
+  assert not list(tmp_path.glob(".*"))
+
+
 def test_many_threads_read_with_few_files_open(videos, tmp_path, monkeypatch):
   monkeypatch.setattr(records, "_OPEN_FILES", 1)
   files = [write(tmp_path / str(i), videos[i : i + 1]) for i in range(9)]

@@ -178,7 +178,9 @@ def test_groups_in_test_are_left_out_on_demand(
   monkeypatch.setattr(
     build_tfds,
     "check_clips_decode",
-    lambda clips, **_: [check_clip(clip, 16, 2) for clip in clips],
+    lambda clips, *, flow_spec, **_: [
+      check_clip(clip, flow_spec) for clip in clips
+    ],
   )
   rows = {
     "train": ["hug/0.avi,hug,1", "kick/0.avi,kick,2", "hug/0b.avi,hug,3"],
@@ -223,7 +225,7 @@ def test_a_check_tells_before_it_decodes(videos, tmp_path, capsys, monkeypatch):
 def test_reasons_that_name_files_do_not_fill_the_screen():
   rejected = tuple({"video_id": "v", "reason": f"r{i}"} for i in range(30))
   summary = BuildSummary(
-    Path("o/d/1.0.0"), {"train": 1}, rejected, (), 1.0, 1.0, 1
+    Path("o/d/1.0.0"), {"train": 1}, rejected, (), 1.0, {}, 1.0, 1
   )
   assert "      10  10 other reasons" in describe(summary)
 
@@ -319,6 +321,19 @@ def test_beam_gives_the_same_dataset(videos, tmp_path, capsys):
   assert {f.name: f.read_bytes() for f in here.iterdir()} == {
     f.name: f.read_bytes() for f in there.iterdir()
   }
+
+
+def test_beam_that_is_not_installed_is_an_error_of_one_line(
+  videos, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  monkeypatch.delitem(sys.modules, "twostream_jax.data.beam", raising=False)
+  chosen = [f"--videos={videos}", f"--out={tmp_path / 'out'}"]
+  chosen += ["--dataset=folder", "--beam_runner=DirectRunner"]
+  assert build_tfds.run(_flags(*chosen)) == 1
+  message = capsys.readouterr().err
+  assert message.startswith("error: --beam_runner needs Apache Beam, an extra")
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

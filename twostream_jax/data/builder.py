@@ -223,7 +223,7 @@ def _finish_clips(
     seconds[index] = took
     if len(seconds) == len(sample):
       announce(_forecast(clips, seconds, staging, todo, workers))
-  if elsewhere:
+  if elsewhere and rest:
     elsewhere(task, staging, clips, rest)
     bar.update(len(rest))
 

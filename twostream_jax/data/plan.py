@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,17 @@ from twostream_jax.flow.spec import FlowSpec, to_dict
 
 VERSION = "1.0.0"
 _CLIPS_PER_SHARD = 256
+
+
+def software() -> dict[str, str]:
+  """Returns the versions here of what a dataset's bytes depend on."""
+  libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+  return {
+    "version": f"twostream_jax {twostream_jax.__version__}",
+    "decoder": f"PyAV {av.__version__}, libavcodec {libavcodec}",
+    "resizing, flow and JPEG": f"OpenCV {cv2.__version__}",
+    "TV-L1 flow": f"JAX {importlib.metadata.version('jax')}",
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +78,15 @@ class Plan:
       row = [clip.video_id, clip.split, clip.label, clip.group, size]
       row += [clip.rejection] if clip.rejection else []
       listed.update(json.dumps(row).encode())
+    flow = {f"flow {k}": v for k, v in to_dict(self.flow_spec).items()}
     return {
       "name": self.name,
       "rgb_quality": self.rgb_quality,
       "number of clips": len(self.clips),
       "names, labels and sizes of the clips": listed.hexdigest()[:16],
-      "version": f"twostream_jax {twostream_jax.__version__}",
-      "decoder": f"PyAV {av.__version__}, FFmpeg {_ffmpeg_version()}",
-      "images": f"OpenCV {cv2.__version__}",
-    } | {f"flow {k}": v for k, v in to_dict(self.flow_spec).items()}
-
-
-def _ffmpeg_version() -> str:
-  return ".".join(map(str, av.library_versions["libavcodec"]))
+      **software(),
+      **flow,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

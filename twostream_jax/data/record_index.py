@@ -11,6 +11,7 @@ github.com/google/riegeli, doc/riegeli_records_file_format.md, "Block header").
 """
 
 import os
+import uuid
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,9 +131,18 @@ def join(indices: Sequence[Index]) -> Index:
   return joined._replace(videos=videos)
 
 
+def temporary_name(path: Path) -> Path:
+  """Returns a name beside `path` to write its bytes to, before a rename.
+
+  Machines that share a folder have processes of equal ids (in containers of
+  one image as a rule), so an id would not keep two writers apart.
+  """
+  return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
 def write_index(index: Index, path: Path) -> None:
   """Writes an index; a file under that name is a whole one."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary = temporary_name(path)
   with open(temporary, "wb") as file:
     for array in index:
       np.lib.format.write_array(file, array, allow_pickle=False)

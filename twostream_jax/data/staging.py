@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,12 @@ class Store:
   """Writes results of clips; can be sent to another process or machine.
 
   Attributes:
-    folder: of the unfinished build.
+    folder: of the unfinished build; an absolute path, because another process
+      has a current folder of its own.
   """
 
   def __init__(self, folder: Path, plan: Plan):
-    self.folder = folder
+    self.folder = folder.absolute()
     self._names = class_names(plan.clips)
     self._multi_label = is_multi_label(plan.clips)
 
@@ -74,8 +75,31 @@ class Store:
     return outcome
 
   def is_finished(self, index: int) -> bool:
-    """Whether a clip's result was written."""
+    """Whether a clip's result was written, and its shard is not packed."""
     return _outcome_path(self.folder, index).exists()
+
+  def pack_shard(self, shard: int, indices: Sequence[int]) -> None:
+    """Moves the clips of a shard, all of them finished, into one file."""
+    done = _shard_path(self.folder, shard, "json")
+    if not done.exists():
+      outcomes = {
+        i: _read_outcome(_outcome_path(self.folder, i)) for i in indices
+      }
+      examples = (
+        _example_path(self.folder, i).read_bytes()
+        for i, outcome in outcomes.items()
+        if outcome.reason is None
+      )
+      data = _shard_path(self.folder, shard, "data")
+      _write_records(data, examples)
+      # While its bytes are in memory.
+      record_index.write_index(
+        record_index.index_file(data), _shard_path(self.folder, shard, "index")
+      )
+      _write_json(done, {str(i): vars(o) for i, o in outcomes.items()})
+    for i in indices:
+      _outcome_path(self.folder, i).unlink(missing_ok=True)
+      _example_path(self.folder, i).unlink(missing_ok=True)
 
   def _serialise(self, clip: Clip, record: Record) -> bytes:
     indices = [self._names.index(name) for name in labels_of(clip)]
@@ -101,6 +125,7 @@ class Staging:
   def __init__(self, folder: Path, plan: Plan):
     self.folder = folder
     self._plan = plan
+    self._store = Store(folder, plan)
     self._shards = plan.shards()
     self._shard_of = {
       i: shard
@@ -112,11 +137,11 @@ class Staging:
     )
     for shard in range(len(self._shards)):
       if not self._left[shard]:
-        self.pack_shard(shard)
+        self._pack_shard(shard)
 
   def store(self) -> Store:
     """Where results of clips are written."""
-    return Store(self.folder, self._plan)
+    return self._store
 
   def outcomes(self) -> dict[int, Outcome]:
     """How clips ended, by index; of the finished ones."""
@@ -137,35 +162,19 @@ class Staging:
     shard = self._shard_of[index]
     self._left[shard] -= 1
     if not self._left[shard]:
-      self.pack_shard(shard)
+      self._pack_shard(shard)
 
-  def shard_of(self, index: int) -> int:
-    """The shard that a clip belongs to."""
-    return self._shard_of[index]
+  def unpacked(self) -> dict[int, list[int]]:
+    """The clips of each shard that is not packed; some may be finished."""
+    return {
+      shard: indices
+      for shard, (_, indices) in enumerate(self._shards)
+      if not _shard_path(self.folder, shard, "json").exists()
+    }
 
-  def pack_shard(self, shard: int) -> None:
-    """Moves the clips of a shard, all of them finished, into one file."""
+  def _pack_shard(self, shard: int) -> None:
     _, indices = self._shards[shard]
-    done = self._shard_path(shard, "json")
-    if not done.exists():
-      outcomes = {
-        i: _read_outcome(_outcome_path(self.folder, i)) for i in indices
-      }
-      examples = (
-        _example_path(self.folder, i).read_bytes()
-        for i, outcome in outcomes.items()
-        if outcome.reason is None
-      )
-      data = self._shard_path(shard, "data")
-      _write_records(data, examples)
-      # While its bytes are in memory.
-      record_index.write_index(
-        record_index.index_file(data), self._shard_path(shard, "index")
-      )
-      _write_json(done, {str(i): vars(o) for i, o in outcomes.items()})
-    for i in indices:
-      _outcome_path(self.folder, i).unlink(missing_ok=True)
-      _example_path(self.folder, i).unlink(missing_ok=True)
+    self._store.pack_shard(shard, indices)
 
   def finish(self) -> Path:
     """Makes the files of the dataset from the shards; returns their folder."""
@@ -179,11 +188,11 @@ class Staging:
       if not used:
         continue
       target = shard_file(self._plan, folder, split, len(lengths[split]))
-      source = self._shard_path(shard, "data")
+      source = _shard_path(self.folder, shard, "data")
       if source.exists():  # Otherwise it was moved before a kill.
         source.rename(target)
       indices[split].append(
-        record_index.read_index(self._shard_path(shard, "index"))
+        record_index.read_index(_shard_path(self.folder, shard, "index"))
       )
       lengths[split].append(len(used))
       sizes[split] += sum(outcome.size for outcome in used)
@@ -195,14 +204,11 @@ class Staging:
     return folder
 
   def _shard_outcomes(self, shard: int) -> dict[int, Outcome]:
-    path = self._shard_path(shard, "json")
+    path = _shard_path(self.folder, shard, "json")
     if not path.exists():
       return {}
     outcomes = json.loads(path.read_text())
     return {int(i): Outcome(**values) for i, values in outcomes.items()}
-
-  def _shard_path(self, shard: int, kind: str) -> Path:
-    return self.folder / "shards" / f"{shard:05d}.{kind}"
 
 
 @contextlib.contextmanager
@@ -281,15 +287,19 @@ def _outcome_path(folder: Path, index: int) -> Path:
   return folder / "clips" / f"{index:08d}.json"
 
 
+def _shard_path(folder: Path, shard: int, kind: str) -> Path:
+  return folder / "shards" / f"{shard:05d}.{kind}"
+
+
 def _read_outcome(path: Path) -> Outcome:
   return Outcome(**json.loads(path.read_text()))
 
 
-def _write_records(path: Path, records: Iterator[bytes]) -> None:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _write_records(path: Path, examples: Iterator[bytes]) -> None:
+  temporary = record_index.temporary_name(path)
   writer = ArrayRecordWriter(os.fspath(temporary), _RECORD_OPTIONS)
-  for record in records:
-    writer.write(record)
+  for example in examples:
+    writer.write(example)
   writer.close()
   with open(temporary, "rb") as file:
     os.fsync(file.fileno())
@@ -301,7 +311,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary = record_index.temporary_name(path)
   with open(temporary, "wb") as file:
     file.write(data)
     # Before the rename, or a power cut could leave a name without its bytes.
