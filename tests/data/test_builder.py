@@ -161,13 +161,14 @@ def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   assert [record["video_id"] for record in source] == [b"2.avi", b"3.avi"]
 
 
-def test_split_without_usable_clips_writes_nothing(videos, tmp_path):
+def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
   clips = [_clip(videos / "0.avi"), _clip(videos / "no.avi", "test")]
   with pytest.raises(
-    builder.BuildError, match="test split.*1 x file not found"
+    builder.BuildError, match="test split.*1 x file not found .no.avi"
   ):
     _build(tmp_path / "out", clips)
-  assert list((tmp_path / "out").iterdir()) == []
+  with pytest.raises(dataset.DatasetNotFoundError):
+    dataset.open_dataset(tmp_path / "out")
 
 
 def test_existing_dataset_is_kept_or_replaced(videos, tmp_path):
@@ -193,20 +194,20 @@ def test_half_a_replacement_is_undone(videos, tmp_path):
   assert dataset.open_dataset(path).name == "tiny"
 
 
-def test_script_without_a_main_guard_is_told_so(tmp_path):
+def test_script_without_a_main_guard_is_told_so(videos, tmp_path):
   script = tmp_path / "script.py"
   script.write_text(f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 import pathlib, test_builder as t
-clips = t._four(pathlib.Path("."))
+clips = t._four(pathlib.Path({str(videos)!r}))
 t._build({str(tmp_path / "out")!r}, clips)
 """)
   done = subprocess.run(
     [sys.executable, script], capture_output=True, text=True
   )
   assert done.returncode == 1
-  assert "RuntimeError: worker processes can't start" in done.stderr
+  assert "WorkerStartError: worker processes can't start" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from twostream_jax.data.clip_task import ClipTask, finish_lost
+from twostream_jax.data.check import Rejection
+from twostream_jax.data.clip_task import (
+  ClipTask,
+  after_second_try,
+  is_tried_again,
+)
 from twostream_jax.data.clips import Clip
 from twostream_jax.data.staging import Staging
 from twostream_jax.data.workers import Lost, map_in_processes
@@ -78,12 +83,12 @@ class _Finish(beam.DoFn):
     # A runner may give a clip again.
     if not self._task.store.is_finished(index):
       result = self._run(item)
-      if result == Lost("crashed"):
-        result = self._run(item)
-      finish_lost(self._task, index, clip, result)
+      if is_tried_again(result):
+        result = after_second_try(self._task, clip, self._run(item))
+      self._task.conclude(index, clip, result)
     yield index
 
-  def _run(self, item: tuple[int, Clip]) -> float | Lost:
+  def _run(self, item: tuple[int, Clip]) -> float | Rejection | Lost:
     self._waiting.append(item)
     _, result = next(self._results)
     return result
@@ -93,10 +98,10 @@ class _Finish(beam.DoFn):
 
 
 class _Pack:
-  """Packs a shard when all of its clips are finished."""
+  """Packs a shard when all of its clips were tried."""
 
   def __init__(self, staging: Staging):
     self._staging = staging
 
-  def __call__(self, shard: int, finished: Iterable[int]) -> None:
-    self._staging.pack_shard(shard)
+  def __call__(self, shard: int, tried: Iterable[int]) -> None:
+    self._staging.pack_if_finished(shard)

@@ -1,9 +1,13 @@
 """Videos to a stored dataset, in a build that survives.
 
 Clips are worked on in processes, because a broken file can crash a decoder or
-hang it. What is finished is on the disk: a build that was killed goes on where
-it was, and ends in the same bytes. The dataset does not depend on the number of
-processes.
+hang it. What is finished is on the disk: a build that was stopped, by whatever,
+resumes and produces bit-identical files. The dataset does not depend on the
+number of processes.
+
+A clip is rejected for what is wrong with its file. What is wrong with the
+machine (memory, disks, network) ends the build after all other clips, and the
+next run tries those clips again.
 
 Processes start by `spawn`, which imports the main module of the calling program
 again. A script that calls `build_dataset` at its top level must do so under
@@ -22,7 +26,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from twostream_jax.data.check import TIME_LIMIT
+from twostream_jax.data import build_errors
+from twostream_jax.data.check import TIME_LIMIT, Rejection
 from twostream_jax.data.clip_task import (
   ClipTask,
   Process,
@@ -30,11 +35,14 @@ from twostream_jax.data.clip_task import (
 )
 from twostream_jax.data.clips import Clip, class_names, is_multi_label
 from twostream_jax.data.encode import process_clip
+from twostream_jax.data.faults import FILE_NOT_FOUND
 from twostream_jax.data.plan import (
   VERSION,
   Outcome,
   Plan,
+  Source,
   rejected_entries,
+  source_of,
 )
 from twostream_jax.data.staging import (
   Staging,
@@ -49,12 +57,10 @@ from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 # Clips that a forecast is made from, for each worker.
 _SAMPLE = 4
 
+BuildError = build_errors.BuildError
+
 # Finishes clips, by index, and packs what is complete.
 Elsewhere = Callable[[ClipTask, Staging, Sequence[Clip], Sequence[int]], None]
-
-
-class BuildError(ValueError):
-  """No dataset can be built from these clips."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +117,7 @@ def build_dataset(
   time_limit: float = TIME_LIMIT,
   progress: bool = True,
   overwrite: bool = False,
+  allow_failed: bool = False,
   announce: Callable[[Forecast], None] = lambda forecast: None,
   elsewhere: Elsewhere | None = None,
   process: Process = process_clip,
@@ -118,8 +125,8 @@ def build_dataset(
   """Builds a dataset in `out_dir/name/1.0.0`.
 
   The files appear under that name when all of them are complete. A build that
-  was killed goes on where it was. Equal arguments give equal files, whatever
-  the number of workers and however often it was killed.
+  was stopped is resumed. Equal arguments give equal files, whatever the number
+  of workers and however often it was stopped.
 
   Args:
     out_dir: folder of datasets; made where missing.
@@ -132,6 +139,8 @@ def build_dataset(
     progress: whether to draw a progress bar on stderr.
     overwrite: whether to replace the dataset if there is one. The old one stays
       until the new one is complete.
+    allow_failed: whether clips are rejected that can't be finished by fault of
+      the machine (see `faults`), instead of ending in an error.
     announce: called with a forecast once a sample of the clips is finished.
     elsewhere: finishes the clips after the sample, instead of processes of this
       machine.
@@ -142,31 +151,40 @@ def build_dataset(
     FileExistsError: the dataset exists and `overwrite` is false.
     UnfinishedBuildError: another build of it is running, or there is an
       unfinished one with other arguments.
-    BuildError: no clip of a split can be used; no dataset is written.
+    BuildError: clips could not be finished by fault of the machine, its disk is
+      full, or no clip of a split can be used. No dataset is written; the same
+      arguments resume the build.
     ValueError: an argument is out of range.
-    RuntimeError: worker processes can't start.
+    WorkerStartError: worker processes can't start.
   """
   _check_arguments(name, clips, flow_spec, rgb_quality, num_workers, time_limit)
   start = time.monotonic()
   final = Path(out_dir) / name / VERSION
   plan = Plan(name, clips, flow_spec, rgb_quality)
-  with only_build(final.with_name(f".{VERSION}.lock")):
-    staging = _begin(final, plan, overwrite)
+  lock = final.with_name(f".{VERSION}.lock")
+  with build_errors.explained(final.parent), only_build(lock):
+    sources = [source_of(clip) for clip in clips]
+    staging = _begin(final, plan, sources, overwrite)
     task = ClipTask(
-      process, flow_spec, rgb_quality, staging.store(), time_limit
+      *(process, flow_spec, rgb_quality, staging.store(), time_limit),
+      allow_failed=allow_failed,
     )
+    _reject_missing(task, staging, clips, sources)
     workers = min(num_workers or os.cpu_count() or 1, len(clips))
     with tqdm(
       total=len(clips), desc=name, unit="clip", disable=not progress
     ) as bar:
-      _finish_clips(staging, task, clips, workers, bar, announce, elsewhere)
-    outcomes = staging.outcomes()
-    _check_used(clips, outcomes, staging)
+      _finish_clips(
+        *(staging, task, clips, sources, workers, bar, announce, elsewhere)
+      )
+    outcomes = _checked_outcomes(clips, staging)
     _install(staging, final)
   return _summarise(final, clips, outcomes, time.monotonic() - start)
 
 
-def _begin(final: Path, plan: Plan, overwrite: bool) -> Staging:
+def _begin(
+  final: Path, plan: Plan, sources: Sequence[Source], overwrite: bool
+) -> Staging:
   """Clears up after a kill; returns the folder to build in."""
   replaced = _replaced(final)
   if replaced.exists():
@@ -181,7 +199,20 @@ def _begin(final: Path, plan: Plan, overwrite: bool) -> Staging:
       f"{final} exists. Use another name or folder, or ask for it to be"
       " replaced (overwrite=True, --overwrite)."
     )
-  return open_staging(folder, plan)
+  return open_staging(folder, plan, sources)
+
+
+def _reject_missing(
+  task: ClipTask,
+  staging: Staging,
+  clips: Sequence[Clip],
+  sources: Sequence[Source],
+) -> None:
+  """Rejects clips without a file; one that vanishes later is another thing."""
+  for index in staging.unfinished():
+    if sources[index] is None:
+      task.store.write(index, clips[index], Rejection(FILE_NOT_FOUND))
+      staging.mark_finished(index)
 
 
 def _install(staging: Staging, final: Path) -> None:
@@ -204,6 +235,7 @@ def _finish_clips(
   staging: Staging,
   task: ClipTask,
   clips: Sequence[Clip],
+  sources: Sequence[Source],
   workers: int,
   bar: tqdm,
   announce: Callable[[Forecast], None],
@@ -216,14 +248,16 @@ def _finish_clips(
   seconds = {}
   here = sample if elsewhere else sample + rest
   for index, took in finish_here(task, clips, here, workers):
+    if took is None:
+      continue
     staging.mark_finished(index)
     bar.update()
     seconds[index] = took
     if len(seconds) == len(sample):
-      announce(_forecast(clips, seconds, staging, todo, workers))
+      announce(_forecast(sources, seconds, staging, todo, workers))
   if elsewhere:
     elsewhere(task, staging, clips, rest)
-    bar.update(len(rest))
+    bar.update(len(clips) - len(staging.unfinished()) - bar.n)
 
 
 def _sample(todo: Sequence[int], size: int) -> list[int]:
@@ -234,16 +268,15 @@ def _sample(todo: Sequence[int], size: int) -> list[int]:
 
 
 def _forecast(
-  clips: Sequence[Clip],
+  sources: Sequence[Source],
   seconds: Mapping[int, float],
   staging: Staging,
   todo: Sequence[int],
   workers: int,
 ) -> Forecast:
   # Files differ in length: judge by their bytes, where clips are files.
-  paths = [clip.path for clip in clips]
-  sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
-  weights = sizes if min(sizes) else [1] * len(clips)
+  sizes = [size if isinstance(size, int) else 0 for size in sources]
+  weights = sizes if min(sizes) else [1] * len(sources)
   sampled = sum(weights[i] for i in seconds)
   outcomes = staging.outcomes()
   rest = [i for i in todo if i not in seconds]
@@ -259,21 +292,23 @@ def _forecast(
   )
 
 
-def _check_used(
-  clips: Sequence[Clip], outcomes: Mapping[int, Outcome], staging: Staging
-) -> None:
-  """Raises BuildError where all clips of a split were rejected."""
-  used = {clips[i].split for i, o in outcomes.items() if o.reason is None}
-  for split in sorted({clip.split for clip in clips} - used):
-    reasons = collections.Counter(
-      o.reason for i, o in outcomes.items() if clips[i].split == split
-    )
-    listed = "; ".join(f"{n} x {r}" for r, n in reasons.most_common(3))
-    shutil.rmtree(staging.folder)
-    raise BuildError(
-      f"no clip of the {split} split can be used ({listed});"
-      " no dataset was written"
-    )
+def _checked_outcomes(
+  clips: Sequence[Clip], staging: Staging
+) -> dict[int, Outcome]:
+  """How clips ended, by index.
+
+  Raises:
+    BuildError: some did not, by fault of the machine, or all of a split were
+      rejected. The next run tries these again.
+  """
+  if faults := staging.faults():
+    raise build_errors.unfinished(clips, faults, staging.folder)
+  outcomes = staging.outcomes()
+  if splits := build_errors.unusable_splits(clips, outcomes):
+    # No work is lost: none of their clips has a record.
+    staging.forget([i for i, c in enumerate(clips) if c.split in splits])
+    raise build_errors.unusable(clips, outcomes, splits, staging.folder)
+  return outcomes
 
 
 def _summarise(

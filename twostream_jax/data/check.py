@@ -4,12 +4,17 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 from tqdm import tqdm
 
 from twostream_jax.data.clips import Clip, clip_exists
+from twostream_jax.data.faults import (
+  FILE_NOT_FOUND,
+  machine_fault,
+  read_fault,
+)
 from twostream_jax.data.video import (
   VideoError,
   read_resized,
@@ -18,7 +23,7 @@ from twostream_jax.data.video import (
 )
 from twostream_jax.data.workers import Lost, map_in_processes
 
-FILE_NOT_FOUND = "file not found"
+_Result = TypeVar("_Result")
 CRASHED = "the decoder crashed"
 # Seconds. As long as a clip of 1 GiB may take with slow flow on one core.
 TIME_LIMIT = 1800.0
@@ -26,9 +31,16 @@ TIME_LIMIT = 1800.0
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-  """Why a clip can't be used."""
+  """Why a clip can't be used.
+
+  Attributes:
+    reason: in a few words.
+    passing: whether it is the machine's fault, not the file's: a later try may
+      succeed.
+  """
 
   reason: str
+  passing: bool = False
 
 
 def too_few_frames(number: int, needed: int) -> Rejection:
@@ -52,13 +64,50 @@ def lost_rejection(lost: Lost, time_limit: float) -> Rejection:
   """Returns why a clip can't be used that was lost in a worker process."""
   if lost.reason == "crashed":
     return Rejection(CRASHED)
+  if lost.reason == "killed":
+    return Rejection(
+      "its process was killed, probably for lack of memory", passing=True
+    )
+  if lost.reason == "stalled":
+    return Rejection(
+      f"not done in {time_limit:g} s, spent waiting and not computing",
+      passing=True,
+    )
   return Rejection(f"not done in {time_limit:g} s, the time limit of a clip")
+
+
+def done_or_rejected(
+  clip: Clip, work: Callable[[], _Result]
+) -> _Result | Rejection:
+  """Does some work on a clip's file; returns its result, or why there is none.
+
+  An error that nobody thought of is a reason like any other: one odd file must
+  not end a build of hours, and every reason is listed at its end. What the
+  machine is to blame for is told apart, also where the decoder took an error in
+  reading for the end of the file.
+  """
+  try:
+    if not clip_exists(clip):
+      return Rejection(FILE_NOT_FOUND, passing=True)
+    result = work()
+  except Exception as error:
+    if fault := machine_fault(error):
+      return Rejection(fault, passing=True)
+    result = _rejection_of(error)
+  fault = read_fault(clip.path)
+  return Rejection(fault, passing=True) if fault else result
 
 
 def start_worker() -> None:
   """Prepares a process for decoding: silent, and with one thread."""
   silence_decoders()
   cv2.setNumThreads(1)
+
+
+def _rejection_of(error: Exception) -> Rejection:
+  if isinstance(error, VideoError):
+    return Rejection(error.reason)
+  return Rejection(f"unexpected {type(error).__name__}: {error}")
 
 
 def check_clip(
@@ -70,15 +119,12 @@ def check_clip(
     Why a build would reject it, or None. Flow and the limit on the size of a
     record play no part.
   """
-  if not clip_exists(clip):
-    return Rejection(FILE_NOT_FOUND)
-  try:
+
+  def count() -> Rejection | None:
     n = sum(1 for _ in read_resized(clip.path, short_side))
-  except VideoError as error:
-    return Rejection(error.reason)
-  except Exception as error:
-    return Rejection(f"unexpected {type(error).__name__}: {error}")
-  return too_few_frames(n, min_frames) if n < min_frames else None
+    return too_few_frames(n, min_frames) if n < min_frames else None
+
+  return done_or_rejected(clip, count)
 
 
 def check_clips_decode(
