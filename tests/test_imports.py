@@ -30,6 +30,7 @@ LEVELS = {
   "data.eval_pipeline": 2,
   "data.faults": 1,
   "data.features": 0,
+  "data.forecast": 5,
   "data.frames": 0,
   "data.images": 0,
   "data.input_pipeline": 2,

@@ -33,9 +33,15 @@ from twostream_jax.data.clip_task import (
   Process,
   finish_here,
 )
-from twostream_jax.data.clips import Clip, class_names, is_multi_label
+from twostream_jax.data.clips import (
+  Clip,
+  check_class_names,
+  class_names,
+  is_multi_label,
+)
 from twostream_jax.data.encode import process_clip
 from twostream_jax.data.faults import FILE_NOT_FOUND
+from twostream_jax.data.forecast import Forecast, forecast, sample_of
 from twostream_jax.data.plan import (
   VERSION,
   Outcome,
@@ -54,32 +60,10 @@ from twostream_jax.data.video import target_size
 from twostream_jax.flow import compute_flows
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 
-# Clips that a forecast is made from, for each worker.
-_SAMPLE = 4
-
 BuildError = build_errors.BuildError
 
 # Finishes clips, by index, and packs what is complete.
 Elsewhere = Callable[[ClipTask, Staging, Sequence[Clip], Sequence[int]], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-  """What is left of a build, judged by a sample of its clips.
-
-  Attributes:
-    sample: number of clips in the sample.
-    clips: number of clips that are left.
-    seconds: that they will take.
-    size: of the whole dataset, in bytes.
-    disk_free: bytes.
-  """
-
-  sample: int
-  clips: int
-  seconds: float
-  size: int
-  disk_free: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +227,7 @@ def _finish_clips(
 ) -> None:
   todo = staging.unfinished()
   bar.update(len(clips) - len(todo))
-  sample = _sample(todo, _SAMPLE * workers)
+  sample = sample_of(todo, workers)
   rest = [index for index in todo if index not in set(sample)]
   seconds = {}
   here = sample if elsewhere else sample + rest
@@ -254,42 +238,13 @@ def _finish_clips(
     bar.update()
     seconds[index] = took
     if len(seconds) == len(sample):
-      announce(_forecast(sources, seconds, staging, todo, workers))
+      outcomes = staging.outcomes()
+      announce(
+        forecast(sources, seconds, outcomes, todo, workers, staging.folder)
+      )
   if elsewhere:
     elsewhere(task, staging, clips, rest)
     bar.update(len(clips) - len(staging.unfinished()) - bar.n)
-
-
-def _sample(todo: Sequence[int], size: int) -> list[int]:
-  """Evenly spaced clips; none where a forecast would come too late."""
-  if len(todo) < 4 * size:
-    return []
-  return [todo[(2 * i + 1) * len(todo) // (2 * size)] for i in range(size)]
-
-
-def _forecast(
-  sources: Sequence[Source],
-  seconds: Mapping[int, float],
-  staging: Staging,
-  todo: Sequence[int],
-  workers: int,
-) -> Forecast:
-  # Files differ in length: judge by their bytes, where clips are files.
-  sizes = [size if isinstance(size, int) else 0 for size in sources]
-  weights = sizes if min(sizes) else [1] * len(sources)
-  sampled = sum(weights[i] for i in seconds)
-  outcomes = staging.outcomes()
-  rest = [i for i in todo if i not in seconds]
-  per_weight = sum(outcomes[i].size for i in seconds) / sampled
-  return Forecast(
-    sample=len(seconds),
-    clips=len(rest),
-    seconds=sum(weights[i] for i in rest)
-    * (sum(seconds.values()) / sampled)
-    / workers,
-    size=int(per_weight * sum(weights)),
-    disk_free=shutil.disk_usage(staging.folder).free,
-  )
 
 
 def _checked_outcomes(
@@ -351,6 +306,7 @@ def _check_arguments(
   if num_workers is not None and num_workers < 1:
     raise ValueError(f"at least one worker is needed: {num_workers}")
   is_multi_label(clips)  # Refuses labels of two kinds.
+  check_class_names(class_names(clips))
   if not time_limit > 0:
     raise ValueError(f"the time limit must be positive: {time_limit}")
   target_size(8, 8, flow_spec.short_side)

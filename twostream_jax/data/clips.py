@@ -108,13 +108,32 @@ def check_clips(clips: Sequence[Clip]) -> None:
   """Raises AnnotationError where a list of clips can't make a dataset.
 
   Train and test clips are needed, no video twice, no group on both sides of
-  the test, no class in validation or test that train lacks, two classes.
+  the test, no class in validation or test that train lacks, two classes, and
+  names of classes as in `check_class_names`.
   """
   _check_names(clips)
+  check_class_names(class_names(clips))
   _check_splits(clips)
   _check_duplicates(clips)
   _check_groups(clips)
   _check_labels(clips)
+
+
+def check_class_names(names: Iterable[str]) -> None:
+  """Raises AnnotationError for class names that a dataset can't hold.
+
+  TFDS stores a name a line and strips it when it reads them back.
+  """
+  wrong = [
+    repr(name)
+    for name in names
+    if name != name.strip() or len(name.splitlines()) != 1
+  ]
+  if wrong:
+    raise AnnotationError(
+      f"{counted(wrong, 'class name')} empty, with spaces around it or of"
+      f" several lines: {examples(wrong)}. Rename the class."
+    )
 
 
 def _check_names(clips: Sequence[Clip]) -> None:

@@ -7,6 +7,7 @@ the folder of videos: flat, in class folders, in split folders.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from twostream_jax.data import large_lists, lists
 from twostream_jax.data.annotations import read_csv, read_folder
@@ -177,7 +178,9 @@ def _index(
   """
   files, folders = {}, {}
   around = {os.fspath(folder): enclosing(folder)}
-  for parent, children, names in os.walk(folder, followlinks=True):
+  for parent, children, names in os.walk(
+    folder, onerror=_refuse, followlinks=True
+  ):
     inside = {
       name: enclosing(os.path.join(parent, name), around[parent])
       for name in children
@@ -195,6 +198,11 @@ def _index(
         key = Path(name).stem if any_extension else name
         files.setdefault(key, []).append((base / name).as_posix())
   return files, folders
+
+
+def _refuse(error: OSError) -> NoReturn:
+  # Files below a folder that can't be read would be taken for missing.
+  raise error
 
 
 def _matches(

@@ -292,7 +292,9 @@ def open_staging(
   before = json.loads(path.read_text())
   pairs = list(zip(before, sources, strict=True))
   staging.forget([i for i, pair in enumerate(pairs) if has_changed(*pair)])
-  merged = [new if has_changed(old, new) else old for old, new in pairs]
+  todo = set(staging.unfinished())
+  # What a finished clip was made from stays, also while its file is away.
+  merged = [new if i in todo else old for i, (old, new) in enumerate(pairs)]
   if merged != before:
     write_json(path, merged, indent=None)
   return staging
