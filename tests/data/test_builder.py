@@ -10,6 +10,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from twostream_jax.data import builder, dataset
 from twostream_jax.data.annotations import Clip
@@ -253,3 +254,19 @@ def test_opening_needs_one_dataset_of_this_format(videos, tmp_path):
   (second / dataset.METADATA_FILE).write_text("{}")
   with pytest.raises(ValueError, match="not a dataset of format version 2"):
     dataset.open_dataset(second)
+
+
+def test_tfds_reads_the_class_names_that_were_stored(videos, tmp_path):
+  labels = ["run far", "éa\u3000b"]
+  clips = [
+    dataclasses.replace(clip, label=labels[i % 2])
+    for i, clip in enumerate(_four(videos))
+  ]
+  path = _build(tmp_path / "out", clips).path
+  names = tfds.builder_from_directory(path).info.features["label"].names
+  assert tuple(names) == dataset.open_dataset(path).class_names
+  for strange in ("run ", "\ufeff\n", "a\nb", ""):
+    labelled = [dataclasses.replace(clip, label=strange) for clip in clips]
+    with pytest.raises(ValueError, match="1 class name empty, with spaces"):
+      _build(tmp_path / "no", labelled)
+  assert not (tmp_path / "no").exists()

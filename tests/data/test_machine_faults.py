@@ -1,12 +1,10 @@
 """What the machine is to blame for: never a rejection, and no work is lost."""
 
-import contextlib
 import errno
 import functools
 import hashlib
 import os
 import re
-import resource
 import shutil
 
 import av
@@ -17,6 +15,7 @@ import pytest
 from absl import flags
 
 from data_prep import build_tfds
+from tests.full_disk import largest_file
 from twostream_jax.data import builder, check, clip_task, dataset, faults
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.check import Rejection, check_clip
@@ -363,22 +362,9 @@ def test_second_tries_end_where_none_succeeds(here, videos, tmp_path):
     Clip(f"{i}.avi", videos / "train/a/0.avi", split, "ab"[i % 2], "")
     for i, split in enumerate(["train"] * 15 + ["test"] * 15)
   ]
-  with pytest.raises(
-    builder.BuildError, match="15 of 15 train and 15 of"
-  ):
+  with pytest.raises(builder.BuildError, match="15 of 15 train and 15 of"):
     _build(tmp_path, videos, clips=clips, process=process)
   assert len(tries) == 30 + 10
-
-
-@contextlib.contextmanager
-def _largest_file(size):
-  """A disk on which no file can be larger."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(
@@ -395,7 +381,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(
   for size in [*range(0, 8000, 500), *range(8000, 300_000, 8000)]:
     finished.clear()
     try:
-      with _largest_file(size):
+      with largest_file(size):
         summary = _build(tmp_path, videos, process=process)
       break
     except builder.BuildError as error:
@@ -416,7 +402,7 @@ def test_the_command_ends_in_a_sentence(here, videos, tmp_path, capsys):
   build_tfds.define_flags(values)
   arguments = ["--dataset=folder", f"--videos={videos}", f"--out={tmp_path}/o"]
   values(["build_tfds.py", *arguments, "--short_side=16", "--workers=1"])
-  with _largest_file(1000):
+  with largest_file(1000):
     assert build_tfds.run(values) == 1
   lines = capsys.readouterr().err.splitlines()
   (error,) = [line for line in lines if line.startswith("error: ")]
@@ -434,3 +420,26 @@ def test_memory_of_the_main_process_is_a_sentence(here, videos, tmp_path):
   ]
   with pytest.raises(builder.BuildError, match="stopped .out of memory.: mend"):
     _build(tmp_path, videos, clips=clips, announce=announce)
+
+
+def _out_of_memory_for_1(clip, spec, quality):
+  if clip.video_id == "train/b/1.avi":
+    return Rejection("out of memory", passing=True)
+  return process_clip(clip, spec, quality)
+
+
+def test_beam_leaves_what_the_machine_fails_to_the_next_run(
+  videos, whole, tmp_path, monkeypatch
+):
+  pytest.importorskip("apache_beam", reason="an extra of the package")
+  from twostream_jax.data.beam import finish_with_beam
+
+  options = ["--runner=DirectRunner", "--direct_num_workers=1"]
+  elsewhere = functools.partial(finish_with_beam, options)
+  process = _out_of_memory_for_1
+  with pytest.raises(builder.BuildError, match="1 of 5 train.*1 x out of mem"):
+    _build(tmp_path, videos, elsewhere=elsewhere, process=process)
+  monkeypatch.setattr(clip_task, "_map", _map_here)
+  done = {clip.video_id for clip in read_folder(videos)} - {"train/b/1.avi"}
+  summary = _build(tmp_path, videos, process=_none_again(done))
+  assert _hashes(summary.path) == whole

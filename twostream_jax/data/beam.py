@@ -8,11 +8,13 @@ Apache Beam is an extra: pip install 'twostream-jax[beam]'.
 """
 
 import collections
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from twostream_jax.data.build_errors import BuildError
 from twostream_jax.data.check import Rejection
 from twostream_jax.data.clip_task import (
   ClipTask,
@@ -41,21 +43,38 @@ def finish_with_beam(
     indices: the clips to finish.
 
   Raises:
-    Exception: what the runner raises. What is finished stays so.
+    BuildError: the pipeline failed. What is finished stays so.
   """
   # The caller's main module stays out of it: workers import what they need.
   pipeline_options = PipelineOptions(list(options), save_main_session=False)
-  with beam.Pipeline(options=pipeline_options) as pipeline:
-    _ = (
-      pipeline
-      | beam.Create([(index, clips[index]) for index in indices])
-      # Otherwise a runner may give all of them to one worker.
-      | beam.Reshuffle()
-      | "finish clips" >> beam.ParDo(_Finish(task))
-      | beam.WithKeys(staging.shard_of)
-      | beam.GroupByKey()
-      | "pack shards" >> beam.MapTuple(_Pack(staging))
-    )
+  try:
+    with beam.Pipeline(options=pipeline_options) as pipeline:
+      _ = (
+        pipeline
+        | beam.Create([(index, clips[index]) for index in indices])
+        # Otherwise a runner may give all of them to one worker.
+        | beam.Reshuffle()
+        | "finish clips" >> beam.ParDo(_Finish(task))
+        | beam.WithKeys(staging.shard_of)
+        | beam.GroupByKey()
+        | "pack shards" >> beam.MapTuple(_Pack(staging))
+      )
+  except Exception as error:
+    # Runners raise errors of their own; the last line has the words.
+    lines = str(error).strip().splitlines() or [repr(error)]
+    raise BuildError(
+      f"the Beam pipeline stopped ({lines[-1][:500]}): mend the cause and run"
+      " the same command again, which resumes the build"
+    ) from error
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+  """Keeps the words of an error: Beam makes errors again, from one string."""
+  try:
+    yield
+  except OSError as error:
+    raise RuntimeError(str(error)) from error
 
 
 class _Finish(beam.DoFn):
@@ -82,10 +101,11 @@ class _Finish(beam.DoFn):
     index, clip = item
     # A runner may give a clip again.
     if not self._task.store.is_finished(index):
-      result = self._run(item)
-      if is_tried_again(result):
-        result = after_second_try(self._task, clip, self._run(item))
-      self._task.conclude(index, clip, result)
+      with _plain_errors():
+        result = self._run(item)
+        if is_tried_again(result):
+          result = after_second_try(self._task, clip, self._run(item))
+        self._task.conclude(index, clip, result)
     yield index
 
   def _run(self, item: tuple[int, Clip]) -> float | Rejection | Lost:
@@ -104,4 +124,5 @@ class _Pack:
     self._staging = staging
 
   def __call__(self, shard: int, tried: Iterable[int]) -> None:
-    self._staging.pack_if_finished(shard)
+    with _plain_errors():
+      self._staging.pack_if_finished(shard)
