@@ -29,7 +29,7 @@ def test_a_folder_of_frames_is_used(folder):
 
 def test_what_is_not_there(folder):
   assert check_clip(_clip(folder / "no.avi"), 16, 2) == Rejection(
-    "file not found", passing=True
+    "file not found", transient=True
   )
 
 

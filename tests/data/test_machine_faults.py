@@ -235,7 +235,7 @@ def test_faults_of_the_machine_are_no_rejections_for_good(
     # A prediction is told the reason.
     Reader(_SPEC, 95)(Source("file", str(path))),
   ]
-  assert all(rejection.passing for rejection in found)
+  assert all(rejection.transient for rejection in found)
   assert all(reason in rejection.reason for rejection in found)
 
 
@@ -253,7 +253,7 @@ def test_faults_of_the_machine_are_no_rejections_for_good(
 def test_faults_of_the_file_are_rejections_for_good(videos, monkeypatch, error):
   monkeypatch.setattr("twostream_jax.data.encode.read_resized", _raising(error))
   path = videos / "train" / "a" / "0.avi"
-  assert not process_clip(_clip(path), _SPEC, 95).passing
+  assert not process_clip(_clip(path), _SPEC, 95).transient
 
 
 def test_ffmpeg_without_memory_where_there_is_none(monkeypatch):
@@ -270,7 +270,7 @@ def test_a_file_that_can_not_be_read_is_no_short_video(videos, monkeypatch):
   reason = "can't be read: Input/output error"
   assert faults.read_fault("/proc/self/mem") == reason
   monkeypatch.setattr(check, "read_fault", lambda _: reason)
-  wanted = Rejection(reason, passing=True)
+  wanted = Rejection(reason, transient=True)
   assert process_clip(_clip(path), _SPEC, 95) == wanted
   assert check_clip(_clip(path), 16, 2) == wanted
 
@@ -279,7 +279,7 @@ def _short_of_memory(times, clip, spec, quality, *, names):
   """Fails some times for each of some clips."""
   times[clip.video_id] = times.get(clip.video_id, 0) + 1
   if times[clip.video_id] <= names.get(clip.video_id, 0):
-    return Rejection("out of memory", passing=True)
+    return Rejection("out of memory", transient=True)
   return process_clip(clip, spec, quality)
 
 
@@ -356,7 +356,7 @@ def test_second_tries_end_where_none_succeeds(here, videos, tmp_path):
 
   def process(clip, spec, quality):
     tries.append(clip.video_id)
-    return Rejection("can't be read: Stale file handle", passing=True)
+    return Rejection("can't be read: Stale file handle", transient=True)
 
   clips = [
     Clip(f"{i}.avi", videos / "train/a/0.avi", split, "ab"[i % 2], "")
@@ -424,7 +424,7 @@ def test_memory_of_the_main_process_is_a_sentence(here, videos, tmp_path):
 
 def _out_of_memory_for_1(clip, spec, quality):
   if clip.video_id == "train/b/1.avi":
-    return Rejection("out of memory", passing=True)
+    return Rejection("out of memory", transient=True)
   return process_clip(clip, spec, quality)
 
 

@@ -42,7 +42,7 @@ def explained(folder: Path) -> Iterator[None]:
 def unfinished(
   clips: Sequence[Clip], faults: Mapping[int, str], folder: Path
 ) -> BuildError:
-  """The error of a build in which clips failed by fault of the machine.
+  """The error of a build in which clips failed because of the machine.
 
   Args:
     clips: all of the build.
@@ -53,7 +53,7 @@ def unfinished(
   failed = collections.Counter(clips[i].split for i in sorted(faults))
   shares = [f"{n} of {totals[split]} {split}" for split, n in failed.items()]
   return BuildError(
-    f"{' and '.join(shares)} clips could not be finished by fault of this"
+    f"{' and '.join(shares)} clips could not be finished because of this"
     f" machine, not of their files: {_listed(clips, faults)}; the other"
     f" {counted(range(len(clips) - len(faults)), 'clip')} are kept in {folder}:"
     " see that the videos can be reached and that memory suffices (fewer"

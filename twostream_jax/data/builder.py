@@ -123,7 +123,7 @@ def build_dataset(
     progress: whether to draw a progress bar on stderr.
     overwrite: whether to replace the dataset if there is one. The old one stays
       until the new one is complete.
-    allow_failed: whether clips are rejected that can't be finished by fault of
+    allow_failed: whether clips are rejected that can't be finished because of
       the machine (see `faults`), instead of ending in an error.
     announce: called with a forecast once a sample of the clips is finished.
     elsewhere: finishes the clips after the sample, instead of processes of this
@@ -135,7 +135,7 @@ def build_dataset(
     FileExistsError: the dataset exists and `overwrite` is false.
     UnfinishedBuildError: another build of it is running, or there is an
       unfinished one with other arguments.
-    BuildError: clips could not be finished by fault of the machine, its disk is
+    BuildError: clips could not be finished because of the machine, its disk is
       full, or no clip of a split can be used. No dataset is written; the same
       arguments resume the build.
     ValueError: an argument is out of range.
@@ -253,7 +253,7 @@ def _checked_outcomes(
   """How clips ended, by index.
 
   Raises:
-    BuildError: some did not, by fault of the machine, or all of a split were
+    BuildError: some did not, because of the machine, or all of a split were
       rejected. The next run tries these again.
   """
   if faults := staging.faults():

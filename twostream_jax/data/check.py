@@ -35,12 +35,12 @@ class Rejection:
 
   Attributes:
     reason: in a few words.
-    passing: whether it is the machine's fault, not the file's: a later try may
+    transient: whether the machine is to blame, not the file: a later try may
       succeed.
   """
 
   reason: str
-  passing: bool = False
+  transient: bool = False
 
 
 def too_few_frames(number: int, needed: int) -> Rejection:
@@ -66,12 +66,12 @@ def lost_rejection(lost: Lost, time_limit: float) -> Rejection:
     return Rejection(CRASHED)
   if lost.reason == "killed":
     return Rejection(
-      "its process was killed, probably for lack of memory", passing=True
+      "its process was killed, probably for lack of memory", transient=True
     )
   if lost.reason == "stalled":
     return Rejection(
       f"not done in {time_limit:g} s, spent waiting and not computing",
-      passing=True,
+      transient=True,
     )
   return Rejection(f"not done in {time_limit:g} s, the time limit of a clip")
 
@@ -81,21 +81,21 @@ def done_or_rejected(
 ) -> _Result | Rejection:
   """Does some work on a clip's file; returns its result, or why there is none.
 
-  An error that nobody thought of is a reason like any other: one odd file must
-  not end a build of hours, and every reason is listed at its end. What the
-  machine is to blame for is told apart, also where the decoder took an error in
-  reading for the end of the file.
+  An unexpected error is a reason like any other: one odd file must not end a
+  build of hours, and every reason is listed at its end. What the machine is to
+  blame for is told apart, also where the decoder took an error in reading for
+  the end of the file.
   """
   try:
     if not clip_exists(clip):
-      return Rejection(FILE_NOT_FOUND, passing=True)
+      return Rejection(FILE_NOT_FOUND, transient=True)
     result = work()
   except Exception as error:
     if fault := machine_fault(error):
-      return Rejection(fault, passing=True)
+      return Rejection(fault, transient=True)
     result = _rejection_of(error)
   fault = read_fault(clip.path)
-  return Rejection(fault, passing=True) if fault else result
+  return Rejection(fault, transient=True) if fault else result
 
 
 def start_worker() -> None:

@@ -17,8 +17,8 @@ from twostream_jax.flow import prepare_process
 from twostream_jax.flow.spec import FlowSpec
 
 Process = Callable[[Clip, FlowSpec, int], Record | Rejection]
-# Second tries in a row that fail by fault of the machine, until the rest of
-# them is left to the next run: its network folder or memory is not back.
+# Second tries in a row that fail because of the machine, before the others are
+# left to the next run: its network folder or memory is not back.
 _FAILURES = 10
 
 
@@ -32,7 +32,7 @@ class ClipTask:
     rgb_quality: passed to it.
     store: where results are written.
     time_limit: seconds that a clip may take.
-    allow_failed: whether clips that fail by fault of the machine are rejected
+    allow_failed: whether clips that fail because of the machine are rejected
       in the end. Otherwise they stay unfinished.
   """
 
@@ -56,12 +56,12 @@ class ClipTask:
     start = time.monotonic()
     index, clip = item
     result = self.process(clip, self.flow_spec, self.rgb_quality)
-    if isinstance(result, Rejection) and result.passing:
+    if isinstance(result, Rejection) and result.transient:
       return result
     try:
       self.store.write(index, clip, result)
     except MemoryError as error:
-      return Rejection(machine_fault(error), passing=True)
+      return Rejection(machine_fault(error), transient=True)
     return time.monotonic() - start
 
   def conclude(
@@ -76,7 +76,7 @@ class ClipTask:
       result = lost_rejection(result, self.time_limit)
     if not isinstance(result, Rejection):
       return result
-    if result.passing and not self.allow_failed:
+    if result.transient and not self.allow_failed:
       self.store.write_fault(index, result.reason)
       return None
     self.store.write(index, clip, result)
@@ -101,10 +101,10 @@ def finish_here(
 ) -> Iterator[tuple[int, float | None]]:
   """Finishes clips in processes of this machine.
 
-  A clip that ends its process or fails by fault of the machine is tried once
+  A clip that ends its process or fails because of the machine is tried once
   more, alone, when the others are done: memory may have been short, a network
   folder away. A clip that ends its process again is rejected, and so is one
-  that takes longer than it may. One that fails again by fault of the machine
+  that takes longer than it may. One that fails again because of the machine
   stays unfinished, for the next run.
 
   Yields:

@@ -39,7 +39,7 @@ def machine_fault(error: BaseException) -> str | None:
   the error is caught, while the memory of what failed is still held.
 
   Returns:
-    None where the file is, or nobody knows.
+    None where the file is, or where that can't be told.
   """
   if isinstance(error, VideoError) and error.__cause__ is not None:
     error = error.__cause__

@@ -12,8 +12,8 @@
   finished                 says that those are complete
 
 Every file is written under another name and renamed, so that a build that is
-killed at any moment can be resumed. A clip that is not finished by fault of
-the machine has no outcome, so that the next run tries it again.
+killed at any moment can be resumed. A clip that failed because of the
+machine has no outcome, so that the next run tries it again.
 """
 
 import collections

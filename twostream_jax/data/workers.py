@@ -39,8 +39,8 @@ class Lost:
   Attributes:
     reason: "crashed": the item ended the process it was in. "killed": something
       outside ended that process, such as a lack of memory. "timed out": the
-      item took longer than it may, and its process was ended. "stalled":
-      likewise, but the process had hardly computed (told on Linux only).
+      item took longer than it may, and its process was ended. "stalled": as
+      "timed out", of a process that had hardly computed (told on Linux only).
   """
 
   reason: str
