@@ -256,6 +256,14 @@ def test_faults_of_the_file_are_rejections_for_good(videos, monkeypatch, error):
   assert not process_clip(_clip(path), _SPEC, 95).transient
 
 
+def test_damage_that_asks_for_memory_names_no_path(videos, monkeypatch):
+  error = av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory", "/a/b")
+  monkeypatch.setattr(check, "read_resized", _raising(error))
+  rejection = check_clip(_clip(videos / "train/a/0.avi"), 16, 2)
+  assert rejection.reason.startswith("damaged: ")
+  assert "/" not in rejection.reason
+
+
 def test_ffmpeg_without_memory_where_there_is_none(monkeypatch):
   monkeypatch.setattr(faults, "_can_allocate", lambda size: False)
   error = av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")

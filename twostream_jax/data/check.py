@@ -107,6 +107,8 @@ def start_worker() -> None:
 def _rejection_of(error: Exception) -> Rejection:
   if isinstance(error, VideoError):
     return Rejection(error.reason)
+  if isinstance(error, MemoryError):  # The machine has it: see machine_fault.
+    return Rejection("damaged: it asks for more memory than FFmpeg allows")
   return Rejection(f"unexpected {type(error).__name__}: {error}")
 
 
