@@ -56,7 +56,13 @@ def run(
     page = render_dataset(
       data, num_clips=values.clips, seed=values.seed, progress=progress
     )
-    write_page(out, page)
+    try:
+      write_page(out, page)
+    except OSError as error:
+      # Where writing fails, the system does not say in which file.
+      raise OSError(
+        error.errno, f"no page was written: {error.strerror}", str(out)
+      ) from error
   except (ValueError, OSError) as error:
     lines = [line.strip() for line in str(error).splitlines()]
     print(f"error: {' '.join(lines)}", file=sys.stderr)

@@ -33,7 +33,6 @@ from twostream_jax.data.builder import (
   build_dataset,
 )
 from twostream_jax.data.check import (
-  FILE_NOT_FOUND,
   TIME_LIMIT,
   check_clips_decode,
 )
@@ -42,6 +41,7 @@ from twostream_jax.data.clips import (
   Clip,
   is_multi_label,
 )
+from twostream_jax.data.faults import FILE_NOT_FOUND
 from twostream_jax.data.official import DATASETS
 from twostream_jax.data.summary import (
   describe,
@@ -49,6 +49,7 @@ from twostream_jax.data.summary import (
   describe_forecast,
   untrained,
 )
+from twostream_jax.data.workers import WorkerStartError
 from twostream_jax.flow import FLOWS, default_parameters
 from twostream_jax.flow.spec import DIRECTIONS, EXTRACTED, FlowSpec
 
@@ -119,6 +120,12 @@ def define_flags(values: flags.FlagValues) -> None:
     "drop_shared_groups",
     "Leave out train and validation clips of groups that are also in test (csv,"
     " kinetics, ucf101); they are listed as rejected.",
+  )
+  boolean(
+    "allow_failed",
+    "Build without clips that this machine could not finish (out of memory, an"
+    " unreadable folder); otherwise they end the build, and the same command"
+    " tries them again.",
   )
   integer("short_side", 256, "Short side to store, in pixels: 8, 16, 24 ...")
   flags.DEFINE_enum(
@@ -192,11 +199,11 @@ def run(values: flags.FlagValues) -> int:
   try:
     clips = _read_clips(values)
     return _check(values, clips) if values.check else _build(values, clips)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, WorkerStartError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print("interrupted; the same command goes on where it was", file=sys.stderr)
+    print("interrupted; the same command resumes the build", file=sys.stderr)
     return 130
 
 
@@ -210,6 +217,7 @@ def _build(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
     num_workers=values.workers,
     time_limit=values.time_limit,
     overwrite=values.overwrite,
+    allow_failed=values.allow_failed,
     announce=lambda f: print(describe_forecast(f), file=sys.stderr),
     elsewhere=_beam(values),
   )

@@ -94,11 +94,16 @@ def _convert(path: str, values: flags.FlagValues) -> None:
     partial=values.partial,
   )
   convention = layout.convention(source)
-  save_weights(
-    values.out,
-    _only_arrays(variables),
-    Metadata(values.backbone, num_classes, convention and convention.as_rgb()),
+  metadata = Metadata(
+    values.backbone, num_classes, convention and convention.as_rgb()
   )
+  try:
+    save_weights(values.out, _only_arrays(variables), metadata)
+  except OSError as error:
+    # Where writing fails, the system does not say in which file.
+    raise OSError(
+      error.errno, f"no weights were written: {error.strerror}", values.out
+    ) from error
   print(report.table())
   print(f"{report.layout}: {report.summary()}")
   if convention:

@@ -454,3 +454,26 @@ def test_links_to_folders_around_them_end(tmp_path):
   assert sorted(c.video_id for c in clips) == [
     f"{c}/{i}.avi" for c in ("a", "b") for i in range(4)
   ]
+
+
+def test_spaces_around_the_name_of_a_class_are_no_part_of_it(tmp_path):
+  files = ("train/ jump/1.avi", "train/run far\u3000/2.avi", "test/jump /3.avi")
+  clips = read_folder(_files(tmp_path, *files))
+  assert [(clip.video_id, clip.label) for clip in clips] == [
+    ("train/ jump/1.avi", "jump"),
+    ("train/run far\u3000/2.avi", "run far"),
+    ("test/jump /3.avi", "jump"),
+  ]
+
+
+def test_classes_that_differ_in_spaces_only_are_refused(tmp_path):
+  _files(tmp_path, "jump/1.avi", "jump /2.avi", "run/3.avi")
+  with pytest.raises(AnnotationError, match="2 folders in .*'jump', 'jump '"):
+    read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", [" ", "a\nb", "a\rb"])
+def test_class_names_that_a_dataset_can_not_hold(tmp_path, name):
+  _files(tmp_path, *(f"{c}/{i}.avi" for c in (name, "run") for i in range(2)))
+  with pytest.raises(AnnotationError, match="1 class name empty, with spaces"):
+    read_folder(tmp_path)

@@ -10,6 +10,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from twostream_jax.data import builder, dataset
 from twostream_jax.data.annotations import Clip
@@ -165,13 +166,14 @@ def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   assert [record["video_id"] for record in source] == [b"2.avi", b"3.avi"]
 
 
-def test_split_without_usable_clips_writes_nothing(videos, tmp_path):
+def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
   clips = [_clip(videos / "0.avi"), _clip(videos / "no.avi", "test")]
   with pytest.raises(
-    builder.BuildError, match="test split.*1 x file not found"
+    builder.BuildError, match="test split.*1 x file not found .no.avi"
   ):
     _build(tmp_path / "out", clips)
-  assert list((tmp_path / "out").iterdir()) == []
+  with pytest.raises(dataset.DatasetNotFoundError):
+    dataset.open_dataset(tmp_path / "out")
 
 
 def test_existing_dataset_is_kept_or_replaced(videos, tmp_path):
@@ -197,20 +199,20 @@ def test_half_a_replacement_is_undone(videos, tmp_path):
   assert dataset.open_dataset(path).name == "tiny"
 
 
-def test_script_without_a_main_guard_is_told_so(tmp_path):
+def test_script_without_a_main_guard_is_told_so(videos, tmp_path):
   script = tmp_path / "script.py"
   script.write_text(f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 import pathlib, test_builder as t
-clips = t._four(pathlib.Path("."))
+clips = t._four(pathlib.Path({str(videos)!r}))
 t._build({str(tmp_path / "out")!r}, clips)
 """)
   done = subprocess.run(
     [sys.executable, script], capture_output=True, text=True
   )
   assert done.returncode == 1
-  assert "RuntimeError: worker processes can't start" in done.stderr
+  assert "WorkerStartError: worker processes can't start" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -269,3 +271,19 @@ def test_a_build_at_a_constant_rate(videos, tmp_path):
   assert some["fps"] == 5 and every["fps"] == 12.5
   assert some["times"].tolist() == [0, 200_000]
   assert list(some["rgb"]) == [every["rgb"][0], every["rgb"][2]]
+
+
+def test_tfds_reads_the_class_names_that_were_stored(videos, tmp_path):
+  labels = ["run far", "éa\u3000b"]
+  clips = [
+    dataclasses.replace(clip, label=labels[i % 2])
+    for i, clip in enumerate(_four(videos))
+  ]
+  path = _build(tmp_path / "out", clips).path
+  names = tfds.builder_from_directory(path).info.features["label"].names
+  assert tuple(names) == dataset.open_dataset(path).class_names
+  for strange in ("run ", "\ufeff\n", "a\nb", ""):
+    labelled = [dataclasses.replace(clip, label=strange) for clip in clips]
+    with pytest.raises(ValueError, match="1 class name empty, with spaces"):
+      _build(tmp_path / "no", labelled)
+  assert not (tmp_path / "no").exists()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.decoded import assert_same_records
-from twostream_jax.data import builder, dataset, staging
+from twostream_jax.data import builder, dataset, staging, store
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.encode import process_clip
 from twostream_jax.data.staging import UnfinishedBuildError, only_build
@@ -161,7 +161,7 @@ def _never(clip, flow_spec, rgb_quality):
 @pytest.mark.parametrize(
   "module, function, process",
   [
-    (staging, "_write_records", process_clip),  # After the first of two.
+    (store, "write_records", process_clip),  # After the first of two.
     (staging, "write_info", _never),
     (builder, "_install", _never),
     (builder.shutil, "rmtree", _never),
@@ -177,7 +177,7 @@ def test_an_end_at_any_step_loses_nothing(
 
   with monkeypatch.context() as patch:
     patch.setattr(module, function, fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(builder.BuildError, match="no space left"):
       _build(tmp_path / "out", videos)
   final = tmp_path / "out" / "tiny" / "1.0.0"
   if not final.exists():
@@ -202,7 +202,7 @@ def test_a_replacement_that_was_cut_off_goes_on(videos, tmp_path, monkeypatch):
       return rename(path, target)
 
     patch.setattr(Path, "rename", fail_second)
-    with pytest.raises(OSError, match="power cut"):
+    with pytest.raises(builder.BuildError, match="power cut"):
       _build(tmp_path, videos, flow_spec=other, overwrite=True)
   path = _build(
     tmp_path, videos, flow_spec=other, overwrite=True, process=_never

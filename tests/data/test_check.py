@@ -34,7 +34,7 @@ def test_a_folder_of_frames_is_used(folder):
 
 def test_what_is_not_there(folder):
   assert check_clip(_clip(folder / "no.avi"), spec()) == Rejection(
-    "file not found"
+    "file not found", transient=True
   )
 
 

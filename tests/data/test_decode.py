@@ -204,6 +204,7 @@ def test_frames_have_the_times_of_the_file(tmp_path):
     ("a.avi", {"bf": "2"}),
     ("a.ts", {"bf": "2"}),
     ("a.mp4", {"x264-params": "interlaced=1:tff=1", "bf": "0"}),
+    ("b.avi", {"x264-params": "interlaced=1:tff=1", "bf": "2"}),
   ],
 )
 def test_times_of_a_constant_rate(tmp_path, name, options):
@@ -235,6 +236,26 @@ def test_frames_without_a_time_follow_each_other(tmp_path):
   path = write(tmp_path / "a.h264", moving())
   times = decoded.times(path)
   assert len(times) == 12 and min(np.diff(times)) > 0
+
+
+def test_music_with_a_cover_is_not_a_video(tmp_path):
+  path = tmp_path / "a.m4a"
+  with av.open(str(path), "w", format="mp4") as container:
+    sound = container.add_stream("aac", rate=8000)
+    cover = container.add_stream("mjpeg", rate=1)
+    cover.height, cover.width, cover.pix_fmt = 64, 96, "yuvj420p"
+    cover.disposition = av.stream.Disposition.attached_pic
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 8000), "f4"), "fltp", "mono"
+    )
+    frame.sample_rate = 8000
+    container.mux(sound.encode(frame))
+    container.mux(sound.encode())
+    picture = av.VideoFrame.from_ndarray(moving(1)[0], format="rgb24")
+    container.mux(cover.encode(picture))
+    container.mux(cover.encode())
+  with pytest.raises(VideoError, match="a cover picture is not a video"):
+    next(video.read_frames(path))
 
 
 @pytest.mark.parametrize("turn", [0, 90])

@@ -1,6 +1,8 @@
 """Known datasets: official lists as they are distributed, and their files."""
 
+import errno
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -426,6 +428,22 @@ def test_images_of_a_folder_of_frames_are_not_looked_through(tmp_path):
   _files(tmp_path / "v", *(row.name.partition("/")[2] for row in rows))
   with pytest.raises(AnnotationError, match="3 videos of 3 not found"):
     find_videos(tmp_path, rows)
+
+
+def test_a_folder_that_can_not_be_read_is_no_missing_video(
+  tmp_path, monkeypatch
+):
+  _files(tmp_path, "1.avi", "deep/2.avi", "3.avi")
+  scan = os.scandir
+
+  def fail(path):
+    if str(path).endswith("deep"):
+      raise PermissionError(errno.EACCES, "Permission denied", path)
+    return scan(path)
+
+  monkeypatch.setattr(os, "scandir", fail)
+  with pytest.raises(PermissionError, match="deep"):
+    find_videos(tmp_path, _LISTED, allow_missing=True)
 
 
 def test_folders_of_frames_of_names_without_extension(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from twostream_jax.data.workers import (
   Lost,
   LostError,
+  WorkerStartError,
   iterate_in_process,
   map_in_processes,
 )
@@ -28,6 +29,16 @@ def _crash_on(bad, number):
   if number in bad:
     os.kill(os.getpid(), signal.SIGSEGV)
   return number
+
+
+def _kill_on(bad, number):
+  if number in bad:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return number
+
+
+def _kill_at_once():
+  os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _hang_on(bad, number):
@@ -83,8 +94,31 @@ def test_an_item_that_hangs_is_lost_at_the_time_limit():
   work = functools.partial(_hang_on, {1})
   start = time.monotonic()
   results = dict(map_in_processes(work, range(4), 2, _nothing, time_limit=1.0))
-  assert results == {0: 0, 1: Lost("timed out"), 2: 2, 3: 3}
+  assert results == {0: 0, 1: Lost("stalled"), 2: 2, 3: 3}
   assert time.monotonic() - start < 50
+
+
+def _compute_on(bad, number):
+  while number in bad:
+    pass
+  return number
+
+
+def test_waiting_is_told_from_computing_at_the_time_limit():
+  work = functools.partial(_compute_on, {0})
+  results = dict(map_in_processes(work, range(1), 1, _nothing, time_limit=0.5))
+  assert results == {0: Lost("timed out")}
+
+
+def test_a_process_that_is_killed_did_not_crash():
+  work = functools.partial(_kill_on, {1})
+  results = dict(map_in_processes(work, range(3), 1, _nothing))
+  assert results == {0: 0, 1: Lost("killed"), 2: 2}
+
+
+def test_a_process_that_is_killed_at_its_start_says_so():
+  with pytest.raises(WorkerStartError, match="killed, probably for lack of"):
+    list(map_in_processes(_square, [1], 1, _kill_at_once))
 
 
 def test_a_process_that_died_idle_costs_no_item():

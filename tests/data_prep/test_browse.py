@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 
 from data_prep import browse
+from tests.full_disk import largest_file
 from twostream_jax.data.dataset import (
   decode_flow_codes,
   decode_rgb,
@@ -448,6 +449,14 @@ def test_errors_are_one_line(tiny, tiny_dir, tmp_path, capsys):
     shutil.copytree(tiny.path, tmp_path / name)
   line = run_error(capsys, tmp_path)
   assert "2 datasets in" in line and str(tmp_path / "two") in line
+
+
+def test_a_full_disk_leaves_no_page(tiny_dir, tmp_path, capsys):
+  out = tmp_path / "page.html"
+  with largest_file(1000):
+    line = run_error(capsys, tiny_dir, f"--out={out}", "--clips=1")
+  assert f"no page was written: File too large: '{out}'" in line
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_file_is_named(tiny, tmp_path, capsys):

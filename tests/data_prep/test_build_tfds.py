@@ -13,7 +13,7 @@ from absl import flags
 
 from data_prep import build_tfds
 from twostream_jax.data.annotations import read_folder
-from twostream_jax.data.builder import BuildSummary, Forecast, build_dataset
+from twostream_jax.data.builder import BuildSummary, build_dataset
 from twostream_jax.data.check import (
   Rejection,
   check_clip,
@@ -22,6 +22,7 @@ from twostream_jax.data.check import (
 from twostream_jax.data.clips import Clip
 from twostream_jax.data.dataset import open_dataset
 from twostream_jax.data.encode import process_clip
+from twostream_jax.data.forecast import Forecast
 from twostream_jax.data.summary import describe, describe_forecast
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec

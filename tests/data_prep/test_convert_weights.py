@@ -11,6 +11,7 @@ import safetensors.numpy
 from absl import flags
 
 from data_prep import convert_weights
+from tests.full_disk import largest_file
 from twostream_jax.models import create_model
 from twostream_jax.pretrained import IMAGENET, load_pretrained, read_metadata
 
@@ -134,6 +135,16 @@ def test_one_clear_error(backbone, layout, message, resnet18, tmp_path, capsys):
   shown = capsys.readouterr()
   assert shown.err.startswith("error: ") and message in shown.err
   assert not (tmp_path / "x").exists()
+
+
+def test_a_full_disk_leaves_no_weights(resnet18, tmp_path, capsys):
+  out = tmp_path / "x.safetensors"
+  arguments = ["--backbone=resnet18", f"--out={out}"]
+  with largest_file(1 << 20):
+    assert convert_weights.run(str(resnet18), _flags(*arguments)) == 1
+  error = capsys.readouterr().err
+  assert f"no weights were written: File too large: '{out}'" in error
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_one_source_is_needed(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -245,8 +246,19 @@ def _split_folders(
 
 
 def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
-  """One clip for each file or folder of frames below each class's folder."""
-  for folder in _visible(parent, folders=True):
+  """One clip for each file or folder of frames below each class's folder.
+
+  A class has the name of its folder, without spaces around it, as in a list.
+  """
+  folders = _visible(parent, folders=True)
+  names = Counter(folder.name.strip() for folder in folders)
+  twins = [repr(f.name) for f in folders if names[f.name.strip()] > 1]
+  if twins:
+    raise AnnotationError(
+      f"{counted(twins, 'folder')} in {parent} with names that differ only in"
+      f" the spaces around them: {examples(twins)}. Rename or merge them."
+    )
+  for folder in folders:
     if is_frame_folder(folder):
       raise AnnotationError(
         f"{folder} is the folder of a class and holds numbered images. Frames"
@@ -259,7 +271,7 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
       warnings.warn(f"no files in {folder}: no such class", stacklevel=4)
     for path in paths:
       video_id = path.relative_to(videos).as_posix()
-      yield Clip(video_id, path, split, folder.name, "")
+      yield Clip(video_id, path, split, folder.name.strip(), "")
 
 
 def _paths_below(folder: Path, around: frozenset[str]) -> Iterator[Path]:

@@ -12,6 +12,7 @@ Apache Beam is an extra: pip install 'twostream-jax[beam]'.
 """
 
 import collections
+import contextlib
 import dataclasses
 import multiprocessing
 import socket
@@ -21,7 +22,13 @@ from pathlib import Path
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from twostream_jax.data.clip_task import ClipTask, finish_lost
+from twostream_jax.data.build_errors import BuildError
+from twostream_jax.data.check import Rejection
+from twostream_jax.data.clip_task import (
+  ClipTask,
+  after_second_try,
+  is_tried_again,
+)
 from twostream_jax.data.clips import Clip, clip_exists
 from twostream_jax.data.plan import software
 from twostream_jax.data.staging import Staging
@@ -49,27 +56,44 @@ def finish_with_beam(
     indices: the clips to finish.
 
   Raises:
-    Exception: what the runner raises. What is finished stays so.
+    BuildError: the pipeline failed. What is finished stays so.
   """
   # The caller's main module stays out of it: workers import what they need.
   pipeline_options = PipelineOptions(list(options), save_main_session=False)
-  with beam.Pipeline(options=pipeline_options) as pipeline:
-    _ = (
-      pipeline
-      | beam.Create([_item(index, clips[index]) for index in indices])
-      # Otherwise a runner may give all of them to one worker.
-      | beam.Reshuffle()
-      | "finish clips" >> beam.ParDo(_Finish(task, software()))
-    )
-  # A pipeline of its own: a clip that a runner gives again after its shard was
-  # packed would be begun again.
-  with beam.Pipeline(options=pipeline_options) as pipeline:
-    _ = (
-      pipeline
-      | beam.Create(list(staging.unpacked().items()))
-      | beam.Reshuffle()
-      | "pack shards" >> beam.MapTuple(task.store.pack_shard)
-    )
+  try:
+    with beam.Pipeline(options=pipeline_options) as pipeline:
+      _ = (
+        pipeline
+        | beam.Create([_item(index, clips[index]) for index in indices])
+        # Otherwise a runner may give all of them to one worker.
+        | beam.Reshuffle()
+        | "finish clips" >> beam.ParDo(_Finish(task, software()))
+      )
+    # A pipeline of its own: a clip that a runner gives again after its shard
+    # was packed would be begun again.
+    with beam.Pipeline(options=pipeline_options) as pipeline:
+      _ = (
+        pipeline
+        | beam.Create(list(staging.unpacked().items()))
+        | beam.Reshuffle()
+        | "pack shards" >> beam.MapTuple(_Pack(task))
+      )
+  except Exception as error:
+    # Runners raise errors of their own; the last line has the words.
+    lines = str(error).strip().splitlines() or [repr(error)]
+    raise BuildError(
+      f"the Beam pipeline stopped ({lines[-1][:500]}): mend the cause and run"
+      " the same command again, which resumes the build"
+    ) from error
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+  """Keeps the words of an error: Beam makes errors again, from one string."""
+  try:
+    yield
+  except OSError as error:
+    raise RuntimeError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,25 +144,37 @@ class _Finish(beam.DoFn):
     # A runner may give a clip again.
     if self._task.store.is_finished(item.index):
       return
-    if item.exists and not clip_exists(item.clip):
-      # Not rejected, or a folder that one machine lacks would empty the set.
-      raise MachineError(
-        f"{item.clip.path} is not on the worker {socket.gethostname()}, but on"
-        " the machine that runs the build; mount the folder of --videos there,"
-        " under the same path, and give the same command again"
-      )
-    result = self._run(item)
-    if result == Lost("crashed"):
+    with _plain_errors():
+      if item.exists and not clip_exists(item.clip):
+        # Not rejected, or a folder that one machine lacks would empty the set.
+        raise MachineError(
+          f"{item.clip.path} is not on the worker {socket.gethostname()}, but"
+          " on the machine that runs the build; mount the folder of --videos"
+          " there, under the same path, and give the same command again"
+        )
       result = self._run(item)
-    finish_lost(self._task, item.index, item.clip, result)
+      if is_tried_again(result):
+        result = after_second_try(self._task, item.clip, self._run(item))
+      self._task.conclude(item.index, item.clip, result)
 
-  def _run(self, item: _Item) -> float | Lost:
+  def _run(self, item: _Item) -> float | Rejection | Lost:
     self._waiting.append((item.index, item.clip))
     _, result = next(self._results)
     return result
 
   def teardown(self) -> None:
     self._results.close()
+
+
+class _Pack:
+  """Packs a shard when all of its clips are finished."""
+
+  def __init__(self, task: ClipTask):
+    self._store = task.store
+
+  def __call__(self, shard: int, indices: Sequence[int]) -> None:
+    with _plain_errors():
+      self._store.pack_if_finished(shard, indices)
 
 
 def check_machine(out: Path, versions: dict[str, str]) -> None:

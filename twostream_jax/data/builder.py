@@ -1,9 +1,13 @@
 """Videos to a stored dataset, in a build that survives.
 
 Clips are worked on in processes, because a broken file can crash a decoder or
-hang it. What is finished is on the disk: a build that was killed goes on where
-it was, and ends in the same bytes. The dataset does not depend on the number of
-processes.
+hang it. What is finished is on the disk: a build that was stopped, by whatever,
+resumes and produces bit-identical files. The dataset does not depend on the
+number of processes.
+
+A clip is rejected for what is wrong with its file. What is wrong with the
+machine (memory, disks, network) ends the build after all other clips, and the
+next run tries those clips again.
 
 Processes start by `spawn`, which imports the main module of the calling program
 again. A script that calls `build_dataset` at its top level must do so under
@@ -22,19 +26,29 @@ from typing import Any
 
 from tqdm import tqdm
 
-from twostream_jax.data.check import TIME_LIMIT
+from twostream_jax.data import build_errors
+from twostream_jax.data.check import TIME_LIMIT, Rejection
 from twostream_jax.data.clip_task import (
   ClipTask,
   Process,
   finish_here,
 )
-from twostream_jax.data.clips import Clip, class_names, is_multi_label
+from twostream_jax.data.clips import (
+  Clip,
+  check_class_names,
+  class_names,
+  is_multi_label,
+)
 from twostream_jax.data.encode import process_clip
+from twostream_jax.data.faults import FILE_NOT_FOUND
+from twostream_jax.data.forecast import Forecast, forecast, sample_of
 from twostream_jax.data.plan import (
   VERSION,
   Outcome,
   Plan,
+  Source,
   rejected_entries,
+  source_of,
 )
 from twostream_jax.data.staging import (
   Staging,
@@ -46,34 +60,10 @@ from twostream_jax.data.video import target_size
 from twostream_jax.flow import compute_flows
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 
-# Clips that a forecast is made from, for each worker.
-_SAMPLE = 4
+BuildError = build_errors.BuildError
 
 # Finishes clips, by index, and packs what is complete.
 Elsewhere = Callable[[ClipTask, Staging, Sequence[Clip], Sequence[int]], None]
-
-
-class BuildError(ValueError):
-  """No dataset can be built from these clips."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-  """What is left of a build, judged by a sample of its clips.
-
-  Attributes:
-    sample: number of clips in the sample.
-    clips: number of clips that are left.
-    seconds: that they will take.
-    size: of the whole dataset, in bytes.
-    disk_free: bytes.
-  """
-
-  sample: int
-  clips: int
-  seconds: float
-  size: int
-  disk_free: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +103,7 @@ def build_dataset(
   time_limit: float = TIME_LIMIT,
   progress: bool = True,
   overwrite: bool = False,
+  allow_failed: bool = False,
   announce: Callable[[Forecast], None] = lambda forecast: None,
   elsewhere: Elsewhere | None = None,
   process: Process = process_clip,
@@ -120,8 +111,8 @@ def build_dataset(
   """Builds a dataset in `out_dir/name/1.0.0`.
 
   The files appear under that name when all of them are complete. A build that
-  was killed goes on where it was. Equal arguments give equal files, whatever
-  the number of workers and however often it was killed.
+  was stopped is resumed. Equal arguments give equal files, whatever the number
+  of workers and however often it was stopped.
 
   Args:
     out_dir: folder of datasets; made where missing.
@@ -134,6 +125,8 @@ def build_dataset(
     progress: whether to draw a progress bar on stderr.
     overwrite: whether to replace the dataset if there is one. The old one stays
       until the new one is complete.
+    allow_failed: whether clips are rejected that can't be finished because of
+      the machine (see `faults`), instead of ending in an error.
     announce: called with a forecast once a sample of the clips is finished.
     elsewhere: finishes the clips after the sample, instead of processes of this
       machine.
@@ -144,31 +137,40 @@ def build_dataset(
     FileExistsError: the dataset exists and `overwrite` is false.
     UnfinishedBuildError: another build of it is running, or there is an
       unfinished one with other arguments.
-    BuildError: no clip of a split can be used; no dataset is written.
+    BuildError: clips could not be finished because of the machine, its disk is
+      full, or no clip of a split can be used. No dataset is written; the same
+      arguments resume the build.
     ValueError: an argument is out of range.
-    RuntimeError: worker processes can't start.
+    WorkerStartError: worker processes can't start.
   """
   _check_arguments(name, clips, flow_spec, rgb_quality, num_workers, time_limit)
   start = time.monotonic()
   final = Path(out_dir) / name / VERSION
   plan = Plan(name, clips, flow_spec, rgb_quality)
-  with only_build(final.with_name(f".{VERSION}.lock")):
-    staging = _begin(final, plan, overwrite)
+  lock = final.with_name(f".{VERSION}.lock")
+  with build_errors.explained(final.parent), only_build(lock):
+    sources = [source_of(clip) for clip in clips]
+    staging = _begin(final, plan, sources, overwrite)
     task = ClipTask(
-      process, flow_spec, rgb_quality, staging.store(), time_limit
+      *(process, flow_spec, rgb_quality, staging.store(), time_limit),
+      allow_failed=allow_failed,
     )
+    _reject_missing(task, staging, clips, sources)
     workers = min(num_workers or os.cpu_count() or 1, len(clips))
     with tqdm(
       total=len(clips), desc=name, unit="clip", disable=not progress
     ) as bar:
-      _finish_clips(staging, task, clips, workers, bar, announce, elsewhere)
-    outcomes = staging.outcomes()
-    _check_used(clips, outcomes, staging)
+      _finish_clips(
+        *(staging, task, clips, sources, workers, bar, announce, elsewhere)
+      )
+    outcomes = _checked_outcomes(clips, staging)
     _install(staging, final)
   return _summarise(final, clips, outcomes, time.monotonic() - start)
 
 
-def _begin(final: Path, plan: Plan, overwrite: bool) -> Staging:
+def _begin(
+  final: Path, plan: Plan, sources: Sequence[Source], overwrite: bool
+) -> Staging:
   """Clears up after a kill; returns the folder to build in."""
   replaced = _replaced(final)
   if replaced.exists():
@@ -183,7 +185,20 @@ def _begin(final: Path, plan: Plan, overwrite: bool) -> Staging:
       f"{final} exists. Use another name or folder, or ask for it to be"
       " replaced (overwrite=True, --overwrite)."
     )
-  return open_staging(folder, plan)
+  return open_staging(folder, plan, sources)
+
+
+def _reject_missing(
+  task: ClipTask,
+  staging: Staging,
+  clips: Sequence[Clip],
+  sources: Sequence[Source],
+) -> None:
+  """Rejects clips without a file; one that vanishes later is another thing."""
+  for index in staging.unfinished():
+    if sources[index] is None:
+      task.store.write(index, clips[index], Rejection(FILE_NOT_FOUND))
+      staging.mark_finished(index)
 
 
 def _install(staging: Staging, final: Path) -> None:
@@ -206,6 +221,7 @@ def _finish_clips(
   staging: Staging,
   task: ClipTask,
   clips: Sequence[Clip],
+  sources: Sequence[Source],
   workers: int,
   bar: tqdm,
   announce: Callable[[Forecast], None],
@@ -213,69 +229,43 @@ def _finish_clips(
 ) -> None:
   todo = staging.unfinished()
   bar.update(len(clips) - len(todo))
-  sample = _sample(todo, _SAMPLE * workers)
+  sample = sample_of(todo, workers)
   rest = [index for index in todo if index not in set(sample)]
   seconds = {}
   here = sample if elsewhere else sample + rest
   for index, took in finish_here(task, clips, here, workers):
+    if took is None:
+      continue
     staging.mark_finished(index)
     bar.update()
     seconds[index] = took
     if len(seconds) == len(sample):
-      announce(_forecast(clips, seconds, staging, todo, workers))
+      outcomes = staging.outcomes()
+      announce(
+        forecast(sources, seconds, outcomes, todo, workers, staging.folder)
+      )
   if elsewhere and rest:
     elsewhere(task, staging, clips, rest)
-    bar.update(len(rest))
+    bar.update(len(clips) - len(staging.unfinished()) - bar.n)
 
 
-def _sample(todo: Sequence[int], size: int) -> list[int]:
-  """Evenly spaced clips; none where a forecast would come too late."""
-  if len(todo) < 4 * size:
-    return []
-  return [todo[(2 * i + 1) * len(todo) // (2 * size)] for i in range(size)]
+def _checked_outcomes(
+  clips: Sequence[Clip], staging: Staging
+) -> dict[int, Outcome]:
+  """How clips ended, by index.
 
-
-def _forecast(
-  clips: Sequence[Clip],
-  seconds: Mapping[int, float],
-  staging: Staging,
-  todo: Sequence[int],
-  workers: int,
-) -> Forecast:
-  # Files differ in length: judge by their bytes, where clips are files.
-  paths = [clip.path for clip in clips]
-  sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
-  weights = sizes if min(sizes) else [1] * len(clips)
-  sampled = sum(weights[i] for i in seconds)
+  Raises:
+    BuildError: some did not, because of the machine, or all of a split were
+      rejected. The next run tries these again.
+  """
+  if faults := staging.faults():
+    raise build_errors.unfinished(clips, faults, staging.folder)
   outcomes = staging.outcomes()
-  rest = [i for i in todo if i not in seconds]
-  per_weight = sum(outcomes[i].size for i in seconds) / sampled
-  return Forecast(
-    sample=len(seconds),
-    clips=len(rest),
-    seconds=sum(weights[i] for i in rest)
-    * (sum(seconds.values()) / sampled)
-    / workers,
-    size=int(per_weight * sum(weights)),
-    disk_free=shutil.disk_usage(staging.folder).free,
-  )
-
-
-def _check_used(
-  clips: Sequence[Clip], outcomes: Mapping[int, Outcome], staging: Staging
-) -> None:
-  """Raises BuildError where all clips of a split were rejected."""
-  used = {clips[i].split for i, o in outcomes.items() if o.reason is None}
-  for split in sorted({clip.split for clip in clips} - used):
-    reasons = collections.Counter(
-      o.reason for i, o in outcomes.items() if clips[i].split == split
-    )
-    listed = "; ".join(f"{n} x {r}" for r, n in reasons.most_common(3))
-    shutil.rmtree(staging.folder)
-    raise BuildError(
-      f"no clip of the {split} split can be used ({listed});"
-      " no dataset was written"
-    )
+  if splits := build_errors.unusable_splits(clips, outcomes):
+    # No work is lost: none of their clips has a record.
+    staging.forget([i for i, c in enumerate(clips) if c.split in splits])
+    raise build_errors.unusable(clips, outcomes, splits, staging.folder)
+  return outcomes
 
 
 def _summarise(
@@ -323,6 +313,7 @@ def _check_arguments(
   if num_workers is not None and num_workers < 1:
     raise ValueError(f"at least one worker is needed: {num_workers}")
   is_multi_label(clips)  # Refuses labels of two kinds.
+  check_class_names(class_names(clips))
   if not time_limit > 0:
     raise ValueError(f"the time limit must be positive: {time_limit}")
   target_size(8, 8, flow_spec.short_side)

@@ -4,12 +4,17 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 from tqdm import tqdm
 
 from twostream_jax.data.clips import Clip, clip_exists
+from twostream_jax.data.faults import (
+  FILE_NOT_FOUND,
+  machine_fault,
+  read_fault,
+)
 from twostream_jax.data.video import (
   VideoError,
   read_resized,
@@ -19,7 +24,7 @@ from twostream_jax.data.video import (
 from twostream_jax.data.workers import Lost, map_in_processes
 from twostream_jax.flow.spec import FlowSpec
 
-FILE_NOT_FOUND = "file not found"
+_Result = TypeVar("_Result")
 CRASHED = "the decoder crashed"
 # Seconds. As long as a clip of 1 GiB may take with slow flow on one core.
 TIME_LIMIT = 1800.0
@@ -27,9 +32,16 @@ TIME_LIMIT = 1800.0
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-  """Why a clip can't be used."""
+  """Why a clip can't be used.
+
+  Attributes:
+    reason: in a few words.
+    transient: whether the machine is to blame, not the file: a later try may
+      succeed.
+  """
 
   reason: str
+  transient: bool = False
 
 
 def too_few_frames(number: int, needed: int) -> Rejection:
@@ -49,24 +61,58 @@ def rejection_entry(clip: Clip, rejection: Rejection) -> dict[str, Any]:
   }
 
 
-def rejected_unread(clip: Clip) -> Rejection | None:
-  """Returns why a clip can't be used, as far as that takes no decoding."""
-  if clip.rejection:
-    return Rejection(clip.rejection)
-  return None if clip_exists(clip) else Rejection(FILE_NOT_FOUND)
-
-
 def lost_rejection(lost: Lost, time_limit: float) -> Rejection:
   """Returns why a clip can't be used that was lost in a worker process."""
   if lost.reason == "crashed":
     return Rejection(CRASHED)
+  if lost.reason == "killed":
+    return Rejection(
+      "its process was killed, probably for lack of memory", transient=True
+    )
+  if lost.reason == "stalled":
+    return Rejection(
+      f"not done in {time_limit:g} s, spent waiting and not computing",
+      transient=True,
+    )
   return Rejection(f"not done in {time_limit:g} s, the time limit of a clip")
+
+
+def done_or_rejected(
+  clip: Clip, work: Callable[[], _Result]
+) -> _Result | Rejection:
+  """Does some work on a clip's file; returns its result, or why there is none.
+
+  An unexpected error is a reason like any other: one odd file must not end a
+  build of hours, and every reason is listed at its end. What the machine is to
+  blame for is told apart, also where the decoder took an error in reading for
+  the end of the file.
+  """
+  if clip.rejection:
+    return Rejection(clip.rejection)
+  try:
+    if not clip_exists(clip):
+      return Rejection(FILE_NOT_FOUND, transient=True)
+    result = work()
+  except Exception as error:
+    if fault := machine_fault(error):
+      return Rejection(fault, transient=True)
+    result = _rejection_of(error)
+  fault = read_fault(clip.path)
+  return Rejection(fault, transient=True) if fault else result
 
 
 def start_worker() -> None:
   """Prepares a process for decoding: silent, and with one thread."""
   silence_decoders()
   cv2.setNumThreads(1)
+
+
+def _rejection_of(error: Exception) -> Rejection:
+  if isinstance(error, VideoError):
+    return Rejection(error.reason)
+  if isinstance(error, MemoryError):  # The machine has it: see machine_fault.
+    return Rejection("damaged: it asks for more memory than FFmpeg allows")
+  return Rejection(f"unexpected {type(error).__name__}: {error}")
 
 
 def check_clip(clip: Clip, flow_spec: FlowSpec) -> Rejection | None:
@@ -76,17 +122,14 @@ def check_clip(clip: Clip, flow_spec: FlowSpec) -> Rejection | None:
     Why a build would reject it, or None. Flow and the limit on the size of a
     record play no part.
   """
-  if unusable := rejected_unread(clip):
-    return unusable
-  try:
+
+  def count() -> Rejection | None:
     frames = read_resized(clip.path, flow_spec.short_side, flow_spec.fps)
     n = sum(1 for _ in frames)
-  except VideoError as error:
-    return Rejection(error.reason)
-  except Exception as error:
-    return Rejection(f"unexpected {type(error).__name__}: {error}")
-  needed = flow_spec.step + 1
-  return too_few_frames(n, needed) if n < needed else None
+    needed = flow_spec.step + 1
+    return too_few_frames(n, needed) if n < needed else None
+
+  return done_or_rejected(clip, count)
 
 
 def check_clips_decode(

@@ -142,11 +142,13 @@ def check_clips(clips: Sequence[Clip]) -> None:
   """Raises AnnotationError where a list of clips can't make a dataset.
 
   Train and test clips are needed, no video twice, no group on both sides of
-  the test, no class in validation or test that train lacks, two classes. Warns
-  of classes that are one class with two spellings.
+  the test, no class in validation or test that train lacks, two classes, and
+  names of classes as in `check_class_names`. Warns of classes that are one
+  class with two spellings.
   """
   used = [clip for clip in clips if clip.rejection != SHARED_GROUP]
   _check_names(clips)
+  check_class_names(class_names(clips))
   _warn_of_alike_classes(clips)
   _check_splits(used)
   # Groups first: a video in two splits has one, and there is a flag for it.
@@ -178,6 +180,23 @@ def _warn_of_alike_classes(clips: Sequence[Clip]) -> None:
 def _shown(name: str) -> str:
   composed = unicodedata.normalize("NFC", name) == name
   return repr(name) if composed else ascii(name)
+
+
+def check_class_names(names: Iterable[str]) -> None:
+  """Raises AnnotationError for class names that a dataset can't hold.
+
+  TFDS stores a name a line and strips it when it reads them back.
+  """
+  wrong = [
+    repr(name)
+    for name in names
+    if name != name.strip() or len(name.splitlines()) != 1
+  ]
+  if wrong:
+    raise AnnotationError(
+      f"{counted(wrong, 'class name')} empty, with spaces around it or of"
+      f" several lines: {examples(wrong)}. Rename the class."
+    )
 
 
 def _check_names(clips: Sequence[Clip]) -> None:

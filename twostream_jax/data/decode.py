@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
@@ -199,6 +200,8 @@ def _opened(
     stream = container.streams.best("video")
     if stream is None or container.format.name in _NOT_VIDEO:
       raise VideoError("can't be opened as a video")
+    if stream.disposition & av.stream.Disposition.attached_pic:
+      raise VideoError("sound with a cover picture is not a video")
     with _told():
       yield container, stream
 
@@ -300,14 +303,19 @@ def _stamp(frame, stream, *, reordered: bool) -> int | None:
   `reordered`: whether the container states it; else times of decoding, which
   rise by a frame each, are all there is.
   """
-  ticks = frame.pts if reordered and frame.pts is not None else frame.dts
-  return None if ticks is None else _microseconds(ticks, frame, stream)
+  if reordered and frame.pts is not None:
+    return _microseconds(frame.pts, frame.time_base or stream.time_base)
+  # A filter converts the one to its own time base, and not the other.
+  if frame.dts is None:
+    return None
+  return _microseconds(frame.dts, stream.time_base)
 
 
 def _last_duration(frame, stream) -> int:
   """Duration of a frame in microseconds; 0: not known."""
-  return max(0, _microseconds(frame.duration or 0, frame, stream))
+  base = frame.time_base or stream.time_base
+  return max(0, _microseconds(frame.duration or 0, base))
 
 
-def _microseconds(ticks: int, frame, stream) -> int:
-  return round(ticks * 1_000_000 * (frame.time_base or stream.time_base))
+def _microseconds(ticks: int, base: Fraction) -> int:
+  return round(ticks * 1_000_000 * base)

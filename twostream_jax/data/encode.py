@@ -7,7 +7,7 @@ import numpy as np
 
 from twostream_jax.data.check import (
   Rejection,
-  rejected_unread,
+  done_or_rejected,
   too_few_frames,
 )
 from twostream_jax.data.clips import Clip
@@ -46,18 +46,13 @@ def process_clip(
     max_bytes: a clip that needs more, encoded, is rejected.
 
   Returns:
-    A record with t frames and t - step fields, or why there is none. An error
-    that nobody thought of is a reason like any other: one odd file must not
-    end a build of hours, and every reason is listed at its end.
+    A record with t frames and t - step fields, or why there is none: see
+    `done_or_rejected`.
   """
-  if unusable := rejected_unread(clip):
-    return unusable
-  try:
-    return _Encoder(clip, flow_spec, rgb_quality, max_bytes).record()
-  except VideoError as error:
-    return Rejection(error.reason)
-  except Exception as error:
-    return Rejection(f"unexpected {type(error).__name__}: {error}")
+  return done_or_rejected(
+    clip,
+    lambda: _Encoder(clip, flow_spec, rgb_quality, max_bytes).record(),
+  )
 
 
 class _Encoder:

@@ -11,6 +11,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from twostream_jax.data.clips import (
   AnnotationError,
@@ -121,7 +122,9 @@ def find_videos(
 def _walk(folder: Path) -> _Below:
   files, frame_folders = [], []
   around = {os.fspath(folder): enclosing(folder)}
-  for parent, children, names in os.walk(folder, followlinks=True):
+  for parent, children, names in os.walk(
+    folder, onerror=_refuse, followlinks=True
+  ):
     inside = {
       name: enclosing(os.path.join(parent, name), around[parent])
       for name in children
@@ -136,6 +139,11 @@ def _walk(folder: Path) -> _Below:
       names = sorted(name for name in names if not is_left_behind(name))
       files += [(base / name).as_posix() for name in names]
   return _Below(files, frame_folders)
+
+
+def _refuse(error: OSError) -> NoReturn:
+  # Files below a folder that can't be read would be taken for missing.
+  raise error
 
 
 def _exact_anywhere(

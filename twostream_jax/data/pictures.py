@@ -7,6 +7,16 @@ import av
 import av.filter
 import numpy as np
 
+from twostream_jax.data.frames import VideoError
+
+# FFmpeg 8 has 32 types of side data of frames.
+_SIDE_DATA_TYPES = 64
+# Constant luminance, which FFmpeg's scaler refuses, is shown by its command as
+# without (AVCOL_SPC_BT2020_CL, AVCOL_SPC_BT2020_NCL).
+_MATRICES = {10: 9}
+# Those that the scaler refuses and that are nothing like another: YCgCo, YDzDx,
+# derived ones, ICtCp, IPT, YCgCo-R.
+_NO_MATRICES = {8, *range(11, 18)}
 # Beyond these a file's pixel aspect is an error of who wrote it.
 _NARROWEST, _WIDEST = 0.1, 10.0
 
@@ -74,7 +84,19 @@ def to_rgb(
 ) -> np.ndarray:
   """Converts to RGB uint8 [h, w, 3], which stays in FFmpeg's memory."""
   # As the ffmpeg command does; only chroma of more than 8 bits is resized.
-  rgb = reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
+  matrix = _MATRICES.get(frame.colorspace)
+  if frame.colorspace in _NO_MATRICES:
+    raise VideoError(
+      f"FFmpeg can't convert its colours (matrix {frame.colorspace} of ITU-T"
+      " H.273)"
+    )
+  rgb = reformatter.reformat(
+    frame,
+    format="rgb24",
+    interpolation="BICUBIC",
+    src_colorspace=matrix,
+    dst_colorspace=matrix,
+  )
   plane = rgb.planes[0]
   shape = (rgb.height, rgb.width, 3)
   return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, 3, 1))
@@ -82,14 +104,42 @@ def to_rgb(
 
 def orientation(frame: av.VideoFrame) -> Orientation:
   """Reads a frame's display matrix."""
-  side_data = frame.side_data.get("DISPLAYMATRIX")
-  if side_data is None:
+  try:
+    side_data = frame.side_data
+  except ValueError:
+    # PyAV fails where there is also some that it has no name for, like EXIF.
+    side_data = _with_named_side_data(frame).side_data
+  matrix = side_data.get("DISPLAYMATRIX")
+  if matrix is None:
     return Orientation()
   # 3 x 3, row by row: x' = a x + c y, y' = b x + d y, in 16.16 fixed point.
-  a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
+  a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
   if abs(b) > abs(a):
     return Orientation(True, c < 0, b < 0)
   return Orientation(False, a < 0, d < 0)
+
+
+def _with_named_side_data(frame: av.VideoFrame) -> av.VideoFrame:
+  """The frame without side data for which PyAV has no name."""
+  graph = av.filter.Graph()
+  source = graph.add_buffer(
+    width=frame.width,
+    height=frame.height,
+    format=frame.format,
+    time_base=frame.time_base,
+  )
+  named = {kind.value for kind in av.sidedata.sidedata.Type}
+  graph.link_nodes(
+    source,
+    *(
+      graph.add("sidedata", f"mode=delete:type={kind}")
+      for kind in range(_SIDE_DATA_TYPES)
+      if kind not in named
+    ),
+    graph.add("buffersink"),
+  ).configure()
+  graph.push(frame)
+  return graph.pull()
 
 
 def pixel_aspect(stream: av.VideoStream, turn: Orientation) -> float:

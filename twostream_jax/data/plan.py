@@ -20,6 +20,10 @@ from twostream_jax.data.dataset import dataset_metadata, record_features
 from twostream_jax.flow.spec import FlowSpec, to_dict
 
 VERSION = "1.0.0"
+# Of a clip's file its size, of a folder of frames "folder", "unreadable" where
+# the machine can't tell, and None where neither is there.
+Source = int | str | None
+_UNREADABLE = "unreadable"
 _CLIPS_PER_SHARD = 256
 
 
@@ -74,8 +78,7 @@ class Plan:
     """JSON-ready; equal for builds that give the same dataset."""
     listed = hashlib.sha256()
     for clip in self.clips:
-      size = clip.path.stat().st_size if clip.path.is_file() else None
-      row = [clip.video_id, clip.split, clip.label, clip.group, size]
+      row = [clip.video_id, clip.split, clip.label, clip.group]
       row += [clip.rejection] if clip.rejection else []
       listed.update(json.dumps(row).encode())
     flow = {f"flow {k}": v for k, v in to_dict(self.flow_spec).items()}
@@ -83,10 +86,25 @@ class Plan:
       "name": self.name,
       "rgb_quality": self.rgb_quality,
       "number of clips": len(self.clips),
-      "names, labels and sizes of the clips": listed.hexdigest()[:16],
+      "names and labels of the clips": listed.hexdigest()[:16],
       **software(),
       **flow,
     }
+
+
+def source_of(clip: Clip) -> Source:
+  """Looks for a clip's file."""
+  try:
+    if clip.path.is_file():
+      return clip.path.stat().st_size
+    return "folder" if clip.path.exists() else None
+  except OSError:
+    return _UNREADABLE
+
+
+def has_changed(before: Source, now: Source) -> bool:
+  """Whether what was concluded from a clip's file holds no more."""
+  return now not in (before, None, _UNREADABLE) and before != _UNREADABLE
 
 
 @dataclasses.dataclass(frozen=True)

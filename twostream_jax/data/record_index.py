@@ -10,6 +10,7 @@ file is a Riegeli file, which has a header of 24 bytes at every multiple of
 github.com/google/riegeli, doc/riegeli_records_file_format.md, "Block header").
 """
 
+import errno
 import os
 import uuid
 import weakref
@@ -141,14 +142,21 @@ def temporary_name(path: Path) -> Path:
 
 
 def write_index(index: Index, path: Path) -> None:
-  """Writes an index; a file under that name is a whole one."""
+  """Writes an index, whole or not at all; OSError names it."""
   temporary = temporary_name(path)
-  with open(temporary, "wb") as file:
-    for array in index:
-      np.lib.format.write_array(file, array, allow_pickle=False)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.rename(path)
+  try:
+    with open(temporary, "wb") as file:
+      for array in index:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.rename(path)
+  except OSError as error:
+    # NumPy tells only that not all was written.
+    number = error.errno or errno.ENOSPC
+    raise OSError(number, os.strerror(number), os.fspath(path)) from error
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def read_index(path: Path) -> Index:

@@ -1,8 +1,10 @@
 """The folder of an unfinished build: what is done stays done.
 
   plan.json                what is being built; another plan is refused
+  sources.json             sizes of the files that it is built from
   clips/00000012.example   a finished record, serialised
   clips/00000012.json      its outcome, written last: the clip is finished
+  clips/00000013.fault     why it could not be finished; for the end of a run
   shards/00000.data        the records of 256 clips, when all are finished
   shards/00000.index       where everything is in it
   shards/00000.json        their outcomes, by index; written last
@@ -10,7 +12,8 @@
   finished                 says that those are complete
 
 Every file is written under another name and renamed, so that a build that is
-killed at any moment can go on.
+killed at any moment can be resumed. A clip that failed because of the
+machine has no outcome, so that the next run tries it again.
 """
 
 import collections
@@ -19,100 +22,35 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
 from twostream_jax.data import record_index
-from twostream_jax.data.check import Rejection
-from twostream_jax.data.clips import (
-  Clip,
-  class_names,
-  is_multi_label,
-  labels_of,
+from twostream_jax.data.dataset import index_path
+from twostream_jax.data.plan import (
+  Outcome,
+  Plan,
+  Source,
+  has_changed,
+  shard_file,
+  write_info,
 )
-from twostream_jax.data.dataset import Record, index_path, record_features
-from twostream_jax.data.plan import Outcome, Plan, shard_file, write_info
-
-# Images are compressed already; one record a chunk makes each random access.
-_RECORD_OPTIONS = "group_size:1,uncompressed"
+from twostream_jax.data.store import (
+  Store,
+  example_path,
+  fault_path,
+  outcome_path,
+  read_outcome,
+  shard_path,
+  write_atomically,
+  write_json,
+)
 
 
 class UnfinishedBuildError(ValueError):
   """The unfinished build in the folder can't be continued."""
-
-
-class Store:
-  """Writes results of clips; can be sent to another process or machine.
-
-  Attributes:
-    folder: of the unfinished build; an absolute path, because another process
-      has a current folder of its own.
-  """
-
-  def __init__(self, folder: Path, plan: Plan):
-    self.folder = folder.absolute()
-    self._names = class_names(plan.clips)
-    self._multi_label = is_multi_label(plan.clips)
-
-  def write(
-    self, index: int, clip: Clip, result: Record | Rejection
-  ) -> Outcome:
-    """Makes a clip finished."""
-    if isinstance(result, Rejection):
-      outcome = Outcome(reason=result.reason)
-    else:
-      data = self._serialise(clip, result)
-      _write_atomically(_example_path(self.folder, index), data)
-      length = result.num_frames / result.fps
-      outcome = Outcome(
-        size=len(data), video_seconds=length, damaged=result.num_damaged
-      )
-    _write_json(_outcome_path(self.folder, index), vars(outcome))
-    return outcome
-
-  def is_finished(self, index: int) -> bool:
-    """Whether a clip's result was written, and its shard is not packed."""
-    return _outcome_path(self.folder, index).exists()
-
-  def pack_shard(self, shard: int, indices: Sequence[int]) -> None:
-    """Moves the clips of a shard, all of them finished, into one file."""
-    done = _shard_path(self.folder, shard, "json")
-    if not done.exists():
-      outcomes = {
-        i: _read_outcome(_outcome_path(self.folder, i)) for i in indices
-      }
-      examples = (
-        _example_path(self.folder, i).read_bytes()
-        for i, outcome in outcomes.items()
-        if outcome.reason is None
-      )
-      data = _shard_path(self.folder, shard, "data")
-      _write_records(data, examples)
-      # While its bytes are in memory.
-      record_index.write_index(
-        record_index.index_file(data), _shard_path(self.folder, shard, "index")
-      )
-      _write_json(done, {str(i): vars(o) for i, o in outcomes.items()})
-    for i in indices:
-      _outcome_path(self.folder, i).unlink(missing_ok=True)
-      _example_path(self.folder, i).unlink(missing_ok=True)
-
-  def _serialise(self, clip: Clip, record: Record) -> bytes:
-    indices = [self._names.index(name) for name in labels_of(clip)]
-    label = indices if self._multi_label else indices[0]
-    features = record_features(self._names, multi_label=self._multi_label)
-    encoded = features.encode_example(vars(record) | {"label": label})
-    serializer = tfds.core.example_serializer.ExampleSerializer(
-      features.get_serialized_info()
-    )
-    # Fields are a map: by itself its order differs between processes.
-    return serializer.get_tf_example(encoded).SerializeToString(
-      deterministic=True
-    )
 
 
 class Staging:
@@ -132,9 +70,8 @@ class Staging:
       for shard, (_, indices) in enumerate(self._shards)
       for i in indices
     }
-    self._left = collections.Counter(
-      self._shard_of[i] for i in self.unfinished()
-    )
+    self._take_back()
+    self._count_left()
     for shard in range(len(self._shards)):
       if not self._left[shard]:
         self._pack_shard(shard)
@@ -149,13 +86,31 @@ class Staging:
     for shard in range(len(self._shards)):
       found |= self._shard_outcomes(shard)
     for path in (self.folder / "clips").glob("*.json"):
-      found[int(path.stem)] = _read_outcome(path)
+      found[int(path.stem)] = read_outcome(path)
     return found
 
   def unfinished(self) -> list[int]:
     """The clips that are not finished, in their order."""
     finished = self.outcomes()
     return [i for i in range(len(self._plan.clips)) if i not in finished]
+
+  def faults(self) -> dict[int, str]:
+    """Why clips are not finished, by index."""
+    found = {}
+    for i in self.unfinished():
+      path = fault_path(self.folder, i)
+      known = path.exists()
+      found[i] = json.loads(path.read_text()) if known else "not tried"
+    return found
+
+  def forget(self, indices: Collection[int]) -> None:
+    """Makes clips unfinished; the others of their shards stay finished."""
+    for shard in sorted({self._shard_of[i] for i in indices}):
+      self._unpack_shard(shard)
+    for i in indices:
+      outcome_path(self.folder, i).unlink(missing_ok=True)
+      example_path(self.folder, i).unlink(missing_ok=True)
+    self._count_left()
 
   def mark_finished(self, index: int) -> None:
     """Packs the shard of a finished clip when it was the last one there."""
@@ -169,12 +124,28 @@ class Staging:
     return {
       shard: indices
       for shard, (_, indices) in enumerate(self._shards)
-      if not _shard_path(self.folder, shard, "json").exists()
+      if not shard_path(self.folder, shard, "json").exists()
     }
 
   def _pack_shard(self, shard: int) -> None:
     _, indices = self._shards[shard]
     self._store.pack_shard(shard, indices)
+
+  def _unpack_shard(self, shard: int) -> None:
+    """Undoes `Store.pack_shard`; a kill before its end changes nothing."""
+    done = shard_path(self.folder, shard, "json")
+    if not done.exists():
+      return
+    reader = ArrayRecordReader(
+      os.fspath(shard_path(self.folder, shard, "data"))
+    )
+    # In the order of the records.
+    for i, outcome in self._shard_outcomes(shard).items():
+      if outcome.reason is None:
+        write_atomically(example_path(self.folder, i), reader.read())
+      write_json(outcome_path(self.folder, i), vars(outcome))
+    reader.close()
+    done.unlink()
 
   def finish(self) -> Path:
     """Makes the files of the dataset from the shards; returns their folder."""
@@ -182,17 +153,10 @@ class Staging:
     folder.mkdir(exist_ok=True)
     lengths, sizes = collections.defaultdict(list), collections.Counter()
     indices = collections.defaultdict(list)
-    for shard, (split, _) in enumerate(self._shards):
-      outcomes = self._shard_outcomes(shard).values()
-      used = [outcome for outcome in outcomes if outcome.reason is None]
-      if not used:
-        continue
-      target = shard_file(self._plan, folder, split, len(lengths[split]))
-      source = _shard_path(self.folder, shard, "data")
-      if source.exists():  # Otherwise it was moved before a kill.
-        source.rename(target)
+    for shard, split, used, target in self._targets():
+      shard_path(self.folder, shard, "data").rename(target)
       indices[split].append(
-        record_index.read_index(_shard_path(self.folder, shard, "index"))
+        record_index.read_index(shard_path(self.folder, shard, "index"))
       )
       lengths[split].append(len(used))
       sizes[split] += sum(outcome.size for outcome in used)
@@ -203,8 +167,35 @@ class Staging:
     (self.folder / "finished").touch()
     return folder
 
+  def _targets(self) -> Iterator[tuple[int, str, list[Outcome], Path]]:
+    """Shards with records: split, their outcomes, their file's last place."""
+    numbers = collections.Counter()
+    for shard, (split, _) in enumerate(self._shards):
+      outcomes = self._shard_outcomes(shard).values()
+      if used := [o for o in outcomes if o.reason is None]:
+        number = numbers[split]
+        folder = self.folder / "dataset"
+        yield shard, split, used, shard_file(self._plan, folder, split, number)
+        numbers[split] += 1
+
+  def _take_back(self) -> None:
+    """Undoes a `finish` that was cut off."""
+    folder = self.folder / "dataset"
+    if folder.exists():
+      # First: it says that the folder may be removed.
+      (self.folder / "finished").unlink(missing_ok=True)
+      for shard, _, _, target in self._targets():
+        if target.exists():
+          target.rename(shard_path(self.folder, shard, "data"))
+      shutil.rmtree(folder)
+
+  def _count_left(self) -> None:
+    self._left = collections.Counter(
+      self._shard_of[i] for i in self.unfinished()
+    )
+
   def _shard_outcomes(self, shard: int) -> dict[int, Outcome]:
-    path = _shard_path(self.folder, shard, "json")
+    path = shard_path(self.folder, shard, "json")
     if not path.exists():
       return {}
     outcomes = json.loads(path.read_text())
@@ -237,20 +228,52 @@ def only_build(lock: Path) -> Iterator[None]:
         lock.parent.rmdir()  # Where nothing was built.
 
 
-def open_staging(folder: Path, plan: Plan) -> Staging:
-  """Begins a build in a folder, or goes on with the one that is there.
+def open_staging(
+  folder: Path, plan: Plan, sources: Sequence[Source]
+) -> Staging:
+  """Begins a build in a folder, or resumes the one that is there.
+
+  Clips whose files have changed since, or are there now and were not, are
+  unfinished again.
+
+  Args:
+    folder: for the unfinished build.
+    plan: of the build.
+    sources: of its clips.
 
   Raises:
     UnfinishedBuildError: an unfinished build there has another plan.
   """
-  if folder.exists() and not (folder / "plan.json").exists():
-    shutil.rmtree(folder)  # Killed before it began.
+  path = folder / "sources.json"
+  if folder.exists():
+    begun = (folder / "plan.json").exists()
+    changed = _changed_settings(folder, plan) if begun else []
+    if changed and _holds_work(folder):
+      raise UnfinishedBuildError(
+        f"{folder} holds an unfinished build with other settings:\n"
+        + "\n".join(changed)
+        + "\nGive the old ones again to resume it, or remove that folder."
+      )
+    if changed or not begun:
+      shutil.rmtree(folder)  # Nothing is lost.
   for name in ("clips", "shards"):
     (folder / name).mkdir(parents=True, exist_ok=True)
-  _check_plan(folder, plan)
-  for leftover in folder.glob("*/.*"):
-    leftover.unlink()
-  return Staging(folder, plan)
+  if not (folder / "plan.json").exists():
+    write_json(path, sources, indent=None)
+    write_json(folder / "plan.json", plan.fingerprint())
+  for pattern in ("*/.*", "clips/*.fault"):
+    for leftover in folder.glob(pattern):
+      leftover.unlink()
+  staging = Staging(folder, plan)
+  before = json.loads(path.read_text())
+  pairs = list(zip(before, sources, strict=True))
+  staging.forget([i for i, pair in enumerate(pairs) if has_changed(*pair)])
+  todo = set(staging.unfinished())
+  # What a finished clip was made from stays, also while its file is away.
+  merged = [new if i in todo else old for i, (old, new) in enumerate(pairs)]
+  if merged != before:
+    write_json(path, merged, indent=None)
+  return staging
 
 
 def remove_if_installed(folder: Path) -> None:
@@ -259,62 +282,17 @@ def remove_if_installed(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _check_plan(folder: Path, plan: Plan) -> None:
-  path = folder / "plan.json"
+def _changed_settings(folder: Path, plan: Plan) -> list[str]:
   ours = json.loads(json.dumps(plan.fingerprint()))
-  if not path.exists():
-    _write_json(path, ours)
-    return
-  theirs = json.loads(path.read_text())
-  changed = [
+  theirs = json.loads((folder / "plan.json").read_text())
+  return [
     f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
     for key in sorted(ours.keys() | theirs.keys())
     if ours.get(key) != theirs.get(key)
   ]
-  if changed:
-    raise UnfinishedBuildError(
-      f"{folder} holds an unfinished build with other settings:\n"
-      + "\n".join(changed)
-      + "\nGo on with the old ones, or remove that folder to start anew."
-    )
 
 
-def _example_path(folder: Path, index: int) -> Path:
-  return folder / "clips" / f"{index:08d}.example"
-
-
-def _outcome_path(folder: Path, index: int) -> Path:
-  return folder / "clips" / f"{index:08d}.json"
-
-
-def _shard_path(folder: Path, shard: int, kind: str) -> Path:
-  return folder / "shards" / f"{shard:05d}.{kind}"
-
-
-def _read_outcome(path: Path) -> Outcome:
-  return Outcome(**json.loads(path.read_text()))
-
-
-def _write_records(path: Path, examples: Iterator[bytes]) -> None:
-  temporary = record_index.temporary_name(path)
-  writer = ArrayRecordWriter(os.fspath(temporary), _RECORD_OPTIONS)
-  for example in examples:
-    writer.write(example)
-  writer.close()
-  with open(temporary, "rb") as file:
-    os.fsync(file.fileno())
-  temporary.rename(path)
-
-
-def _write_json(path: Path, value: Any) -> None:
-  _write_atomically(path, json.dumps(value, indent=1).encode())
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-  temporary = record_index.temporary_name(path)
-  with open(temporary, "wb") as file:
-    file.write(data)
-    # Before the rename, or a power cut could leave a name without its bytes.
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.rename(path)
+def _holds_work(folder: Path) -> bool:
+  return any(folder.glob("clips/*.example")) or any(
+    folder.glob("shards/*.json")
+  )

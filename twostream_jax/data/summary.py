@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from twostream_jax.data.builder import BuildSummary, Forecast
+from twostream_jax.data.builder import BuildSummary
 from twostream_jax.data.check import Rejection, rejection_entry
 from twostream_jax.data.clips import (
   SPLITS,
@@ -17,6 +17,7 @@ from twostream_jax.data.clips import (
   labels_of,
 )
 from twostream_jax.data.dataset import METADATA_FILE
+from twostream_jax.data.forecast import Forecast
 
 # Reasons that are told; some name the file, so that each is another one.
 _REASONS = 20

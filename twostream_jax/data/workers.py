@@ -10,9 +10,26 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 _NO_MORE = object()
+# Ends that come from outside a process: memory that ran out, a person, limits.
+_KILLS = {
+  -signal.SIGKILL,
+  -signal.SIGTERM,
+  -signal.SIGINT,
+  -signal.SIGHUP,
+  -signal.SIGQUIT,
+  -signal.SIGXCPU,
+}
+# An item that is too long computes; one that waits for a disk or network does
+# less than this share of its time.
+_STALLED = 0.02
+
+
+class WorkerStartError(RuntimeError):
+  """Worker processes can't start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +37,10 @@ class Lost:
   """Stands for the result of an item that was never finished.
 
   Attributes:
-    reason: "crashed": the item ended the process it was in. "timed out": it
-      took longer than it may, and its process was ended.
+    reason: "crashed": the item ended the process it was in. "killed": something
+      outside ended that process, such as a lack of memory. "timed out": the
+      item took longer than it may, and its process was ended. "stalled": as
+      "timed out", of a process that had hardly computed (told on Linux only).
   """
 
   reason: str
@@ -55,7 +74,7 @@ def map_in_processes(
     (item, what `work` returned or a `Lost`), in the order they are done.
 
   Raises:
-    RuntimeError: processes can't start.
+    WorkerStartError: processes can't start.
     Exception: what `work` raises.
   """
   items = iter(items)
@@ -119,7 +138,7 @@ def iterate_in_process(
 
   Raises:
     LostError: the process crashed or took too long.
-    RuntimeError: processes can't start.
+    WorkerStartError: processes can't start.
     Exception: what `work` raises.
   """
   context = multiprocessing.get_context("spawn")
@@ -130,14 +149,14 @@ def iterate_in_process(
   process.start()
   theirs.close()
   try:
-    _wait_for_start(ours)
+    _wait_for_start(ours, process)
     while True:
       if not ours.poll(time_limit):
         raise LostError(Lost("timed out"))
       try:
         kind, value = ours.recv()
       except (EOFError, ConnectionResetError) as error:
-        raise LostError(Lost("crashed")) from error
+        raise LostError(_how_it_ended(process)) from error
       if kind == "error":
         raise value
       if kind == "end":
@@ -164,16 +183,38 @@ def _serve_values(connection: Connection, work, item, start) -> None:
     connection.send(("error", error))
 
 
-def _wait_for_start(connection: Connection) -> None:
+def _wait_for_start(connection: Connection, process) -> None:
   try:
     connection.recv()
-  except EOFError as error:
+  except (EOFError, ConnectionResetError) as error:
     # Otherwise a process that can't start would look like a bad item.
-    raise RuntimeError(
+    if _how_it_ended(process) == Lost("killed"):
+      raise WorkerStartError(
+        "worker processes can't start: one was killed, probably for lack of"
+        " memory; use fewer of them, or free memory"
+      ) from error
+    raise WorkerStartError(
       "worker processes can't start. They import the main module again: a"
       " script must do its work under `if __name__ == '__main__':`, and can't"
       " be read from standard input."
     ) from error
+
+
+def _how_it_ended(process) -> Lost:
+  """How a process was lost that has closed its connection."""
+  process.join(timeout=5)
+  return Lost("killed" if process.exitcode in _KILLS else "crashed")
+
+
+def _processor_seconds(process) -> float:
+  """Time that a process has computed; infinite where that is not known."""
+  try:
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+  except FileNotFoundError:  # Not on Linux.
+    return math.inf
+  # Its name comes second, in brackets, and may hold anything.
+  user, system = stat.rpartition(")")[2].split()[11:13]
+  return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_for_any(busy: dict["_Worker", tuple[Any, float]]) -> None:
@@ -201,15 +242,16 @@ class _Worker:
     theirs.close()
 
   def wait_until_ready(self) -> None:
-    _wait_for_start(self.connection)
+    _wait_for_start(self.connection, self._process)
 
   def send(self, item: Any) -> None:
     try:
       self.connection.send(item)
     except BrokenPipeError:
       # It ended while it had nothing to do: this item is not to blame.
-      self._replace("crashed")
+      self._replace()
       self.connection.send(item)
+    self._sent = time.monotonic(), _processor_seconds(self._process)
 
   def poll(self, *, overdue: bool) -> tuple[Any] | None:
     """Returns (result,) if the item is done or lost, otherwise None."""
@@ -217,17 +259,27 @@ class _Worker:
       try:
         value, error = self.connection.recv()
       except (EOFError, ConnectionResetError):
-        return self._replace("crashed")
+        lost = _how_it_ended(self._process)
+        self._replace()
+        return (lost,)
       if error is not None:
         raise error
       return (value,)
-    return self._replace("timed out") if overdue else None
+    if not overdue:
+      return None
+    lost = Lost("stalled" if self._has_stalled() else "timed out")
+    self._replace()
+    return (lost,)
 
-  def _replace(self, reason: str) -> tuple[Lost]:
+  def _has_stalled(self) -> bool:
+    sent, computed_before = self._sent
+    computed = _processor_seconds(self._process) - computed_before
+    return computed < _STALLED * (time.monotonic() - sent)
+
+  def _replace(self) -> None:
     self.close()
     self._begin()
     self.wait_until_ready()
-    return (Lost(reason),)
 
   def close(self) -> None:
     # It may be in the middle of an item that nobody waits for.
