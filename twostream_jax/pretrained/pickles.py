@@ -91,7 +91,8 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = Persistent) -> Any:
     for opcode, argument, _ in pickletools.genops(file):
       machine.run(opcode, argument)
     return machine.stack.pop()
-  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+  # Whatever the instructions do to what they find on the stack.
+  except Exception as error:
     raise pickle.UnpicklingError(f"damaged pickle: {error}") from error
 
 
@@ -219,7 +220,7 @@ class _Machine:
       self.stack.append(argument)
 
   def _marked(self) -> list:
-    """What was put on the stack since the last mark."""
+    """Takes what was put on the stack since the last mark."""
     items, self.stack = self.stack, self._below.pop()
     return items
 

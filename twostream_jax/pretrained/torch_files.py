@@ -60,7 +60,7 @@ _Storages = Callable[[tuple], np.ndarray]
 
 
 def is_torch_archive(names: list[str]) -> bool:
-  """Whether a zip archive with files of these names is one of torch."""
+  """Reports whether an archive with files of these names is one of torch."""
   return any(_is_pickle(name) for name in names)
 
 
@@ -140,7 +140,7 @@ def _is_pickle(name: str) -> bool:
 
 
 def _stored(mapped: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
-  """The bytes of a storage of an archive."""
+  """Returns the bytes of a storage of an archive."""
   if not archives.is_stored(info):
     raise WeightsError(
       "it was packed again with compression or a password, which torch does"
@@ -150,7 +150,7 @@ def _stored(mapped: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _type_of(kind: Any) -> np.dtype:
-  """The type of a storage's values, from its class."""
+  """Returns the type of a storage's values, from its class."""
   if not isinstance(kind, Global) or kind.name not in _TYPES:
     raise WeightsError(f"a storage of the unknown type {kind!s:.80}")
   return _TYPES[kind.name]
@@ -197,7 +197,7 @@ def _tensor(
   stride: tuple,
   *rest: Any,
 ) -> np.ndarray:
-  """A view of a storage, checked: it lies in the storage and is no larger."""
+  """Returns a view of a storage that lies in it and is not larger."""
   values = storages(storage.name)
   # Version 3 names the type, since its storages have none.
   if len(rest) > 2 and isinstance(rest[2], Global):
