@@ -129,10 +129,15 @@ def as_array(call: Any) -> np.ndarray | list | None:
     return None
   if kind.state is not None:
     dtype = dtype.newbyteorder(kind.state[1])
-  return np.frombuffer(_as_bytes(data), dtype).reshape(shape, order=order)
+  return np.frombuffer(as_bytes(data), dtype).reshape(shape, order=order)
 
 
-def _as_bytes(data: Any) -> bytes | bytearray:
+def as_bytes(data: Any) -> bytes | bytearray:
+  """Returns the bytes of a node, as every protocol writes them.
+
+  Raises:
+    ValueError: they are text in another encoding than that of bytes.
+  """
   if isinstance(data, Call) and str(data) == "_codecs.encode":
     # How Python 3 writes bytes in the protocols of Python 2.
     data, encoding = data.arguments

@@ -108,7 +108,7 @@ def _format(path: Path, head: bytes, is_shard: bool) -> tuple[str, _Reader]:
   if head.startswith(b"\x80"):
     if torch_files.MAGIC in head:
       return "a torch file", torch_files.read_stream
-    return "a pickle", _read_pickle
+    return "a pickle", torch_files.read_pickle
   if head.lstrip().startswith(b"{") and not is_shard:
     return "an index of weight files", _read_index
   for start, what in _NO_WEIGHTS.items():
@@ -175,11 +175,6 @@ def _read_npy(path: Path) -> Content:
     # An array without dimensions, around the one dict.
     (tree,) = pickles.as_array(pickles.load(file))
   return flatten(tree, pickles.as_array)
-
-
-def _read_pickle(path: Path) -> Content:
-  with path.open("rb") as file:
-    return flatten(pickles.load(file), pickles.as_array)
 
 
 def _read_npz(path: Path) -> Content:
