@@ -407,6 +407,15 @@ def test_small_files_do_not_fill_memory_or_time(name, tmp_path):
     tracemalloc.stop()
 
 
+def test_a_damaged_list_of_an_archive_is_told(tmp_path):
+  path = tmp_path / "a.npz"
+  np.savez(path, café=np.ones(2))
+  content = path.read_bytes()
+  path.write_bytes(content.replace("é".encode(), b"\xff\xff"))
+  with pytest.raises(WeightsError, match="a.npz: a damaged or incomplete"):
+    read_source(path)
+
+
 def test_bombs_are_refused(tmp_path):
   bomb = bytes(100 * 2**20)
   deflated = zipfile.ZIP_DEFLATED

@@ -135,7 +135,8 @@ def _zip_format(path: Path) -> tuple[str, _Reader]:
   try:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
-  except zipfile.BadZipFile as error:
+  # A damaged list of names may raise any.
+  except Exception as error:
     raise WeightsError(
       f"{path}: a damaged or incomplete .pth, .keras or .npz file: {error}"
     ) from error
