@@ -1,0 +1,160 @@
+"""Content of weight files: named arrays, from trees of containers."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostream_jax.pretrained.pickles import Call, Persistent
+
+# Containers, arrays and calls that are looked at. A file of a few hundred bytes
+# whose containers contain each other ten times would be walked for ever.
+_MOST_NODES = 100_000
+# Containers inside of each other; one that contains itself ends here.
+_DEEPEST = 64
+# Weights hardly compress, so what unpacks to more than this is made to.
+_MOST_COMPRESSED = 64
+_SMALL = 64 * 2**20
+
+
+class WeightsError(ValueError):
+  """A weight file can't be read, or does not fit the network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """Result of the reader of one format.
+
+  Attributes:
+    arrays: by key; the keys of nested containers are joined by "/".
+    metadata: text that came with them (.safetensors only).
+    refused: by key, names of what a pickle would call in place of an array.
+  """
+
+  arrays: Mapping[str, np.ndarray]
+  metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Content):
+  """Content of a weight file.
+
+  Attributes:
+    path: of the file.
+    prefix: what was cut off the keys; "" for a file as it was read.
+    names: by key, the keys in the file, where they differ.
+    outside: arrays whose keys do not begin with the prefix, by their keys in
+      the file.
+  """
+
+  path: Path = Path()
+  prefix: str = ""
+  names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  outside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def file_key(self, key: str) -> str:
+    """Returns the key of an array in the file, or where it would be."""
+    return self.names.get(key, f"{self.prefix}{key}")
+
+
+# What may be or hold an array; text and numbers can't.
+_NODES = (Mapping, list, tuple, Call, Persistent, np.ndarray)
+
+
+def flatten(
+  root: Any, as_array: Callable[[Any], np.ndarray | list | None]
+) -> Content:
+  """Collects the arrays of a tree of containers, modules and calls.
+
+  Args:
+    root: of dicts, lists and `Call`s.
+    as_array: makes an array, or a list of further nodes, of a leaf; None
+      where a leaf is neither.
+
+  Returns:
+    Arrays and refused calls. Modules of torch join their keys by ".", as
+    their state dicts do. Text and numbers are dropped.
+  """
+  arrays, refused = {}, {}
+  # Keys, what joins the names below them, depths, and nodes. A stack, since
+  # files may nest deeper than Python calls.
+  stack, count = [("", "/", 0, root)], 0
+  while stack:
+    key, separator, depth, node = stack.pop()
+    count += 1
+    if count > _MOST_NODES:
+      raise WeightsError(
+        f"more than {_MOST_NODES} containers and arrays, or containers that"
+        " contain each other; this is not a file of weights"
+      )
+    made = as_array(node)
+    if isinstance(made, np.ndarray):
+      arrays[key] = made
+      continue
+    children = _children(node if made is None else made)
+    if children is None:
+      if isinstance(node, Call | Persistent):
+        refused[key] = str(node)
+      continue
+    start = f"{key}{separator}" if key else ""
+    below = "." if _is_module(node) else "/"
+    found = [
+      (f"{start}{name}", below, depth + 1, child)
+      for name, child in children
+      if isinstance(child, _NODES) and depth < _DEEPEST
+    ]
+    stack += reversed(found)
+  return Content(arrays, refused=refused)
+
+
+def require_bounded(unpacked: int, packed: int, name: str) -> None:
+  """Refuses a file that would fill the memory with what is not in it.
+
+  Args:
+    unpacked: bytes that it says to hold.
+    packed: bytes of the file.
+    name: of the file or of the part of it.
+
+  Raises:
+    WeightsError: it is compressed more than weights can be.
+  """
+  if unpacked > _SMALL + _MOST_COMPRESSED * packed:
+    raise WeightsError(
+      f"{name}: {packed} bytes that would unpack to {unpacked}; this is"
+      " not a file of weights"
+    )
+
+
+def _is_module(node: Any) -> bool:
+  """Reports whether a node is a module of torch, saved as a whole."""
+  if not isinstance(node, Call) or not isinstance(node.state, Mapping):
+    return False
+  # Those of TorchScript have their parameters as plain attributes.
+  return "_modules" in node.state or str(node).startswith("__torch__.")
+
+
+def _children(node: Any) -> Iterable[tuple[Any, Any]] | None:
+  """Returns the names and nodes below a node; None for a leaf."""
+  if isinstance(node, Mapping):
+    return node.items()
+  if isinstance(node, list | tuple):
+    return enumerate(node)
+  if _is_module(node):
+    if "_modules" not in node.state:
+      return node.state.items()
+    parts = (
+      node.state.get(part) for part in ("_parameters", "_buffers", "_modules")
+    )
+    return [
+      item
+      for part in parts
+      if isinstance(part, Mapping)
+      for item in part.items()
+    ]
+  if isinstance(node, Call) and node.items:
+    # Of a class of its own that is a dict.
+    return node.items.items()
+  return None
