@@ -317,6 +317,15 @@ def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
     run.train_and_evaluate(changed, tmp_path, tiny, "temporal")
 
 
+def test_a_stage_is_not_named_as_a_rule(config, tiny):
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.average = changed.spatial
+  changed.stages = ("average", "temporal")
+  with pytest.raises(ValueError, match=r"both have \['average'\]"):
+    run.check_config(changed, tiny, "")
+
+
 @pytest.mark.parametrize(
   "path, value, match",
   [
