@@ -239,7 +239,16 @@ REFUSED = {
   ),
   "rows.pkl": (
     pickle.dumps([[1.0] * 1000] * 1000, 2),
-    "1000 rows of 1000 scores in",
+    "it holds more numbers than bytes",
+  ),
+  "copies.pkl": (
+    # A list of a thousand places, and 20,000 tuples of it.
+    b"\x80\x02]q\x00("
+    + b"N" * 1000
+    + b"e0cbuiltins\ntuple\nq\x010"
+    + b"h\x01h\x00\x85R" * 20_000
+    + b".",
+    "copy more than a file has use for",
   ),
   "a.mat": ("MATLAB 5.0", "no score file of a known kind"),
 }

@@ -66,17 +66,17 @@ def _read(
       "it holds no list of results, as `tools/test.py --dump` of mmaction2"
       " writes them"
     )
-  tensors = _Tensors()
+  tensors = _Tensors(size)
   if not isinstance(content[0], dict):
     rows = [tensors.read(x, f"result {i}") for i, x in enumerate(content)]
-    return None, None, _matrix(rows, size)
+    return None, None, _matrix(rows)
   scores = _column(tensors, content, _SCORES)
   labels = _column(tensors, content, _LABELS)
-  values = _matrix(scores, size)
+  values = _matrix(scores)
   if all(label.size == 1 for label in labels):
     labels = np.array([label.item() for label in labels])
   elif all(label.size == values.shape[1] for label in labels):
-    labels = _matrix(labels, size)
+    labels = _matrix(labels)
   else:
     raise ScoresError(
       f"{_LABELS[0]!r} must be one class, or 0 or 1 for each of"
@@ -110,8 +110,8 @@ def _ids(results: Sequence[Mapping[str, Any]]) -> list[str] | None:
   return None
 
 
-def _matrix(rows: _Rows, size: int) -> np.ndarray:
-  """Stacks rows, float64 [b n]; `size` is that of the file in bytes."""
+def _matrix(rows: _Rows) -> np.ndarray:
+  """Stacks rows, float64 [b n]."""
   n = rows[0].size
   for i, row in enumerate(rows):
     if row.ndim != 1 or row.size != n:
@@ -119,31 +119,36 @@ def _matrix(rows: _Rows, size: int) -> np.ndarray:
         f"result {i} has scores of shape {row.shape}, the first one of"
         f" {rows[0].shape}; it needs one row of scores for each video"
       )
-  # Rows may be the same memory.
-  if len(rows) * n > size:
-    raise ScoresError(f"{len(rows)} rows of {n} scores in {size} bytes")
   return np.array(rows, np.float64)
 
 
 class _Tensors:
-  """Reads arrays and tensors, without a copy where several share memory.
+  """Reads arrays and tensors of a file of `size` bytes.
 
-  A pickle of a few bytes may name one list or storage a million times.
+  A pickle may name one list or storage a million times, so no more numbers are
+  read than the file has bytes, and as many of storages.
   """
 
-  def __init__(self):
+  def __init__(self, size: int):
+    self._left = 2 * size
     # By id, and with the object, so that the id stays its own.
     self._storages: dict[int, tuple[Any, np.ndarray]] = {}
-    self._lists: dict[int, tuple[Any, np.ndarray | None]] = {}
+
+  def _spend(self, count: int) -> None:
+    self._left -= count
+    if self._left < 0:
+      raise ScoresError("it holds more numbers than bytes")
 
   def read(self, value: Any, what: str) -> np.ndarray:
-    """Numbers of an array, a tensor, a list or a number.
+    """Reads the numbers of an array, a tensor, a list or a number.
 
     Raises:
       ScoresError: it is something else; `what` names it.
     """
     try:
       array = self._array(value)
+    except ScoresError:
+      raise
     except (
       AttributeError,
       LookupError,
@@ -156,6 +161,7 @@ class _Tensors:
     if array is None or array.dtype.kind not in "biuf":
       found = str(value) if isinstance(value, Call) else type(value).__name__
       raise ScoresError(f"{what} holds {found:.80} in place of numbers")
+    self._spend(array.size)
     return array
 
   def _array(self, value: Any) -> np.ndarray | None:
@@ -168,12 +174,12 @@ class _Tensors:
         kind, data = value.arguments
         array = Global("numpy.core.numeric", "_frombuffer")
         return pickles.as_array(Call(array, (data, kind, (), "C")))
-      value = pickles.as_array(value)
+      array = pickles.as_array(value)
+      # Not a list, which is an array of objects.
+      return array if isinstance(array, np.ndarray) else None
     if isinstance(value, list | tuple):
-      if id(value) not in self._lists:
-        is_row = all(isinstance(x, int | float) for x in value)
-        self._lists[id(value)] = value, np.array(value) if is_row else None
-      return self._lists[id(value)][1]
+      is_row = all(isinstance(x, int | float) for x in value)
+      return np.array(value) if is_row else None
     if isinstance(value, int | float):
       return np.array(value)
     return value if isinstance(value, np.ndarray) else None
@@ -186,7 +192,9 @@ class _Tensors:
       raise ValueError("no row of numbers")
     (data,) = storage.arguments
     if id(data) not in self._storages:
-      self._storages[id(data)] = data, _read_storage(pickles.as_bytes(data))
+      values = _read_storage(pickles.as_bytes(data))
+      self._spend(values.size)
+      self._storages[id(data)] = data, values
     values = self._storages[id(data)][1]
     count, step = (*size, 1)[0], (*stride, 1)[0]
     if not 0 <= count <= len(values) or offset < 0 or step < 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from twostream_jax.pretrained.pickles import Call, Persistent
+from twostream_jax.pickles import Call, Persistent
 
 # Of containers and arrays. A file of a few hundred bytes whose containers
 # contain each other ten times would otherwise be walked for ever.
