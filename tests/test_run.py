@@ -88,6 +88,7 @@ def test_results_are_the_contract_s(finished, tiny):
     for name, values in written[group].items():
       assert list(values) == ["top1", "top5", "mean_class_accuracy"]
       found = scores.load_scores(folder / "scores" / f"{name}-test.npz")
+      assert len(found.class_names) == found.logits.shape[1] == 12
       top1 = (found.logits.argmax(axis=1) == found.labels).mean()
       assert values["top1"] == pytest.approx(top1)
       intervals = written["intervals"][group][name]
