@@ -4,6 +4,7 @@ import argparse
 import collections
 import functools
 import mmap
+import pickle
 import zipfile
 
 import jax
@@ -206,6 +207,27 @@ def test_the_network_is_found_in_every_form(form, zipped, tmp_path):
     assert "cls_head.fc_cls.weight" in report.table("used")
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_of_tensors(protocol, tmp_path):
+  path = tmp_path / "file.pkl"
+  path.write_bytes(pickle.dumps({"model": _state("module.")}, protocol))
+  variables, _, _ = _load(path)
+  _assert_loaded(variables)
+
+
+def test_a_head_that_does_not_fit_is_left_out(tmp_path):
+  path = tmp_path / "file.pth"
+  state = _state("backbone.", head=False)
+  state["cls_head.fc_cls.weight"] = torch.zeros(5, 9)
+  state["cls_head.fc_cls.bias"] = torch.zeros(5)
+  torch.save(state, path)
+  with pytest.raises(WeightsError, match="partial"):
+    _load(path)
+  _, _, report = _load(path, partial=True)
+  assert report.summary() == "30 used, 2 fresh, 8 left out"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript(tmp_path):
   path = tmp_path / "network.pt"
 

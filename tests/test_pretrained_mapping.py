@@ -93,7 +93,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
   with pytest.raises(WeightsError) as caught:
     _load(path, fresh)
   headline, *lines, hint = str(caught.value).splitlines()
-  assert "keys begin features.0.weight" in hint and "--prefix" in hint
+  assert "keys begin " in hint and "--prefix" in hint
   assert headline.startswith(str(path))
   assert "vgg11: 16 used, 2 missing, 1 extra, 4 wrong" in headline
   cells = {tuple(line.split()[:2]): line for line in lines}

@@ -94,7 +94,8 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = Persistent) -> Any:
     for opcode, argument, _ in pickletools.genops(file):
       machine.run(opcode, argument)
     return machine.stack.pop()
-  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+  # Whatever the instructions do to what they find on the stack.
+  except Exception as error:
     raise pickle.UnpicklingError(f"damaged pickle: {error}") from error
 
 
@@ -135,7 +136,11 @@ def as_array(call: Any) -> np.ndarray | list | None:
 
 
 def as_bytes(data: Any) -> bytes | bytearray:
-  """Makes the bytes that a pickle holds as such, as text or as a call."""
+  """Returns the bytes of a node, as every protocol writes them.
+
+  Raises:
+    ValueError: they are text in another encoding than that of bytes.
+  """
   if isinstance(data, Call) and str(data) == "_codecs.encode":
     # How Python 3 writes bytes in the protocols of Python 2.
     data, encoding = data.arguments
@@ -232,7 +237,7 @@ class _Machine:
     return items
 
   def _marked(self) -> list:
-    """What was put on the stack since the last mark."""
+    """Takes what was put on the stack since the last mark."""
     items, self.stack = self.stack, self._below.pop()
     return items
 

@@ -118,6 +118,26 @@ def test_a_file_without_fully_connected_layers(tmp_path, capsys):
   assert report.summary() == "26 used, 6 fresh"
 
 
+def test_two_networks_in_a_file(tmp_path, capsys):
+  arrays = {}
+  for name, array in _resnet18_arrays().items():
+    arrays |= {f"rgb.net.{name}": array, f"flow.net.{name}": array}
+  path, out = tmp_path / "both.safetensors", tmp_path / "rgb.safetensors"
+  safetensors.numpy.save_file(arrays, path)
+  arguments = ("--backbone=resnet18", f"--out={out}")
+  assert convert_weights.run(str(path), _flags(*arguments)) == 1
+  message = capsys.readouterr().err
+  assert "--prefix=flow.net. or --prefix=rgb.net." in message
+  assert not out.exists()
+  arguments += ("--prefix=rgb.",)
+  assert convert_weights.run(str(path), _flags(*arguments)) == 0
+  shown = capsys.readouterr().out
+  assert "torchvision: 102 used, 102 left out" in shown
+  assert "prefix    rgb.net." in shown
+  assert "outside of rgb.net." in shown
+  assert read_metadata(out).num_classes == 7
+
+
 @pytest.mark.parametrize(
   "backbone, layout, message",
   [

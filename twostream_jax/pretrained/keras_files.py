@@ -31,7 +31,7 @@ _LONGEST_CONFIG = 64 * 2**20
 
 
 def is_keras_archive(names: list[str]) -> bool:
-  """Whether a zip archive with files of these names is a .keras file."""
+  """Reports whether an archive with files of these names is a .keras file."""
   return _WEIGHTS in names
 
 
@@ -74,7 +74,7 @@ def read_hdf5(path: Path) -> Content:
 def _read(
   content: BinaryIO, size: int, name: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Arrays by path, and the given names of layers by their groups' paths."""
+  """Returns arrays by path, and given names of layers by their groups."""
   datasets, names = {}, {}
 
   def add(key: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -115,7 +115,7 @@ def _renamed(
 def _names(
   arrays: Mapping[str, np.ndarray], config: Any, path: str
 ) -> Iterator[tuple[str, str]]:
-  """Paths of groups and names of layers, by kind and order.
+  """Pairs paths of groups with names of layers, by kind and order.
 
   Some versions count a kind's layers by twos, so that only the order is sure.
   """

@@ -42,7 +42,6 @@ class Layout:
     convention: of the input of the first layer, as it is in the file; None
       where the input is no image.
     unused: patterns of keys that no backbone needs, with the reason.
-    head: name of the classifier, where it may be outside of the backbone.
   """
 
   name: str
@@ -52,7 +51,6 @@ class Layout:
   convert: Callable[[str, np.ndarray, Network], np.ndarray]
   convention: Callable[[Source], InputConvention | None]
   unused: tuple[tuple[str, str], ...] = ()
-  head: str = ""
 
   def find(self, source: Source) -> set[str]:
     """The prefixes behind which the keys of a file are this layout's."""
@@ -102,7 +100,7 @@ def fit_layout(
     raise WeightsError(
       f"unknown layout {name!r}; choose one of {', '.join(LAYOUTS)}"
     )
-  source, layout = _find_part(source, name, choice)
+  source, layout = _find_part(source, backbone, name, choice)
   held = layout.backbones
   if is_own(source) and layout.name == "twostream_jax":
     held = (metadata_of(source).backbone,)
@@ -115,7 +113,7 @@ def fit_layout(
 
 
 def _find_part(
-  source: Source, name: str | None, choice: prefixes.Choice
+  source: Source, backbone: str, name: str | None, choice: prefixes.Choice
 ) -> tuple[Source, Layout]:
   if is_own(source) and name in (None, "twostream_jax"):
     return source, LAYOUTS["twostream_jax"]
@@ -126,14 +124,22 @@ def _find_part(
     if prefix is None:
       continue
     part = prefixes.cut(simple, prefix, others=found)
-    if layout.head:
-      part = prefixes.adopt_head(
-        part, f"{layout.head}.weight", f"{layout.head}.bias"
-      )
+    if layout.name == "torchvision" and backbone in _RESNET:
+      part = prefixes.adopt_head(part, "fc", _features(part))
     return part, layout
   if name:
     return prefixes.cut(source, choice.literal()), LAYOUTS[name]
   raise WeightsError(_why_unknown(source, choice))
+
+
+def _features(source: Source) -> int:
+  """Returns the channels of the last block of a ResNet of torchvision."""
+  pattern = re.compile(r"layer(\d+)\.(\d+)\.bn(\d+)\.weight")
+  matches = filter(None, map(pattern.fullmatch, source.arrays))
+  last = max(
+    matches, key=lambda match: tuple(map(int, match.groups())), default=None
+  )
+  return source.arrays[last[0]].size if last else 0
 
 
 def _why_unknown(source: Source, choice: prefixes.Choice) -> str:
@@ -235,7 +241,6 @@ LAYOUTS = {
       convert=naming.from_torch,
       convention=_all_in(IMAGENET),
       unused=_TORCH_UNUSED,
-      head="fc",
     ),
     Layout(
       name="keras",

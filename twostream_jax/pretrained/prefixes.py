@@ -20,7 +20,7 @@ _HEADS = r"(^|[./])(cls_head|head|fc|fc_cls|classifier|logits|linear)[./]"
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """What a user says of where in a file the network is.
+  """Place of the network in a file, as far as a user names it.
 
   Attributes:
     wrapper: names of the dicts around the weights, joined by "."; None to
@@ -32,7 +32,7 @@ class Choice:
   prefix: str | None = None
 
   def admits(self, candidate: str) -> bool:
-    """Whether a prefix found in the keys lies where the user says."""
+    """Reports whether a prefix found in the keys lies where the user says."""
     wrapper, rest = split(candidate)
     if self.wrapper is not None:
       wanted = self.wrapper.replace("/", ".").strip(".")
@@ -47,13 +47,13 @@ class Choice:
     return rest.startswith(starts) or candidate.startswith(starts)
 
   def literal(self) -> str:
-    """The prefix that a user writes out, for a file without a known layout."""
+    """Returns the prefix that a user writes out, if no layout is known."""
     wrapper = (self.wrapper or "").strip("./").replace(".", "/")
     return f"{wrapper}/{self.prefix or ''}" if wrapper else self.prefix or ""
 
 
 def split(prefix: str) -> tuple[str, str]:
-  """Wrapper, as the flag names it, and the rest of a prefix."""
+  """Splits a prefix into the wrapper, as the flag names it, and the rest."""
   wrapper, _, rest = prefix.rpartition("/")
   return wrapper.replace("/", "."), rest
 
@@ -79,7 +79,7 @@ def simplify(source: Source) -> Source:
 def choose(
   source: Source, found: Collection[str], choice: Choice
 ) -> str | None:
-  """The one prefix of those that a layout was found behind.
+  """Chooses the prefix, of those that a layout was found behind.
 
   Args:
     source: the file.
@@ -118,7 +118,7 @@ def _is_exact(prefix: str, choice: Choice) -> bool:
 
 
 def find(keys: Iterable[str], pattern: str) -> set[str]:
-  """Finds what stands before the keys that end in a pattern.
+  """Finds the texts before a pattern that keys end in.
 
   Args:
     keys: of a file.
@@ -131,7 +131,7 @@ def find(keys: Iterable[str], pattern: str) -> set[str]:
 
 
 def cut(source: Source, prefix: str, others: Iterable[str] = ()) -> Source:
-  """The arrays behind a prefix, with it cut off their keys.
+  """Selects the arrays behind a prefix and cuts it off their keys.
 
   Args:
     source: the file.
@@ -170,30 +170,32 @@ def cut(source: Source, prefix: str, others: Iterable[str] = ()) -> Source:
   )
 
 
-def adopt_head(source: Source, weight: str, bias: str) -> Source:
+def adopt_head(source: Source, name: str, features: int) -> Source:
   """Takes the classifier that was trained on top of a prefixed backbone.
 
   Args:
     source: see `cut`.
-    weight: key of the matrix of the classifier of the backbone's own.
-    bias: key of its bias.
+    name: of the classifier of the backbone's own.
+    features: number of its inputs.
 
   Returns:
     The same source where the backbone has its own, or where there is not one
-    pair of a matrix and a bias with a name of a classifier beside it.
+    pair of a matrix and a bias that fit beside it and have a usual name.
   """
+  weight, bias = f"{name}.weight", f"{name}.bias"
   if weight in source.arrays:
     return source
   wrapper = source.prefix[: source.prefix.rfind("/") + 1]
   pairs = []
   for key, array in source.outside.items():
     other = f"{key.removesuffix('weight')}bias"
-    name = key.removeprefix(wrapper)
+    relative = key.removeprefix(wrapper)
     if (
       key.startswith(wrapper)
       and key.endswith(".weight")
-      and re.search(_HEADS, name)
+      and re.search(_HEADS, relative)
       and array.ndim == 2
+      and array.shape[1] == features
       and other in source.outside
       and source.outside[other].shape == array.shape[:1]
     ):

@@ -69,7 +69,7 @@ def _refusals(content: Content) -> str:
 
 
 def _read(path: Path, is_shard: bool = False) -> tuple[str, Content]:
-  """The name of a file's format, and its content."""
+  """Returns the name of a file's format, and its content."""
   try:
     with path.open("rb") as file:
       head = file.read(128)
@@ -89,6 +89,10 @@ def _read(path: Path, is_shard: bool = False) -> tuple[str, Content]:
 
 
 def _format(path: Path, head: bytes, is_shard: bool) -> tuple[str, _Reader]:
+  # First, since it begins with a number, which may look like another format:
+  # the length of the header, which is never so long.
+  if head[8:9] == b"{" and head[6:8] == b"\0\0":
+    return "a .safetensors file", _read_safetensors
   if head.startswith(b"\x93NUMPY"):
     return "a .npy file", _read_npy
   if head.startswith(b"\x89HDF"):
@@ -104,10 +108,7 @@ def _format(path: Path, head: bytes, is_shard: bool) -> tuple[str, _Reader]:
   if head.startswith(b"\x80"):
     if torch_files.MAGIC in head:
       return "a torch file", torch_files.read_stream
-    return "a pickle", _read_pickle
-  # After the length of the header, which is never so long.
-  if head[8:9] == b"{" and head[6:8] == b"\0\0":
-    return "a .safetensors file", _read_safetensors
+    return "a pickle", torch_files.read_pickle
   if head.lstrip().startswith(b"{") and not is_shard:
     return "an index of weight files", _read_index
   for start, what in _NO_WEIGHTS.items():
@@ -174,11 +175,6 @@ def _read_npy(path: Path) -> Content:
     # An array without dimensions, around the one dict.
     (tree,) = pickles.as_array(pickles.load(file))
   return flatten(tree, pickles.as_array)
-
-
-def _read_pickle(path: Path) -> Content:
-  with path.open("rb") as file:
-    return flatten(pickles.load(file), pickles.as_array)
 
 
 def _read_npz(path: Path) -> Content:

@@ -65,7 +65,7 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
 
 
 def _checked(path: Path, name: object) -> str:
-  """The name of a file that lies beside the index, and nowhere else.
+  """Returns the name of a file that lies beside the index.
 
   Whoever writes the index would otherwise choose what is read.
   """

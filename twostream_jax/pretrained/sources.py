@@ -1,4 +1,4 @@
-"""What is read of a weight file: named arrays, from trees of containers."""
+"""Content of weight files: named arrays, from trees of containers."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -9,9 +9,11 @@ import numpy as np
 
 from twostream_jax.pickles import Call, Persistent
 
-# Of containers and arrays. A file of a few hundred bytes whose containers
-# contain each other ten times would otherwise be walked for ever.
-_MOST_STEPS = 1_000_000
+# Containers, arrays and calls that are looked at. A file of a few hundred bytes
+# whose containers contain each other ten times would be walked for ever.
+_MOST_NODES = 100_000
+# Containers inside of each other; one that contains itself ends here.
+_DEEPEST = 64
 # Weights hardly compress, so what unpacks to more than this is made to.
 _MOST_COMPRESSED = 64
 _SMALL = 64 * 2**20
@@ -23,7 +25,7 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """What a reader of one format returns.
+  """Result of the reader of one format.
 
   Attributes:
     arrays: by key; the keys of nested containers are joined by "/".
@@ -38,7 +40,7 @@ class Content:
 
 @dataclasses.dataclass(frozen=True)
 class Source(Content):
-  """What a weight file holds.
+  """Content of a weight file.
 
   Attributes:
     path: of the file.
@@ -54,8 +56,12 @@ class Source(Content):
   outside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def file_key(self, key: str) -> str:
-    """The key in the file of an array, or the one that it would have."""
+    """Returns the key of an array in the file, or where it would be."""
     return self.names.get(key, f"{self.prefix}{key}")
+
+
+# What may be or hold an array; text and numbers can't.
+_NODES = (Mapping, list, tuple, Call, Persistent, np.ndarray)
 
 
 def flatten(
@@ -73,14 +79,17 @@ def flatten(
     their state dicts do. Text and numbers are dropped.
   """
   arrays, refused = {}, {}
-  # Keys, what joins the names below them, and nodes. A stack, since files may
-  # nest deeper than Python calls.
-  stack, steps = [("", "/", root)], 0
+  # Keys, what joins the names below them, depths, and nodes. A stack, since
+  # files may nest deeper than Python calls.
+  stack, count = [("", "/", 0, root)], 0
   while stack:
-    key, separator, node = stack.pop()
-    steps += 1
-    if steps > _MOST_STEPS:
-      raise WeightsError("its containers contain each other too often")
+    key, separator, depth, node = stack.pop()
+    count += 1
+    if count > _MOST_NODES:
+      raise WeightsError(
+        f"more than {_MOST_NODES} containers and arrays, or containers that"
+        " contain each other; this is not a file of weights"
+      )
     made = as_array(node)
     if isinstance(made, np.ndarray):
       arrays[key] = made
@@ -92,7 +101,11 @@ def flatten(
       continue
     start = f"{key}{separator}" if key else ""
     below = "." if _is_module(node) else "/"
-    found = [(f"{start}{name}", below, child) for name, child in children]
+    found = [
+      (f"{start}{name}", below, depth + 1, child)
+      for name, child in children
+      if isinstance(child, _NODES) and depth < _DEEPEST
+    ]
     stack += reversed(found)
   return Content(arrays, refused=refused)
 
@@ -110,13 +123,13 @@ def require_bounded(unpacked: int, packed: int, name: str) -> None:
   """
   if unpacked > _SMALL + _MOST_COMPRESSED * packed:
     raise WeightsError(
-      f"{name}: {packed} bytes that would unpack to {unpacked}; this is no"
-      " file of weights"
+      f"{name}: {packed} bytes that would unpack to {unpacked}; this is"
+      " not a file of weights"
     )
 
 
 def _is_module(node: Any) -> bool:
-  """Whether a node is a module of torch that was saved as a whole."""
+  """Reports whether a node is a module of torch, saved as a whole."""
   if not isinstance(node, Call) or not isinstance(node.state, Mapping):
     return False
   # Those of TorchScript have their parameters as plain attributes.
@@ -124,7 +137,7 @@ def _is_module(node: Any) -> bool:
 
 
 def _children(node: Any) -> Iterable[tuple[Any, Any]] | None:
-  """Names and nodes below a node; None for a leaf."""
+  """Returns the names and nodes below a node; None for a leaf."""
   if isinstance(node, Mapping):
     return node.items()
   if isinstance(node, list | tuple):

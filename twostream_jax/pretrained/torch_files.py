@@ -12,7 +12,7 @@ import mmap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,12 +56,12 @@ _NAMED_TYPES = {
   "float8_e5m2": np.dtype(jnp.float8_e5m2),
 }
 
-# From the name that a pickle gives a storage to its bytes.
-_Storages = Callable[[tuple], np.ndarray]
+# From what a pickle has in the place of a storage to its values.
+_Storages = Callable[[Any], np.ndarray]
 
 
 def is_torch_archive(names: list[str]) -> bool:
-  """Whether a zip archive with files of these names is one of torch."""
+  """Reports whether an archive with files of these names is one of torch."""
   return any(_is_pickle(name) for name in names)
 
 
@@ -85,8 +85,8 @@ def read_archive(path: Path) -> Content:
     def storage(key: str) -> np.ndarray:
       return _stored(mapped, archive.getinfo(f"{root}data/{key}"))
 
-    def storages(name: tuple) -> np.ndarray:
-      kind, key = name[1:3]
+    def storages(node: Persistent) -> np.ndarray:
+      kind, key = _kind_and_key(node.name)
       return _typed(storage(key), _type_of(kind), order)
 
     return flatten(tree, functools.partial(_as_array, storages))
@@ -98,42 +98,88 @@ def read_stream(path: Path) -> Content:
   Raises:
     WeightsError: it is cut off.
   """
+  with path.open("rb") as file:
+    tree, storages = _parse_stream(file, archives.map_file(path))
+  return flatten(tree, functools.partial(_as_array, storages))
+
+
+def read_pickle(path: Path) -> Content:
+  """Reads a pickle of arrays of NumPy, or of tensors with their bytes.
+
+  Raises:
+    WeightsError: it is cut off.
+  """
+  with path.open("rb") as file:
+    tree = pickles.load(file)
+  return flatten(tree, functools.partial(_as_array, _embedded))
+
+
+def _embedded(node: Any) -> np.ndarray:
+  """Returns the values of a storage that is a file of torch in a pickle."""
+  if str(node) != "torch.storage._load_from_bytes":
+    raise WeightsError("a tensor without its storage")
+  content = pickles.as_bytes(node.arguments[0])
+  storage, storages = _parse_stream(io.BytesIO(content), content)
+  return storages(storage)
+
+
+def _parse_stream(
+  file: BinaryIO, content: bytes | mmap.mmap
+) -> tuple[Any, _Storages]:
+  """Parses the tree of a stream, and what gives the values of its storages.
+
+  Args:
+    file: open at the start of the stream.
+    content: of the file.
+  """
   types: dict[str, np.dtype] = {}
 
   def persistent(name: Any) -> Any:
-    kind, key = name[1:3]
+    kind, key = _kind_and_key(name)
     # The class of a module, with its source code.
     if name[0] == "module":
       return kind
     types[key] = _type_of(kind)
     return Persistent(name)
 
-  with path.open("rb") as file:
-    # The magic number, the version of the format, and the machine.
-    _, _, system = (pickles.load(file) for _ in range(3))
-    order = "little" if system["little_endian"] else "big"
-    tree = pickles.load(file, persistent)
-    keys = pickles.load(file)
-    position = file.tell()
-  mapped = archives.map_file(path)
+  # The magic number, the version of the format, and the machine.
+  _, _, system = (pickles.load(file) for _ in range(3))
+  order = "little" if system["little_endian"] else "big"
+  tree = pickles.load(file, persistent)
+  keys = pickles.load(file)
+  position = file.tell()
   found: dict[str, np.ndarray] = {}
-  for key in keys:
-    count = int.from_bytes(mapped[position : position + 8], order, signed=True)
+  for key in map(_checked_key, keys):
+    count = int.from_bytes(content[position : position + 8], order, signed=True)
     begin = position + 8
     position = begin + count * types[key].itemsize
-    if count < 0 or position > len(mapped):
-      raise WeightsError(f"{path}: cut off: its storage {key!r} is not whole")
-    values = np.frombuffer(mapped, np.uint8, position - begin, begin)
+    if count < 0 or position > len(content):
+      raise WeightsError(f"cut off: its storage {key!r:.80} is not whole")
+    values = np.frombuffer(content, np.uint8, position - begin, begin)
     found[key] = _typed(values, types[key], order)
 
-  def storages(name: tuple) -> np.ndarray:
-    key, view = name[2], name[5] if len(name) > 5 else None
+  def storages(node: Persistent) -> np.ndarray:
+    _, key = _kind_and_key(node.name)
+    view = node.name[5] if len(node.name) > 5 else None
     if view is None:
       return found[key]
     _, offset, size = view
     return found[key][offset : offset + size]
 
-  return flatten(tree, functools.partial(_as_array, storages))
+  return tree, storages
+
+
+def _kind_and_key(name: Any) -> tuple[Any, str]:
+  """Returns the class of a storage and its key, of the name of a storage."""
+  kind, key = name[1:3]
+  return kind, key if name[0] == "module" else _checked_key(key)
+
+
+def _checked_key(key: Any) -> str:
+  # To hash a tuple of tuples can take for ever.
+  if not isinstance(key, str):
+    raise WeightsError("a storage whose key is not text")
+  return key
 
 
 def _is_pickle(name: str) -> bool:
@@ -141,7 +187,7 @@ def _is_pickle(name: str) -> bool:
 
 
 def _stored(mapped: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
-  """The bytes of a storage of an archive."""
+  """Returns the bytes of a storage of an archive."""
   if not archives.is_stored(info):
     raise WeightsError(
       "it was packed again with compression or a password, which torch does"
@@ -151,7 +197,7 @@ def _stored(mapped: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _type_of(kind: Any) -> np.dtype:
-  """The type of a storage's values, from its class."""
+  """Returns the type of a storage's values, from its class."""
   if not isinstance(kind, Global) or kind.name not in _TYPES:
     raise WeightsError(f"a storage of the unknown type {kind!s:.80}")
   return _TYPES[kind.name]
@@ -192,14 +238,14 @@ _TENSORS = (
 
 def _tensor(
   storages: _Storages,
-  storage: Persistent,
+  storage: Any,
   offset: int,
   size: tuple,
   stride: tuple,
   *rest: Any,
 ) -> np.ndarray:
-  """A view of a storage, checked: it lies in the storage and is no larger."""
-  values = storages(storage.name)
+  """Returns a view of a storage that lies in it and is not larger."""
+  values = storages(storage)
   # Version 3 names the type, since its storages have none.
   if len(rest) > 2 and isinstance(rest[2], Global):
     kind = rest[2].name
