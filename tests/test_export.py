@@ -387,6 +387,36 @@ def test_intervals_are_told_where_the_run_has_them(opened, exported):
   assert "no results.json" in card
 
 
+@pytest.mark.parametrize(
+  "kept, used, words",
+  [
+    (("svm",), 'fusion["svm"]', "| svm |"),
+    ((), 'streams["spatial"]', "None: the run has no rule."),
+  ],
+)
+def test_the_card_uses_the_rules_and_stages_of_the_run(
+  exported, kept, used, words
+):
+  manifest = json.loads((exported / "manifest.json").read_text())
+  rule = json.loads((exported / "fusion.json").read_text())["average"]
+  card = export.model_card(manifest, dict.fromkeys(kept, rule))
+  assert f"model.top(found.{used}, 5)" in card and words in card
+  assert "average" not in card.split("## Networks")[0]
+  one = {"look": manifest["stages"]["temporal"]}
+  results = manifest["results"]
+  results = results | {
+    "streams": {"look": results["streams"]["temporal"]},
+    "fusion": {},
+    "intervals": {
+      "streams": {"look": results["intervals"]["streams"]["temporal"]},
+      "fusion": {},
+    },
+  }
+  card = export.model_card(manifest | {"stages": one, "results": results}, {})
+  assert 'model.top(found.streams["look"], 5)' in card
+  assert "`flow={" + '"look": ...}`' in card and "there is one stage" in card
+
+
 def test_quantisation_is_that_of_the_flow_spec(opened, exported):
   model = runner.load(exported)
   flow = np.linspace(-25, 25, 1001)

@@ -1,5 +1,6 @@
 """The fuse command: score files of this project and of others."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -98,9 +99,13 @@ def test_a_rule_is_not_fitted_on_what_it_is_tested_on(folder, capsys):
     (["--rule=weighted", "--weights=1"], "1 weights for the stages"),
     (["--fit=x.npz"], "1 times --fit for 2 files"),
     (["--rule=weighted"], "belong together"),
+    (["--fit_ids=x"], "no use without --fit"),
+    (["--ids=list.txt"], "--ids=list.txt has no use: all files name"),
   ],
 )
-def test_what_is_missing_is_said(folder, capsys, arguments, words):
+def test_what_is_missing_is_said(folder, capsys, monkeypatch, arguments, words):
+  monkeypatch.chdir(folder)
+  (folder / "list.txt").write_text("a 0\n")
   assert run(folder, *TWO, *arguments) == 1
   said = capsys.readouterr().err
   assert words in said and "Traceback" not in said
@@ -118,6 +123,67 @@ def test_videos_that_do_not_match_are_refused_or_listed(folder, capsys):
   assert results["left_out"] == {"spatial-test": ["test0"], "other": ["extra"]}
   said = capsys.readouterr().out
   assert "Only in other, left out: extra" in said
+
+
+def test_files_to_fit_on_are_aligned_by_class_names_and_named(folder, capsys):
+  def named(name, order):
+    own = scores.load_scores(folder / f"{name}.npz")
+    turned = dataclasses.replace(
+      own,
+      labels=np.argsort(order).astype(np.int32)[own.labels],
+      logits=own.logits[:, order],
+      class_names=tuple("xyz"[i] for i in order),
+    )
+    scores.save_scores(folder / f"{name}-{order[0]}.npz", turned)
+    return f"{name}-{order[0]}.npz"
+
+  straight, turned = [0, 1, 2], [2, 0, 1]
+  test = [named(name.removesuffix(".npz"), straight) for name in TWO]
+  found = []
+  for order in (straight, turned):
+    fit = [named(f"{s}-validation", order) for s in ("spatial", "temporal")]
+    out = folder / "out.json"
+    flags_of = [f"--fit={folder / name}" for name in fit]
+    assert run(folder, *test, "--rule=svm", f"--out={out}", *flags_of) == 0
+    found.append(json.loads(out.read_text())["fusion"])
+  assert found[0] == found[1]
+  other = dataclasses.replace(make(5, VALIDATION[1:]), class_names=tuple("xyz"))
+  scores.save_scores(folder / "fewer.npz", other)
+  flags_of = [f"--fit={folder / name}" for name in (fit[0], "fewer.npz")]
+  assert run(folder, *test, "--rule=svm", *flags_of) == 1
+  said = capsys.readouterr().err
+  assert "'spatial-validation-2' and 'fewer' do not score the same" in said
+
+
+def test_files_without_ids_take_them_from_a_list(folder, capsys):
+  own = scores.load_scores(folder / TWO[1])
+  np.save(folder / "theirs.npy", scores.softmax(own.logits))
+  lines = [f"{i} {k}\n" for i, k in zip(own.ids, own.labels, strict=True)]
+  (folder / "list.txt").write_text("".join(lines))
+  assert run(folder, TWO[0], "theirs.npy") == 1
+  assert "theirs.npy: it does not name its videos" in capsys.readouterr().err
+  assert run(folder, *TWO) == 0
+  expected = capsys.readouterr().out.replace("temporal-test", "theirs")
+  arguments = [TWO[0], "theirs.npy", f"--ids={folder / 'list.txt'}"]
+  assert run(folder, *arguments) == 0
+  assert capsys.readouterr().out.split() == expected.split()
+
+
+def test_ids_do_not_reach_the_terminal_as_codes(folder, capsys):
+  scores.save_scores(folder / "other.npz", make(5, [*TEST, "a\x1b[2J"]))
+  assert run(folder, TWO[0], "other.npz", "--common") == 0
+  said = capsys.readouterr().out
+  assert r"left out: 'a\x1b[2J'" in said and "\x1b" not in said
+
+
+def test_metrics_that_can_not_be_had_name_the_file(tmp_path, capsys):
+  for name in ("a", "b"):
+    none = np.zeros((2, 3), bool)
+    scores.save_scores(
+      tmp_path / f"{name}.npz", Scores(("x", "y"), none, np.eye(2, 3), "")
+    )
+  assert run(tmp_path, "a.npz", "b.npz") == 1
+  assert "fuse: a: no class has a positive video" in capsys.readouterr().err
 
 
 def test_probabilities_of_others_are_fused_like_our_own(folder):
@@ -178,7 +244,7 @@ def test_files_that_can_not_be_read_say_why(tmp_path, arrays, match):
 def test_a_pickle_is_not_opened(tmp_path):
   np.save(tmp_path / "a.npy", np.array([{"ids": 1}], dtype=object))
   (tmp_path / "a.npy").rename(tmp_path / "a.npz")
-  with pytest.raises(ScoresError, match="can't be read as scores"):
+  with pytest.raises(ScoresError, match="holds Python objects"):
     files.read_file(tmp_path / "a.npz")
 
 

@@ -213,17 +213,6 @@ def test_unusable_fitting_sets_are_refused(rule):
   one = {name: reordered(s, np.array([0])) for name, s in whole.items()}
   with pytest.raises(ScoresError, match="1 videos in 'val'.*at least 2"):
     fit(one, split="val")
-  broken = whole["b"].logits.copy()
-  broken[3, 2] = np.nan
-  sick = dataclasses.replace(whole["b"], logits=broken)
-  with pytest.raises(ScoresError, match="'b' on 'val' are not finite"):
-    fit({"a": whole["a"], "b": sick}, split="val")
-  outside = {
-    name: dataclasses.replace(s, labels=s.labels + 1)
-    for name, s in whole.items()
-  }
-  with pytest.raises(ScoresError, match="from 1 to 10.*10 classes"):
-    fit(outside, split="val")
   bare = {
     name: dataclasses.replace(s, labels=np.zeros_like(s.labels))
     for name, s in multi_label("v", 0).items()

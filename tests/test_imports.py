@@ -11,7 +11,12 @@ ROOT = Path(__file__).parent.parent
 
 # Longest prefix wins.
 LEVELS = {
+<<<<<<< HEAD
   "": 9,
+=======
+  "": 8,
+  "arrays": 0,
+>>>>>>> h/fuse
   "checkpoints": 0,
   "data": 0,
   "data.annotations": 4,
@@ -66,8 +71,13 @@ LEVELS = {
   "flow.spec": 0,
   "flow.tvl1": 0,
   "flow.tvl1_kernel": 0,
+<<<<<<< HEAD
   "fuse": 1,
   "inputs": 5,
+=======
+  "fuse": 2,
+  "inputs": 4,
+>>>>>>> h/fuse
   "interrupts": 0,
   "launch": 0,
   "logging": 0,
@@ -86,17 +96,29 @@ LEVELS = {
   "models.vgg": 0,
   "optim": 0,
   "parallel": 2,
+<<<<<<< HEAD
   "predict": 8,
+=======
+  "pickles": 0,
+  "predict": 7,
+>>>>>>> h/fuse
   "preprocess": 1,
   "pretrained": 2,
   "recipes": 0,
   "report": 3,
+<<<<<<< HEAD
   "rescore": 10,
   "results": 8,
   "rules": 2,
   "run": 9,
+=======
+  "rescore": 9,
+  "results": 7,
+  "rules": 3,
+  "run": 8,
+>>>>>>> h/fuse
   "samples": 1,
-  "scores": 0,
+  "scores": 1,
   "selection": 0,
   "stage_data": 3,
   "stage_views": 4,

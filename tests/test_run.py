@@ -88,6 +88,7 @@ def test_results_are_the_contract_s(finished, tiny):
     for name, values in written[group].items():
       assert list(values) == ["top1", "top5", "mean_class_accuracy"]
       found = scores.load_scores(folder / "scores" / f"{name}-test.npz")
+      assert len(found.class_names) == found.logits.shape[1] == 12
       top1 = (found.logits.argmax(axis=1) == found.labels).mean()
       assert values["top1"] == pytest.approx(top1)
       intervals = written["intervals"][group][name]
@@ -315,6 +316,15 @@ def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
     match=r"'temporal', step 3:.*not finite.*train/\w+-\w+/00\d\.avi",
   ):
     run.train_and_evaluate(changed, tmp_path, tiny, "temporal")
+
+
+def test_a_stage_is_not_named_as_a_rule(config, tiny):
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.average = changed.spatial
+  changed.stages = ("average", "temporal")
+  with pytest.raises(ValueError, match=r"both have \['average'\]"):
+    run.check_config(changed, tiny, "")
 
 
 @pytest.mark.parametrize(

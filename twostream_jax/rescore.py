@@ -121,7 +121,9 @@ def rescore(
     predict = run.create_predict(config, stage, data)
     variables = parallel.replicate(variables)
     for split in stage_data.splits_to_score(config):
-      run.write_scores(config, stage, split, folder, predict, variables, watch)
+      run.write_scores(
+        config, stage, data, split, folder, predict, variables, watch
+      )
   if parallel.is_primary():
     shown = config.copy_and_resolve_references()
     shown.stages = tuple(found)

@@ -39,6 +39,12 @@ def check_fusion(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
   unknown = [rule for rule in fusion.rules if rule not in rules]
   if unknown:
     raise ValueError(f"config.fusion.rules {unknown} are not in {rules}")
+  both = [rule for rule in fusion.rules if rule in config.stages]
+  if both:
+    raise ValueError(
+      f"config.stages and config.fusion.rules both have {both}: scores and"
+      " results go by these names; name the stage otherwise"
+    )
   fitted = [rule for rule in fusion.rules if rule in fuse.FITS]
   if fitted and not fusion.fit_split:
     raise ValueError(

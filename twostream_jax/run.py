@@ -5,6 +5,7 @@ how far it is trained, and a score file that names the run's protocol stands for
 its evaluation.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -191,7 +192,7 @@ def run_stage(
     train.train_stage(stage, data, config, workdir / name, predict, watch)
   )
   for split in missing_splits(config, name, workdir, data):
-    write_scores(config, stage, split, workdir, predict, variables, watch)
+    write_scores(config, stage, data, split, workdir, predict, variables, watch)
 
 
 def create_predict(
@@ -212,6 +213,7 @@ def create_predict(
 def write_scores(
   config: ml_collections.ConfigDict,
   stage: stages.Stage,
+  data: VideoDataset,
   split: str,
   folder: Path,
   predict: Callable[..., Any],
@@ -230,6 +232,7 @@ def write_scores(
     should_stop=watch.should_stop,
   )
   if parallel.is_primary():
+    result = dataclasses.replace(result, class_names=tuple(data.class_names))
     scores.save_scores(scores_path(folder, stage.name, split), result)
   parallel.barrier(f"scores of {stage.name}, {split}")
 

@@ -1,25 +1,15 @@
 """Scores of a split, keyed by video id: the one thing that fusion reads."""
 
+import collections
 import dataclasses
 import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.special
 
-# What np.load raises for files that are not whole: EOFError for an empty one,
-# TypeError for a lone array, RuntimeError for a changed header of the archive.
-_UNREADABLE = (
-  OSError,
-  EOFError,
-  KeyError,
-  RuntimeError,
-  TypeError,
-  ValueError,
-  zipfile.BadZipFile,
-)
+from twostream_jax import arrays as arrays_lib
 
 
 class ScoresError(ValueError):
@@ -36,13 +26,16 @@ class Scores:
       and 1.0) [b, n], True for every class that the video shows, maybe none.
     logits: float32 [b, n]; `probabilities` are their softmax over a row, or
       of a multi-label set the sigmoid of each.
+      Finite.
     protocol: in words, how the scores came about.
+    class_names: of the columns, in their order; () where they are not known.
   """
 
   ids: tuple[str, ...]
   labels: np.ndarray
   logits: np.ndarray
   protocol: str
+  class_names: tuple[str, ...] = ()
 
   def __post_init__(self):
     b = len(self.ids)
@@ -53,11 +46,38 @@ class Scores:
         f" {self.logits.shape} do not belong together"
       )
     if len(set(self.ids)) != b:
-      raise ScoresError(f"{b - len(set(self.ids))} video ids occur twice")
-    if self.multi_label and not np.isin(self.labels, (0, 1)).all():
+      (first, _), *_ = collections.Counter(self.ids).most_common(1)
       raise ScoresError(
-        "labels with a column for each class must be 0 or 1, found"
-        f" {self.labels[~np.isin(self.labels, (0, 1))][0]}"
+        f"{b - len(set(self.ids))} video ids occur twice, such as {first!r}"
+      )
+    if len(self.class_names) not in (0, self.logits.shape[1]):
+      raise ScoresError(
+        f"{len(self.class_names)} names for {self.logits.shape[1]} classes"
+      )
+    self._check_values()
+
+  def _check_values(self):
+    finite = np.isfinite(self.logits).all(axis=1)
+    if not finite.all():
+      raise ScoresError(
+        f"scores of {(~finite).sum()} videos are not finite, such as those of"
+        f" {self.ids[finite.argmin()]!r}"
+      )
+    if self.multi_label:
+      if not np.isin(self.labels, (0, 1)).all():
+        raise ScoresError(
+          "labels with a column for each class must be 0 or 1, found"
+          f" {self.labels[~np.isin(self.labels, (0, 1))][0]}"
+        )
+      return
+    n = self.logits.shape[1]
+    # A comparison of its own: NaN is neither below nor above.
+    known = np.isin(self.labels, np.arange(n))
+    if not known.all():
+      raise ScoresError(
+        f"labels must be class indices from 0 to {n - 1}, found"
+        f" {self.labels[known.argmin()]!s:.40} for"
+        f" {self.ids[known.argmin()]!r}"
       )
 
   @property
@@ -87,6 +107,9 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
+  names = {}
+  if scores.class_names:
+    names["class_names"] = np.array(scores.class_names, dtype=np.str_)
   try:
     with open(temporary, "wb") as file:
       np.savez(
@@ -95,6 +118,7 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
         labels=scores.labels.astype(bool if scores.multi_label else np.int32),
         logits=scores.logits.astype(np.float32),
         protocol=np.array(scores.protocol, dtype=np.str_),
+        **names,
       )
     os.replace(temporary, path)
   finally:
@@ -108,32 +132,41 @@ def load_scores(path: str | os.PathLike) -> Scores:
     ScoresError: the file is missing, damaged or lacks an array.
   """
   try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return Scores(
-        ids=tuple(arrays["ids"].tolist()),
-        labels=arrays["labels"],
-        logits=arrays["logits"],
-        protocol=str(arrays["protocol"]),
-      )
-  except _UNREADABLE as error:
+    arrays = arrays_lib.read_npz(path)
+    return Scores(
+      ids=tuple(arrays["ids"].tolist()),
+      labels=arrays["labels"],
+      logits=arrays["logits"],
+      protocol=str(arrays["protocol"]),
+      class_names=tuple(arrays.get("class_names", np.empty(0)).tolist()),
+    )
+  except KeyError as error:
+    raise ScoresError(
+      f"{path} can't be read as scores: there is no array {error}"
+    ) from error
+  # What the arrays are may be anything.
+  except (AttributeError, IndexError, TypeError, ValueError) as error:
     raise ScoresError(f"{path} can't be read as scores: {error}") from error
 
 
 def join(named: dict[str, Scores]) -> dict[str, Scores]:
-  """Puts several models' scores in one order of videos.
+  """Puts several models' scores in one order of videos and of classes.
 
   Args:
-    named: scores by model name; the first gives the order.
+    named: scores by model name; the first gives the order of videos, and the
+      first with class names that of classes. Scores without names are taken to
+      be in this order.
 
   Returns:
     The same names, every value with the ids of the first, in its order.
 
   Raises:
     ScoresError: the sets of ids differ, or a video's label does, or the
-      numbers of classes or the kinds of labels do; the message lists examples.
+      classes or the kinds of labels do; the message lists examples.
   """
   if not named:
     raise ScoresError("no scores to join")
+  named = align_classes(named)
   (first_name, first), *_ = named.items()
   joined = {}
   for name, scores in named.items():
@@ -148,12 +181,73 @@ def join(named: dict[str, Scores]) -> dict[str, Scores]:
       )
     row = {video_id: i for i, video_id in enumerate(scores.ids)}
     order = np.array([row[video_id] for video_id in first.ids], np.intp)
-    moved = Scores(
-      first.ids, scores.labels[order], scores.logits[order], scores.protocol
+    moved = dataclasses.replace(
+      scores,
+      ids=first.ids,
+      labels=scores.labels[order],
+      logits=scores.logits[order],
     )
     _check_agreement(first_name, first, name, moved)
     joined[name] = moved
   return joined
+
+
+def align_classes(named: Mapping[str, Scores]) -> dict[str, Scores]:
+  """Puts the classes of several models' scores in one order, by their names.
+
+  Args:
+    named: scores by model name, of any videos. The first with class names
+      gives the order; those without are taken to be in it.
+
+  Raises:
+    ScoresError: the classes differ; the message lists examples.
+  """
+  reference = next((k for k, s in named.items() if s.class_names), None)
+  if reference is None:
+    return dict(named)
+  wanted = named[reference].class_names
+  aligned = {}
+  for name, scores in named.items():
+    n = scores.logits.shape[1]
+    if n != len(wanted):
+      raise ScoresError(
+        f"{reference!r} has {len(wanted)} classes, {name!r} has {n}"
+      )
+    if scores.class_names not in ((), wanted):
+      scores = _reorder(scores, _class_order(reference, wanted, name, scores))
+    aligned[name] = dataclasses.replace(scores, class_names=wanted)
+  return aligned
+
+
+def _class_order(
+  reference: str, wanted: Sequence[str], name: str, scores: Scores
+) -> np.ndarray:
+  """The columns of scores in the order of the class names `wanted`."""
+  column = {label: i for i, label in enumerate(scores.class_names)}
+  only_first = sorted(set(wanted) - set(column))
+  only_here = sorted(set(column) - set(wanted))
+  if only_first or only_here or len(column) != len(wanted):
+    raise ScoresError(
+      f"{reference!r} and {name!r} do not have the same classes:"
+      f" {len(only_first)} only in {reference!r} {only_first[:3]},"
+      f" {len(only_here)} only in {name!r} {only_here[:3]}"
+    )
+  return np.array([column[label] for label in wanted], np.intp)
+
+
+def _reorder(scores: Scores, order: np.ndarray) -> Scores:
+  """Scores with column order[i] as class i."""
+  labels = (
+    scores.labels[:, order]
+    if scores.multi_label
+    else np.argsort(order).astype(np.int32)[scores.labels]
+  )
+  return dataclasses.replace(
+    scores,
+    labels=labels,
+    logits=scores.logits[:, order],
+    class_names=tuple(scores.class_names[i] for i in order),
+  )
 
 
 def protocols(named: Mapping[str, Scores]) -> str:

@@ -14,13 +14,13 @@ def model_card(manifest: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
   """
   sections = [
     _head(manifest),
-    _use(manifest),
+    _use(manifest, rules),
     _networks(manifest),
     _data(manifest),
     _numbers(manifest),
     _inputs(manifest),
     _flow(manifest),
-    _fusion(rules),
+    _fusion(manifest, rules),
     _files(manifest),
     _classes(manifest),
   ]
@@ -52,7 +52,7 @@ def _head(manifest) -> str:
   )
 
 
-def _use(manifest) -> str:
+def _use(manifest, rules) -> str:
   given = sorted(
     {
       spec["modality"]
@@ -62,8 +62,10 @@ def _use(manifest) -> str:
     reverse=True,
   )
   arguments = ", ".join(f"{name}={name}" for name in given)
-  several = len(manifest["stages"]) > 1
-  scores = 'fusion["average"]' if several else "streams[NAME]"
+  # The first of them, as `predict` answers by default.
+  scores = f"streams[{_quoted(manifest['stages'])}]"
+  if rules:
+    scores = f"fusion[{_quoted(rules)}]"
   return (
     "## Use\n\n"
     "Needs Python with `pip install jax safetensors flatbuffers`. In this"
@@ -82,6 +84,11 @@ def _use(manifest) -> str:
     " https://docs.jax.dev/en/latest/export/export.html); the weights are plain"
     " arrays for as long as there are files."
   )
+
+
+def _quoted(named: Mapping[str, Any]) -> str:
+  """The first name, as a literal of Python and JSON."""
+  return json.dumps(next(iter(named)))
 
 
 def _networks(manifest) -> str:
@@ -164,6 +171,8 @@ def _inputs(manifest) -> str:
     f"- {name}: {stage['protocol']}"
     for name, stage in manifest["stages"].items()
   )
+  first = next(iter(manifest["stages"].values()))
+  modality = next(iter(first["inputs"].values()))["modality"]
   halves = ", forward fields first and then as many backward ones" * (
     manifest["flow_spec"]["direction"] == "bidirectional"
   )
@@ -180,7 +189,7 @@ def _inputs(manifest) -> str:
     " shape says; a shorter video repeats its last one and says their number"
     " in `length`.\n"
     "- Where stages read other windows or sizes of one modality, give them by"
-    ' stage: `rgb={"spatial": ...}`.\n\n'
+    f" stage: `{modality}={{{_quoted(manifest['stages'])}: ...}}`.\n\n"
     f"The windows and crops of the run's test protocol:\n\n{protocols}"
   )
 
@@ -202,9 +211,11 @@ def _flow(manifest) -> str:
   )
 
 
-def _fusion(rules) -> str:
+def _fusion(manifest, rules) -> str:
   if not rules:
-    return "## Fusion\n\nNone: there is one stage."
+    several = len(manifest["stages"]) > 1
+    why = "the run has no rule" if several else "there is one stage"
+    return f"## Fusion\n\nNone: {why}."
   rows = [
     (
       name,

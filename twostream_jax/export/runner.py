@@ -3,7 +3,7 @@
   import runner  # This file, which lies beside the model.
   model = runner.load("DIR")
   found = model.predict(rgb=rgb, flow=flow)
-  model.top(found.fusion["average"], 5)
+  model.top(found.fusion[RULE], 5)  # Of model.rules; or found.streams[STAGE].
 
 `python runner.py` computes a stored example again and tells the difference.
 See model_card.md for what the codes in `rgb` and `flow` mean.

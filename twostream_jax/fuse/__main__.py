@@ -5,14 +5,9 @@
   python -m twostream_jax.fuse spatial-test.npz temporal-test.npz \\
     --rule=svm --fit=spatial-validation.npz --fit=temporal-validation.npz
 
-Files are joined by video id. Other programs' scores are read from an .npz file
-of plain arrays:
-
-  ids            texts [b], one for each video, as in the other files
-  labels         int [b] from 0, or 0 and 1 [b n] of a multi-label set
-  logits         float [b n]; or
-  probabilities  float [b n] in 0..1
-  protocol       a text, may be missing: how the scores came about
+Files are joined by video id, and their classes by name. Other programs' scores
+are read from .npz, .csv, .json, .npy and mmaction2's .pkl files, in the layouts
+that `twostream_jax.fuse.files` documents.
 """
 
 import json
@@ -24,8 +19,15 @@ from typing import Any
 from absl import app, flags
 
 from twostream_jax import fuse, metrics
-from twostream_jax.fuse.files import common_videos, named_files, read_files
-from twostream_jax.scores import Scores, ScoresError, save_scores
+from twostream_jax.fuse.files import common_videos, read_files
+from twostream_jax.fuse.tables import read_listing
+from twostream_jax.scores import (
+  Scores,
+  ScoresError,
+  align_classes,
+  join,
+  save_scores,
+)
 from twostream_jax.workdir import write_text
 
 UNFITTED = ("average", "average_logits", "weighted")
@@ -44,6 +46,19 @@ def define_flags(values: flags.FlagValues) -> None:
     [],
     "Scores that other rules are fitted on, not of the same videos: a file for"
     " each of the fused ones, in their order.",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "ids",
+    None,
+    "List of the videos of files that do not name them (.npy, most .pkl), in"
+    " their order: 'ID', 'ID LABEL' or 'ID FRAMES LABEL' a line.",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "fit_ids",
+    None,
+    "Such a list for the files of --fit.",
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -112,18 +127,22 @@ def evaluate(
 ) -> dict[str, Any]:
   """What the command writes: metrics of every stream and of the fusion."""
 
-  def measure(scores):
-    return metrics.classification_metrics(scores.logits, scores.labels)
-
   return {
     "videos": len(fused.ids),
     "protocols": {name: s.protocol for name, s in streams.items()},
-    "streams": {name: measure(s) for name, s in streams.items()},
-    "fusion": {rule: measure(fused)},
+    "streams": {name: _measure(name, s) for name, s in streams.items()},
+    "fusion": {rule: _measure(rule, fused)},
     "confidence": {
       rule: metrics.bootstrap(fused.logits, fused.labels),
     },
   }
+
+
+def _measure(name: str, scores: Scores) -> dict[str, float]:
+  try:
+    return metrics.classification_metrics(scores.logits, scores.labels)
+  except ValueError as error:
+    raise ValueError(f"{name}: {error}") from error
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -145,22 +164,51 @@ def table(results: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def read_all(
+  values: flags.FlagValues, paths: Sequence[str]
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+  """Reads the files to fuse, and by the same names those of --fit."""
+  if values.fit_ids and not values.fit:
+    raise ValueError("--fit_ids has no use without --fit")
+  streams = _read(paths, values.ids, "--ids")
+  if not values.fit:
+    return streams, {}
+  if len(values.fit) != len(streams):
+    raise ValueError(f"{len(values.fit)} times --fit for {len(streams)} files")
+  fitting = _read(values.fit, values.fit_ids, "--fit_ids")
+  # Here, where they have their own names.
+  fitting = join(fitting)
+  of_fit = [f"--fit={name}" for name in fitting]
+  aligned = align_classes(
+    streams | dict(zip(of_fit, fitting.values(), strict=True))
+  )
+  fitting = [aligned[name] for name in of_fit]
+  return (
+    {name: aligned[name] for name in streams},
+    dict(zip(streams, fitting, strict=True)),
+  )
+
+
+def _read(
+  paths: Sequence[str], listed: str | None, flag: str
+) -> dict[str, Scores]:
+  """Reads files, the videos of those that do not name them from a list."""
+  if not listed:
+    return read_files(paths)
+  listing = read_listing(Path(listed))
+  found = read_files(paths, listing)
+  if all(scores.ids != listing.ids for scores in found.values()):
+    raise ValueError(f"{flag}={listed} has no use: all files name their videos")
+  return found
+
+
 def run(values: flags.FlagValues, paths: Sequence[str]) -> int:
   """Runs the command; 0, or 1 after an error that stderr explains."""
   try:
-    streams = read_files(paths)
+    streams, fitting = read_all(values, paths)
     left_out = {}
     if values.common:
       streams, left_out = common_videos(streams)
-    fitting = None
-    if values.fit:
-      names = named_files(paths)
-      if len(values.fit) != len(names):
-        raise ValueError(
-          f"{len(values.fit)} times --fit for {len(names)} files"
-        )
-      found = read_files(values.fit)
-      fitting = dict(zip(streams, found.values(), strict=True))
     fused = fuse_named(
       streams, values.rule, weights=values.weights, fitting=fitting
     )
@@ -173,7 +221,9 @@ def run(values: flags.FlagValues, paths: Sequence[str]) -> int:
     print(f"twostream_jax.fuse: {error}", file=sys.stderr)
     return 1
   for name, ids in left_out.items():
-    print(f"Only in {name}, left out: {', '.join(ids)}")
+    # Ids of other programs may hold codes that a terminal obeys.
+    listed = ", ".join(i if i.isprintable() else repr(i) for i in ids)
+    print(f"Only in {name}, left out: {listed}")
   print(table(results))
   return 0
 

@@ -1,8 +1,7 @@
 """Fusion by averages: of probabilities, of logits, with weights."""
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +11,10 @@ from twostream_jax.scores import Scores, ScoresError
 
 # Keeps a logarithm finite where all streams give zero.
 FLOOR = 1e-30
+# Of fitted weights: the most streams whose weights are all tried (1001
+# combinations), and the most rounds over the weights of more.
+EXHAUSTIVE = 5
+ROUNDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +117,22 @@ def average_logits(named: Mapping[str, Scores]) -> Scores:
 def fit_weights(
   named: Mapping[str, Scores], *, steps: int = 10
 ) -> tuple[float, ...]:
-  """Weights with the best top-1 on these scores, by exhaustive search.
+  """Weights with the best top-1 on these scores.
 
   For a multi-label set it is the best mean average precision. The scores must
   not be those of the test split. Among equals the one nearest to equal weights
   wins, so that few videos do not decide by accident.
 
+  Up to EXHAUSTIVE streams every combination of weights is tried. Their number
+  grows as a power of that of the streams, so for more it is coordinate ascent
+  from equal weights: one weight after the other takes its best value, until
+  none changes. It may end in a local optimum, but never below equal weights.
+
   Args:
     named: scores by stage, of a validation split.
-    steps: the search grid: weights are multiples of 1 / steps that sum to 1.
+    steps: how finely to search: weights are multiples of 1 / steps that sum to
+      1; in coordinate ascent, multiples of 2 / steps of an equal share, up to
+      twice that share, scaled to sum to 1.
 
   Returns:
     One weight a stage.
@@ -130,17 +140,62 @@ def fit_weights(
   joined = scores_lib.join(dict(named))
   labels = next(iter(joined.values())).labels
   probabilities = [scores_lib.probabilities(s) for s in joined.values()]
+  if len(joined) > EXHAUSTIVE:
+    return _ascend(probabilities, labels, steps)
 
   def quality(weights):
-    unequal = sum((w - 1 / len(weights)) ** 2 for w in weights)
-    return fitting.quality(_mean(probabilities, weights), labels), -unequal
+    fused = _mean(probabilities, weights)
+    return fitting.quality(fused, labels), -_inequality(weights)
 
   grid = [
     tuple(part / steps for part in parts)
-    for parts in itertools.product(range(steps + 1), repeat=len(joined))
-    if sum(parts) == steps
+    for parts in _compositions(steps, len(joined))
   ]
   return max(grid, key=quality)
+
+
+def _compositions(total: int, m: int) -> Iterator[tuple[int, ...]]:
+  """The ways to write `total` as a sum of m parts from 0, in order."""
+  if m == 1:
+    yield (total,)
+    return
+  for first in range(total + 1):
+    for rest in _compositions(total - first, m - 1):
+      yield (first, *rest)
+
+
+def _inequality(weights: Sequence[float]) -> float:
+  """The squared distance of weights of sum 1 from equal weights."""
+  return sum((w - 1 / len(weights)) ** 2 for w in weights)
+
+
+def _ascend(
+  probabilities: Sequence[np.ndarray], labels: np.ndarray, steps: int
+) -> tuple[float, ...]:
+  """Weights by coordinate ascent; see `fit_weights`."""
+  m = len(probabilities)
+
+  def measure(fused, parts):
+    share = [part / sum(parts) for part in parts]
+    # The scale of the scores plays no part in their quality.
+    return fitting.quality(fused, labels), -_inequality(share)
+
+  parts = [max(steps // 2, 1)] * m
+  best = measure(_mean(probabilities, parts), parts)
+  for _ in range(ROUNDS):
+    before = list(parts)
+    for i in range(m):
+      others = _mean(probabilities, [*parts[:i], 0, *parts[i + 1 :]])
+      for part in range(steps + 1):
+        tried = [*parts[:i], part, *parts[i + 1 :]]
+        if part == parts[i] or not any(tried):
+          continue
+        found = measure(others + part * probabilities[i], tried)
+        if found > best:
+          best, parts = found, tried
+    if parts == before:
+      break
+  return tuple(part / sum(parts) for part in parts)
 
 
 def fit_weighted(named: Mapping[str, Scores], *, split: str) -> WeightedFusion:

@@ -42,13 +42,10 @@ def fitting_set(named: Mapping[str, Scores], split: str) -> FittingSet:
   """Joins scores to fit on; the order of videos in the files plays no part.
 
   Raises:
-    ScoresError: the scores do not fit together or are not finite, there are
-      fewer than two videos, or no video has a class.
+    ScoresError: the scores do not fit together, there are fewer than two
+      videos, or no video has a class.
   """
   joined = scores_lib.join(dict(named))
-  for name, scores in joined.items():
-    if not np.isfinite(scores.logits).all():
-      raise ScoresError(f"scores of {name!r} on {split!r} are not finite")
   first = next(iter(joined.values()))
   if len(first.ids) < 2:
     raise ScoresError(
@@ -61,7 +58,6 @@ def fitting_set(named: Mapping[str, Scores], split: str) -> FittingSet:
   if first.multi_label:
     targets = labels.astype(np.float64)
   else:
-    _check_classes(labels, num_classes, split)
     targets = np.eye(num_classes)[labels]
   if not targets.any():
     raise ScoresError(f"no video of {split!r} shows a class to fit on")
@@ -76,14 +72,6 @@ def fitting_set(named: Mapping[str, Scores], split: str) -> FittingSet:
       f"{split!r} ({len(labels)} videos, {scores_lib.protocols(joined)})"
     ),
   )
-
-
-def _check_classes(labels: np.ndarray, num_classes: int, split: str) -> None:
-  if labels.min() < 0 or labels.max() >= num_classes:
-    raise ScoresError(
-      f"labels of {split!r} run from {labels.min()} to {labels.max()}, but the"
-      f" scores have {num_classes} classes (labels are 0-based)"
-    )
 
 
 def assign_folds(targets: np.ndarray, k: int = FOLDS) -> np.ndarray:

@@ -15,10 +15,10 @@ import numpy as np
 import safetensors
 import scipy.io
 
+from twostream_jax import pickles
 from twostream_jax.pretrained import (
   archives,
   keras_files,
-  pickles,
   shards,
   torch_files,
 )

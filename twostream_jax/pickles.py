@@ -15,6 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _KINDS = "biuf"
+# Arguments and items of containers, of all calls together. A pickle can name
+# one list in each of a million calls.
+_MOST_COPIED = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,21 +164,6 @@ _LISTS = tuple(
 )
 
 
-def _call(function: Any, arguments: Any) -> Any:
-  arguments = tuple(arguments)
-  name = str(function) if isinstance(function, Global) else ""
-  pairs = arguments[0] if arguments else ()
-  if name in _DICTS:
-    made = {}
-    # A defaultdict has a function here.
-    for pair in pairs if isinstance(pairs, list) else ():
-      _put(made, *pair)
-    return made
-  if name in _LISTS and isinstance(pairs, list | tuple):
-    return list(pairs)
-  return Call(function, arguments)
-
-
 def _put(target: Any, key: Any, value: Any) -> None:
   """Sets an item, where it can name an array; others are dropped.
 
@@ -200,6 +188,7 @@ class _Machine:
     self._below: list[list] = []
     self._memo: dict[int, Any] = {}
     self._persistent = persistent
+    self._copied = 0
 
   def run(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
     """Executes one instruction."""
@@ -216,13 +205,36 @@ class _Machine:
       self.stack.append(Global(*argument.split(" ", 1)))
     elif name == "INST":
       arguments = self._marked()
-      self.stack.append(_call(Global(*argument.split(" ", 1)), arguments))
+      made = self._call(Global(*argument.split(" ", 1)), arguments)
+      self.stack.append(made)
     elif name == "PERSID":
       self.stack.append(self._persistent(argument))
     elif name in _REFUSED or opcode.arg is None:
       raise ValueError(f"{name} has no place in a file")
     else:
       self.stack.append(argument)
+
+  def _call(self, function: Any, arguments: Any) -> Any:
+    """Makes a container, or notes any other call."""
+    name = str(function) if isinstance(function, Global) else ""
+    arguments = self._copy(arguments)
+    pairs = arguments[0] if arguments else ()
+    if name in _DICTS:
+      made = {}
+      # A defaultdict has a function here.
+      for pair in self._copy(pairs) if isinstance(pairs, list) else ():
+        _put(made, *pair)
+      return made
+    if name in _LISTS and isinstance(pairs, list | tuple):
+      return list(self._copy(pairs))
+    return Call(function, arguments)
+
+  def _copy(self, items: Any) -> tuple:
+    items = tuple(items)
+    self._copied += len(items)
+    if self._copied > _MOST_COPIED:
+      raise ValueError("its calls copy more than a file has use for")
+    return items
 
   def _marked(self) -> list:
     """Takes what was put on the stack since the last mark."""
@@ -292,14 +304,14 @@ class _Machine:
     self.stack.append(Global(module, name))
 
   def call(self) -> None:
-    self.stack.append(_call(*self._pop(2)))
+    self.stack.append(self._call(*self._pop(2)))
 
   def call_with_keywords(self) -> None:
-    self.stack.append(_call(*self._pop(3)[:2]))
+    self.stack.append(self._call(*self._pop(3)[:2]))
 
   def call_marked(self) -> None:
     function, *arguments = self._marked()
-    self.stack.append(_call(function, arguments))
+    self.stack.append(self._call(function, arguments))
 
   def build(self) -> None:
     (state,) = self._pop(1)

@@ -1,0 +1,219 @@
+"""Scores in text files: .csv and .json, and lists of videos.
+
+The layouts are those that `twostream_jax.fuse.files` documents.
+"""
+
+import csv
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twostream_jax.fuse.plain import create_scores
+from twostream_jax.scores import Scores, ScoresError
+
+CSV_LAYOUT = (
+  "a header line 'id,label,CLASS,CLASS,...', then a line for each video: its"
+  " id, the index of its class from 0, a score for each class"
+)
+JSON_LAYOUT = (
+  '{"class_names": [...], "videos": {ID: {"label": INDEX, "scores": [...]}}},'
+  " of which class_names may be missing"
+)
+LIST_LAYOUT = "a line for each video: 'ID', 'ID LABEL' or 'ID FRAMES LABEL'"
+
+_LISTED = re.compile(r"(?P<id>.*?\S)(?:\s+\d+)??(?:\s+(?P<label>\d+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """The videos of a file that does not name them, in its order.
+
+  Attributes:
+    path: of the list.
+    ids: video ids.
+    labels: class indices, int [b]; None where the list has none.
+  """
+
+  path: Path
+  ids: tuple[str, ...]
+  labels: np.ndarray | None
+
+
+def read_csv(path: Path) -> Scores:
+  """Reads the scores of a .csv file.
+
+  Raises:
+    ScoresError: it has another layout; the message names the line.
+  """
+  try:
+    # The mark of Excel is not part of the first name.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+      reader = csv.reader(file, strict=True)
+      rows = [(reader.line_num, row) for row in reader if row]
+  except UnicodeDecodeError as error:
+    raise ScoresError(f"not text in UTF-8: {error.reason}") from error
+  except csv.Error as error:
+    raise ScoresError(f"line {reader.line_num}: {error}") from error
+  header = [name.strip() for name in rows[0][1]] if rows else []
+  if header[:2] != ["id", "label"] or len(header) < 3:
+    raise ScoresError(f"a .csv file of scores has {CSV_LAYOUT}")
+  names, columns = header[2:], ([], [], [])
+  for line, row in rows[1:]:
+    if len(row) != len(header):
+      raise ScoresError(
+        f"line {line} has {len(row)} columns, the header has {len(header)}"
+      )
+    columns[0].append(row[0].strip())
+    columns[1].append(_number(row[1], line, "a class index from 0"))
+    columns[2].append([_number(x, line, "a score") for x in row[2:]])
+  ids, labels, values = columns
+  values = np.array(values, float).reshape(len(ids), len(names))
+  _check_ids(ids)
+  return create_scores(ids, np.array(labels, float), values, class_names=names)
+
+
+def _number(text: str, line: int, what: str) -> float:
+  try:
+    return float(text)
+  except ValueError as error:
+    raise ScoresError(f"line {line}: {text[:40]!r} is not {what}") from error
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+  if not all(ids):
+    raise ScoresError(f"video {ids.index('') + 1} of {len(ids)} has no id")
+
+
+def read_json(path: Path) -> Scores:
+  """Reads the scores of a .json file.
+
+  Raises:
+    ScoresError: it has another layout.
+  """
+  try:
+    content = json.loads(
+      path.read_bytes(), object_pairs_hook=_without_repetition
+    )
+  except UnicodeDecodeError as error:
+    raise ScoresError(f"not text in UTF-8: {error.reason}") from error
+  except RecursionError as error:
+    raise ScoresError("nested too deeply for a file of scores") from error
+  except ScoresError:
+    raise
+  except ValueError as error:
+    raise ScoresError(f"not JSON: {error}") from error
+  layout = f"a .json file of scores is {JSON_LAYOUT}"
+  videos = content.get("videos") if isinstance(content, Mapping) else None
+  names = content.get("class_names", []) if videos is not None else []
+  if not isinstance(videos, Mapping) or not _are_texts(names):
+    raise ScoresError(layout)
+  for video_id, video in videos.items():
+    if not isinstance(video, Mapping) or {"label", "scores"} - set(video):
+      raise ScoresError(f"{video_id!r} has no label and scores: {layout}")
+    if not _are_numbers(video["scores"]):
+      raise ScoresError(f"scores of {video_id!r} are not a list of numbers")
+  values = _rows({k: video["scores"] for k, video in videos.items()})
+  labels = {video_id: video["label"] for video_id, video in videos.items()}
+  _check_ids(list(videos))
+  return create_scores(
+    list(videos),
+    _labels(labels, values.shape[1]),
+    values,
+    class_names=names,
+    protocol=str(content.get("protocol", "not stated")),
+  )
+
+
+def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  made = {}
+  for name, value in pairs:
+    if name in made:
+      raise ScoresError(f"{name!r} occurs twice")
+    made[name] = value
+  return made
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+def _are_numbers(value: Any) -> bool:
+  return isinstance(value, list) and all(
+    isinstance(x, int | float) and not isinstance(x, bool) for x in value
+  )
+
+
+def _rows(scores: Mapping[str, Sequence[float]]) -> np.ndarray:
+  """Stacks scores by video, float64 [b, n]."""
+  n = len(next(iter(scores.values()), ()))
+  for video_id, row in scores.items():
+    if len(row) != n:
+      raise ScoresError(
+        f"{video_id!r} has {len(row)} scores, the first video has {n}"
+      )
+  try:
+    return np.array(list(scores.values()), float).reshape(len(scores), n)
+  except OverflowError as error:
+    raise ScoresError("a score is too large for a number") from error
+
+
+def _labels(labels: Mapping[str, Any], n: int) -> np.ndarray:
+  """Collects class indices [b]; or, of lists of them, 0 and 1 [b, n]."""
+  several = [isinstance(label, list) for label in labels.values()]
+  if not any(several):
+    for video_id, label in labels.items():
+      _check_label(label, video_id, n)
+    return np.array(list(labels.values()))
+  if not all(several):
+    raise ScoresError(
+      f"{list(labels)[several.index(False)]!r} has one label, others have"
+      " lists of them"
+    )
+  matrix = np.zeros((len(labels), n), bool)
+  for row, (video_id, classes) in zip(matrix, labels.items(), strict=True):
+    for label in classes:
+      _check_label(label, video_id, n)
+      row[int(label)] = True
+  return matrix
+
+
+def _check_label(label: Any, video_id: str, n: int) -> None:
+  is_whole = _are_numbers([label]) and label in range(n)
+  if not is_whole:
+    raise ScoresError(
+      f"labels must be class indices from 0 to {n - 1}, found"
+      f" {str(label)[:40]!r} for {video_id!r}"
+    )
+
+
+def read_listing(path: Path) -> Listing:
+  """Reads a list of videos, such as an annotation file of mmaction2.
+
+  Raises:
+    ScoresError: it can't be read, a line is empty, or only some have a label.
+  """
+  try:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+  except OSError as error:
+    raise ScoresError(f"{path}: {error.strerror or error}") from error
+  except UnicodeDecodeError as error:
+    raise ScoresError(f"{path}: not text in UTF-8: {error.reason}") from error
+  found = [_LISTED.fullmatch(line.strip()) for line in lines]
+  if not found or None in found:
+    where = f", line {found.index(None) + 1}" if found else ""
+    raise ScoresError(f"{path}{where}: a list of videos has {LIST_LAYOUT}")
+  labels = [match["label"] for match in found]
+  if None in labels and any(labels):
+    raise ScoresError(
+      f"{path}, line {labels.index(None) + 1}: no label, but other lines have"
+    )
+  return Listing(
+    path,
+    tuple(match["id"] for match in found),
+    None if None in labels else np.array(labels, float),
+  )
