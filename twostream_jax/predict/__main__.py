@@ -2,6 +2,9 @@
 
 if __name__ == "__main__":
   # Not above: processes that decode import this file, and need none of it.
-  from twostream_jax.predict import command
+  from twostream_jax import interrupts
 
-  command.run()
+  with interrupts.exit_at_signals("twostream_jax.predict"):
+    from twostream_jax.predict import command
+
+    command.run()

@@ -161,11 +161,13 @@ class Coded:
     flow: JPEGs of the fields between the frame a step before and this one, one
       for each direction; () where there is no such frame.
     size: (height, width).
+    time: seconds since the first frame of the video; strictly increasing.
   """
 
   rgb: bytes
   flow: tuple[bytes, ...]
   size: tuple[int, int]
+  time: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,11 +193,13 @@ class Streamer:
         " followed over a long video"
       )
     waiting: list[Coded] = []
+    fps = frame_rate(source)
 
     def grays() -> Iterator[np.ndarray]:
-      for frame in frames_of(source, spec.short_side, self.seconds):
+      frames = frames_of(source, spec.short_side, self.seconds)
+      for number, frame in enumerate(frames):
         jpeg = encode_rgb(frame, self.rgb_quality)
-        waiting.append(Coded(jpeg, (), frame.shape[:2]))
+        waiting.append(Coded(jpeg, (), frame.shape[:2], number / fps))
         yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
     first = True
