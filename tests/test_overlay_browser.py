@@ -1,0 +1,88 @@
+"""Overlays in a browser: they play, with the right duration and colours."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from tests import chromium
+from twostream_jax.predict import video_file
+
+pytestmark = pytest.mark.skipif(
+  chromium.find() is None,
+  reason=f"no Chromium: none of {', '.join(chromium.NAMES)} is installed",
+)
+
+TYPES = {
+  ".mp4": 'video/mp4; codecs="avc1.640028"',
+  ".webm": 'video/webm; codecs="vp9"',
+}
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (120, 180, 240), (9, 9, 9)]
+CONSTANT = [n / 25 for n in range(5)]
+VARIED = [0.0, 0.1, 0.15, 0.9, 2.5]
+
+# Loads a file; seeks to times and reads the pixel in the middle; plays the end.
+PLAY = """(async (uri, times) => {
+  const video = document.createElement("video");
+  const came = name => new Promise((resolve, reject) => {
+    video.addEventListener(name, resolve, {once: true});
+    video.addEventListener("error", () => reject(video.error.message));
+  });
+  video.muted = true;
+  const loaded = came("loadeddata");
+  video.src = uri;
+  await loaded;
+  const canvas = document.createElement("canvas").getContext("2d");
+  const pixels = [];
+  for (const time of times) {
+    const there = came("seeked");
+    video.currentTime = time;
+    await there;
+    canvas.drawImage(video, 0, 0);
+    pixels.push([...canvas.getImageData(20, 20, 1, 1).data.slice(0, 3)]);
+  }
+  const over = came("ended");
+  await video.play();
+  await over;
+  return {
+    size: [video.videoHeight, video.videoWidth],
+    duration: video.duration,
+    end: video.currentTime,
+    pixels: pixels,
+  };
+})(%s)"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+  with chromium.opened(chromium.find()) as page:
+    yield page
+
+
+@pytest.mark.parametrize("extension", TYPES)
+@pytest.mark.parametrize(
+  "times, fps", [(CONSTANT, 25.0), (VARIED, 2.0)], ids=["constant", "varied"]
+)
+def test_an_overlay_plays(browser, tmp_path, times, fps, extension):
+  kind = TYPES[extension]
+  can_play = f"document.createElement('video').canPlayType({json.dumps(kind)})"
+  if not browser.run(can_play):
+    pytest.skip(f"this Chromium does not play {kind}")
+  path = tmp_path / f"shown{extension}"
+  frames = [
+    (time, np.full((47, 64, 3), colour, np.uint8))
+    for time, colour in zip(times, COLOURS, strict=True)
+  ]
+  video_file.write(path, frames, fps=fps)
+  data = base64.b64encode(path.read_bytes()).decode()
+  ends = [*times[1:], times[-1] + 1 / fps]
+  middles = [(a + b) / 2 for a, b in zip(times, ends, strict=True)]
+  # The last of them is played to the end from.
+  asked = [f"data:{kind.split(';')[0]};base64,{data}", middles]
+  found = browser.run(PLAY % ", ".join(map(json.dumps, asked)))
+  assert found["size"] == [48, 64]
+  assert found["duration"] == pytest.approx(ends[-1], abs=2e-3)
+  assert found["end"] == pytest.approx(ends[-1], abs=0.01)
+  # Chromium rounds the matrix; that of BT.601 would be 20 off in red and green.
+  np.testing.assert_allclose(found["pixels"], COLOURS, atol=13)
