@@ -267,7 +267,9 @@ def test_json_alone_goes_to_standard_output(
   monkeypatch.setattr(predictor, "load", lambda *_: ready)
   found = ready.predict(videos / "teal-bob" / "000.avi")
   answer = answers.answer(found, ready.run, 3)
-  monkeypatch.setattr(command, "answer_all", lambda *_, reader: iter([answer]))
+  monkeypatch.setattr(
+    command, "answer_all", lambda *_, reader: (found for found in [answer])
+  )
   code = run_command(f"--workdir={finished_dir}", videos, "--json=-")
   (line,) = capsys.readouterr().out.splitlines()
   assert code == 0 and json.loads(line) == json.loads(json.dumps(answer))

@@ -71,6 +71,41 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
+def exit_at_once(program: str) -> Iterator[None]:
+  """Lets SIGTERM and SIGINT end the process at once, in a line; for imports.
+
+  There is nothing to clean up yet, and an exception that a signal raises while
+  an extension module is imported aborts the process.
+
+  Args:
+    program: Name that the line begins with.
+  """
+
+  def end(number, frame):
+    del frame
+    said = f"{program}: ended by {signal.Signals(number).name}\n"
+    os.write(sys.stderr.fileno(), said.encode())
+    os._exit(128 + number)
+
+  with _handled_by(end):
+    yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler) -> Iterator[None]:
+  """Sets a handler of both signals, where they are not ignored."""
+  before = {}
+  for number in _SIGNALS:
+    if signal.getsignal(number) is not signal.SIG_IGN:
+      before[number] = signal.signal(number, handler)
+  try:
+    yield
+  finally:
+    for number, old in before.items():
+      signal.signal(number, old)
+
+
+@contextlib.contextmanager
 def exit_at_signals(program: str) -> Iterator[None]:
   """Lets SIGTERM and SIGINT end the block by an exception, then the process.
 
@@ -83,7 +118,6 @@ def exit_at_signals(program: str) -> Iterator[None]:
     program: Name that the line begins with.
   """
   last = -_SAME
-  before = {}
 
   def end(number, frame):
     nonlocal last
@@ -93,16 +127,11 @@ def exit_at_signals(program: str) -> Iterator[None]:
     if not same:
       raise Ended(number)
 
-  for number in _SIGNALS:
-    if signal.getsignal(number) is not signal.SIG_IGN:
-      before[number] = signal.signal(number, end)
   try:
-    yield
+    with _handled_by(end):
+      yield
   except Ended as ended:
     notes = getattr(ended, "__notes__", [])
     said = "; ".join([f"ended by {ended}", *notes])
     print(f"{program}: {said}", file=sys.stderr)
     sys.exit(128 + ended.number)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)

@@ -48,6 +48,19 @@ def _process_id(number):
   return os.getpid()
 
 
+class _Interrupted:
+  """Sends SIGINT to the process that is to be prepared, while it starts."""
+
+  def __reduce__(self):
+    return _interrupt, ()
+
+
+def _interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(0.01)
+  return _nothing
+
+
 def test_every_item_gives_its_result_once():
   results = list(map_in_processes(_square, range(20), 2, _nothing))
   assert sorted(results) == [(n, n * n) for n in range(20)]
@@ -179,3 +192,15 @@ def test_values_that_nobody_takes_are_not_made(tmp_path):
   made = int((tmp_path / "n").read_text())
   values.close()
   assert made < 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_interrupt_while_a_process_starts_is_silent(capfd, stream):
+  if stream:
+    values = iterate_in_process(_square, 1, _Interrupted())
+  else:
+    values = map_in_processes(_square, [1], 1, _Interrupted())
+  with pytest.raises(RuntimeError, match="can't start"):
+    list(values)
+  assert capfd.readouterr().err == ""
+  assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

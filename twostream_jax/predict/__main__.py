@@ -4,7 +4,8 @@ if __name__ == "__main__":
   # Not above: processes that decode import this file, and need none of it.
   from twostream_jax import interrupts
 
-  with interrupts.exit_at_signals("twostream_jax.predict"):
+  with interrupts.exit_at_once("twostream_jax.predict"):
     from twostream_jax.predict import command
 
-    command.run()
+    with interrupts.exit_at_signals("twostream_jax.predict"):
+      command.run()
