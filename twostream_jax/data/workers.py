@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -265,6 +266,8 @@ def _interrupts_wait() -> Iterator[None]:
 
   Ctrl-C while it imports would make it write a traceback.
   """
+  # Otherwise the first start of a process starts this, and unblocks SIGINT.
+  resource_tracker.ensure_running()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
