@@ -1,6 +1,7 @@
 """Overlays: what is drawn, and video files with true times and colours."""
 
 import contextlib
+import dataclasses
 import errno
 import resource
 
@@ -121,6 +122,15 @@ def test_other_extensions_are_refused(tmp_path, name):
   with pytest.raises(ValueError, match="must end in one of .mp4, .m4v, .mov"):
     overlay.write(path, [], ["run"], spec=SPEC, fps=25.0, top=1)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_pyav_without_the_encoder_is_told(tmp_path, monkeypatch):
+  missing = dataclasses.replace(
+    video_file._FORMATS[".webm"], encoding=video_file._Encoding("libno", {})
+  )
+  monkeypatch.setitem(video_file._FORMATS, ".webm", missing)
+  with pytest.raises(ValueError, match="lacks the encoder libno"):
+    video_file.check_format(tmp_path / "a.webm")
 
 
 @contextlib.contextmanager

@@ -104,7 +104,8 @@ def test_a_list_is_not_overwritten_by_answers(folder, capsys):
   [
     ("--json=gone/x", "--json=gone/x: there is no folder .*/gone"),
     ("--overlay=gone/x.mp4", "--overlay=gone/x.mp4: there is no folder .*gone"),
-    ("--json=in", "--json=in is a folder: name a file"),
+    ("--json=in", "--json=in is a folder or a device: name a file"),
+    ("--json=/dev/null", "/dev/null is a folder or a device"),
     ("--overlay=x.avi", "x.avi must end in one of .mp4, .m4v, .mov, .mkv, .w"),
     ("--overlay=x", "x must end in one of"),
     ("--overlay=frames/x.mp4", "lies among the frames of frames"),
@@ -161,8 +162,8 @@ def test_answers_are_kept_on_a_full_disk_and_the_command_resumes(
     assert stub("--timeline=t", "--json=x.jsonl") == 1
   said = capsys.readouterr().err
   assert said == (
-    "twostream_jax.predict: can't write t/c.csv: No space left on device; 2"
-    " answers are in x.jsonl.partial: the same command resumes\n"
+    "twostream_jax.predict: can't write t/c.csv: No space left on device;"
+    " x.jsonl.partial keeps the answers so far (2): the same command resumes\n"
   )
   assert not (folder / "x.jsonl").exists()
   head, *lines = lines_of(folder / "x.jsonl.partial")
@@ -175,7 +176,7 @@ def test_answers_are_kept_on_a_full_disk_and_the_command_resumes(
   (folder / "t" / "b.png").unlink()
   assert stub("--timeline=t", "--json=x.jsonl") == 0
   shown = capsys.readouterr().out
-  assert shown.startswith("1 videos are answered already, 2 are left\n")
+  assert shown.startswith("videos answered already: 1; left: 2\n")
   assert names_of(lines_of(folder / "x.jsonl")) == [
     "in/a.avi",
     "in/b.avi",
@@ -222,7 +223,7 @@ def test_answers_are_kept_whatever_ends_the_command(
   with pytest.raises(type(error)) as caught:
     stub("--json=x")
   assert caught.value.__notes__ == [
-    "2 answers are in x.partial: the same command resumes"
+    "x.partial keeps the answers so far (2): the same command resumes"
   ]
   assert len(lines_of(folder / "x.partial")) == 3
   # What had no answer is tried once more.
@@ -245,8 +246,8 @@ def test_a_signal_keeps_answers_and_says_so_in_a_line(
     stub("--json=x")
   assert caught.value.code == 143
   assert capsys.readouterr().err == (
-    "p: ended by SIGTERM; 1 answers are in x.partial: the same command"
-    " resumes\n"
+    "p: ended by SIGTERM; x.partial keeps the answers so far (1): the same"
+    " command resumes\n"
   )
 
 
@@ -294,8 +295,8 @@ def test_a_full_disk_of_the_answers_is_told(stub, folder, monkeypatch, capsys):
   )
   assert stub("--json=x") == 1
   assert capsys.readouterr().err == (
-    "twostream_jax.predict: can't write x.partial: No space left on device; 1"
-    " answers are in x.partial: the same command resumes\n"
+    "twostream_jax.predict: can't write x.partial: No space left on device;"
+    " x.partial keeps the answers so far (1): the same command resumes\n"
   )
   assert names_of(lines_of(folder / "x.partial")[1:]) == ["in/a.avi"]
 

@@ -140,7 +140,7 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     done, write = _lines(values, ready.run, stack)
     left = kept.unanswered([source.path for source in sources], done)
     if done:
-      _say(f"{len(done)} videos are answered already, {len(left)} are left")
+      _say(f"videos answered already: {len(done)}; left: {len(left)}")
     if long:
       named = list(zip(sources, long_videos.file_names(sources), strict=True))
       found = long_videos.follow_all(ready, [named[i] for i in left], chosen)
@@ -173,7 +173,7 @@ def _check_outputs(
       outputs.check_file("json", path, sources, inputs)
   if values.overlay:
     path = Path(values.overlay)
-    video_file.check_extension(path)
+    video_file.check_format(path)
     outputs.check_file("overlay", path, sources, inputs)
   if values.timeline:
     outputs.check_folder("timeline", Path(values.timeline), sources)

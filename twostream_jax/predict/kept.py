@@ -141,7 +141,8 @@ def opened(
   except BaseException as error:
     if count:
       error.add_note(
-        f"{count} answers are in {partial}: the same command resumes"
+        f"{partial} keeps the answers so far ({count}): the same command"
+        " resumes"
       )
     else:
       partial.unlink()

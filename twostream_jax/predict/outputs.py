@@ -86,8 +86,9 @@ def check_file(
   if not folder.is_dir():
     raise ValueError(f"--{flag}={path}: there is no folder {folder}")
   try:
-    if stat.S_ISDIR(os.stat(path).st_mode):
-      raise ValueError(f"--{flag}={path} is a folder: name a file")
+    # A device such as /dev/null would be replaced by a file.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+      raise ValueError(f"--{flag}={path} is a folder or a device: name a file")
   except FileNotFoundError:
     pass
   except OSError as error:  # The name is too long, for example.

@@ -44,7 +44,7 @@ def write(
     top: classes that are shown.
 
   Raises:
-    ValueError: there is no such extension.
+    ValueError: it can't be encoded, see `video_file.check_format`.
     VideoError: there are no frames.
     WriteError: the file can't be written.
   """

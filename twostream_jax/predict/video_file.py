@@ -73,13 +73,26 @@ _FORMATS = {
 }
 
 
-def check_extension(path: Path) -> None:
-  """Raises ValueError unless a video of this extension can be written."""
-  if path.suffix.lower() not in _FORMATS:
+def check_format(path: Path) -> None:
+  """Refuses a video that can't be encoded.
+
+  Raises:
+    ValueError: There is no format for its extension, or PyAV was built without
+      the encoder.
+  """
+  form = _FORMATS.get(path.suffix.lower())
+  if form is None:
     raise ValueError(
       f"{path} must end in one of {', '.join(_FORMATS)}: H.264, and VP9 in"
       " .webm"
     )
+  try:
+    av.Codec(form.encoding.codec, "w")
+  except av.codec.codec.UnknownCodecError as error:
+    raise ValueError(
+      f"{path}: this PyAV lacks the encoder {form.encoding.codec}; the wheels"
+      " of PyPI (pip install av) have it"
+    ) from error
 
 
 def write(
@@ -103,11 +116,11 @@ def write(
     name: That errors give to the file, if it is only a temporary one.
 
   Raises:
-    ValueError: There is no such extension.
+    ValueError: As `check_format`.
     VideoError: There are no frames.
     WriteError: The file can't be written, or does not hold what was written.
   """
-  check_extension(path)
+  check_format(path)
   form = _FORMATS[path.suffix.lower()]
   count = end = 0
   try:
