@@ -188,7 +188,7 @@ def test_answers_are_kept_on_a_full_disk_and_the_command_resumes(
 
 
 def answering(found, ended_by=None):
-  """Stands for `command.answer_all`: an answer a source, then an error."""
+  """A fake of `command.answer_all`: an answer a source, then an error."""
 
   def answer_all(ready, sources, values, *, reader):
     for source in sources:
@@ -274,10 +274,17 @@ def test_answers_of_another_command_are_not_mixed_in(
   monkeypatch.setattr(predictor, "load", lambda *_: other)
   assert stub("--json=x") == 1
   assert "(stage spatial: {" in capsys.readouterr().err
+  monkeypatch.setattr(predictor, "load", lambda *_: StubPredictor("run"))
+  monkeypatch.chdir(folder / "in")
+  assert stub(f"--json={folder / 'x'}", f"--workdir={folder / 'run'}") == 1
+  assert "(folder: " in capsys.readouterr().err
+  monkeypatch.chdir(folder)
   assert (folder / "x.partial").read_bytes() == kept_lines
   (folder / "x.partial").write_text('{"path": "a"}\n')
   assert stub("--json=x") == 1
-  assert "x.partial is no partial file of answers" in capsys.readouterr().err
+  assert (
+    "x.partial does not hold answers of this command" in capsys.readouterr().err
+  )
 
 
 def test_a_full_disk_of_the_answers_is_told(stub, folder, monkeypatch, capsys):

@@ -244,7 +244,7 @@ def answer_all(
 def _lines(
   values: flags.FlagValues, run: TrainedRun, stack: contextlib.ExitStack
 ) -> tuple[list[kept.Answer], Callable[[kept.Answer], None]]:
-  """Answers of the same command that are there, and what writes others."""
+  """Returns answers of the same command so far, and what writes others."""
   if not values.json:
     return [], lambda answer: None
   if values.json == "-":
@@ -255,11 +255,12 @@ def _lines(
 
 
 def _settings(values: flags.FlagValues) -> dict[str, Any]:
-  """Flags that answers depend on."""
+  """Collects the settings that answers depend on."""
   names = ["top", "seconds"]
   if values.timeline or values.overlay:
     names += ["by", "window", "stride", "smooth", "threshold"]
   settings = {name: getattr(values, name) for name in names}
+  settings["folder"] = os.getcwd()  # Paths of videos may be relative to it.
   for name in ("workdir", "timeline", "overlay"):
     path = getattr(values, name)
     settings[name] = path and os.path.abspath(path)

@@ -1,4 +1,4 @@
-"""Work of other processes whose every error is a reason of one video.
+"""Turns every error of the work of other processes into one video's reason.
 
 Nothing that needs JAX is imported here, because processes that decode import
 this.
@@ -14,13 +14,13 @@ from twostream_jax.predict.reading import Source
 
 
 def unexpected(error: Exception) -> str:
-  """The reason of an error that nobody thought of."""
+  """Returns the reason of an unforeseen error."""
   return f"unexpected {type(error).__name__}: {error}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarded:
-  """Reads a video; an error is a rejection."""
+  """Reads a video; an error is a rejection. Can be sent to a process."""
 
   work: Callable[[Source], Any]
 
@@ -34,7 +34,7 @@ class Guarded:
 
 @dataclasses.dataclass(frozen=True)
 class GuardedStream:
-  """Streams a video; every error is a VideoError."""
+  """Streams a video; an error is a VideoError. Can be sent to a process."""
 
   work: Callable[[Source], Iterable[Any]]
 

@@ -25,12 +25,12 @@ Answer = dict[str, Any]
 
 
 def partial_path(path: Path) -> Path:
-  """Where answers are until all of them are there."""
+  """Returns where answers are until all of them are there."""
   return path.with_name(f"{path.name}.partial")
 
 
 def facts_of(run: TrainedRun, options: Mapping[str, Any]) -> dict[str, Any]:
-  """What answers depend on besides the videos, JSON-ready.
+  """Collects what answers depend on besides the videos, JSON-ready.
 
   Args:
     run: Its stages, protocols and weights.
@@ -50,7 +50,7 @@ def facts_of(run: TrainedRun, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
-  """The answers that an interrupted command left for a file, in order.
+  """Reads the answers that an interrupted command left for a file, in order.
 
   Videos without an answer are left out, to be tried once more, and so are
   answers whose files (tables, pictures) are gone.
@@ -75,9 +75,8 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
     theirs = json.loads(lines[0])["command"]
     answers = [json.loads(line) for line in lines[1:]]
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(
-      f"{partial} is no partial file of answers: {advice}"
-    ) from (error)
+    message = f"{partial} does not hold answers of this command: {advice}"
+    raise ValueError(message) from error
   for name in sorted(theirs.keys() | facts.keys()):
     if theirs.get(name) != facts.get(name):
       raise ValueError(
@@ -93,7 +92,7 @@ def _is_whole(answer: Answer) -> bool:
 
 
 def unanswered(paths: Sequence[str], answers: Sequence[Answer]) -> list[int]:
-  """Places of the paths that no answer is of."""
+  """Returns the places of the paths without an answer."""
   left = collections.Counter(answer["path"] for answer in answers)
   places = []
   for place, path in enumerate(paths):
@@ -145,7 +144,7 @@ def opened(
         " resumes"
       )
     else:
-      partial.unlink()
+      partial.unlink(missing_ok=True)
     raise
   partial.unlink()
 
