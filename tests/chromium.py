@@ -73,9 +73,15 @@ class Page:
       self._receive()
 
   def run(self, expression: str) -> Any:
-    """The value of a JavaScript expression; RuntimeError: it throws."""
+    """The value of a JavaScript expression; RuntimeError: it throws.
+
+    That of a promise is what it resolves to.
+    """
     answer = self.call(
-      "Runtime.evaluate", expression=expression, returnByValue=True
+      "Runtime.evaluate",
+      expression=expression,
+      returnByValue=True,
+      awaitPromise=True,
     )
     if "exceptionDetails" in answer:
       raise RuntimeError(json.dumps(answer["exceptionDetails"]))

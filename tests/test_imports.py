@@ -11,12 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 # Longest prefix wins.
 LEVELS = {
-<<<<<<< HEAD
   "": 9,
-=======
-  "": 8,
   "arrays": 0,
->>>>>>> h/fuse
   "checkpoints": 0,
   "data": 0,
   "data.annotations": 4,
@@ -71,13 +67,8 @@ LEVELS = {
   "flow.spec": 0,
   "flow.tvl1": 0,
   "flow.tvl1_kernel": 0,
-<<<<<<< HEAD
-  "fuse": 1,
-  "inputs": 5,
-=======
   "fuse": 2,
-  "inputs": 4,
->>>>>>> h/fuse
+  "inputs": 5,
   "interrupts": 0,
   "launch": 0,
   "logging": 0,
@@ -96,27 +87,16 @@ LEVELS = {
   "models.vgg": 0,
   "optim": 0,
   "parallel": 2,
-<<<<<<< HEAD
-  "predict": 8,
-=======
   "pickles": 0,
-  "predict": 7,
->>>>>>> h/fuse
+  "predict": 8,
   "preprocess": 1,
   "pretrained": 2,
   "recipes": 0,
   "report": 3,
-<<<<<<< HEAD
   "rescore": 10,
   "results": 8,
-  "rules": 2,
-  "run": 9,
-=======
-  "rescore": 9,
-  "results": 7,
   "rules": 3,
-  "run": 8,
->>>>>>> h/fuse
+  "run": 9,
   "samples": 1,
   "scores": 1,
   "selection": 0,

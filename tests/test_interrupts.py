@@ -31,3 +31,45 @@ def test_the_first_signal_is_noted_and_the_second_does_what_it_did(
 
 def test_never_never_stops():
   assert not interrupts.never()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_block_as_an_error_does(number, capfd):
+  before = signal.getsignal(number)
+  cleaned = []
+
+  def work():
+    try:
+      # Twice, as `timeout` sends it: cleaning up is not cut short.
+      os.kill(os.getpid(), number)
+    except interrupts.Ended as ended:
+      os.kill(os.getpid(), number)
+      cleaned.append(True)
+      ended.add_note("2 answers are kept")
+      raise
+
+  with pytest.raises(SystemExit) as caught, interrupts.exit_at_signals("p"):
+    work()
+  assert caught.value.code == 128 + number and cleaned
+  name = signal.Signals(number).name
+  assert capfd.readouterr().err == f"p: ended by {name}; 2 answers are kept\n"
+  assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_comes_again_later_ends_too(monkeypatch):
+  monkeypatch.setattr(interrupts, "_SAME", 0.0)
+  with pytest.raises(SystemExit), interrupts.exit_at_signals("p"):
+    # Where an exception can't leave, it is lost.
+    try:
+      os.kill(os.getpid(), signal.SIGTERM)
+    except interrupts.Ended:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with interrupts.exit_at_signals("p"):
+      os.kill(os.getpid(), signal.SIGINT)
+  finally:
+    signal.signal(signal.SIGINT, before)

@@ -3,6 +3,8 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def _exit_at_once():
 
 def _process_id(number):
   return os.getpid()
+
+
+class _Interrupted:
+  """Sends SIGINT to the process that is to be prepared, while it starts."""
+
+  def __reduce__(self):
+    return _interrupt, ()
+
+
+def _interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(0.01)
+  return _nothing
 
 
 def test_every_item_gives_its_result_once():
@@ -213,3 +228,33 @@ def test_values_that_nobody_takes_are_not_made(tmp_path):
   made = int((tmp_path / "n").read_text())
   values.close()
   assert made < 10
+
+
+_INTERRUPTED = """
+from tests.data import test_workers
+if __name__ == "__main__":
+  test_workers.interrupt_a_start(%s)
+"""
+
+
+def interrupt_a_start(stream):
+  if stream:
+    values = iterate_in_process(_square, 1, _Interrupted())
+  else:
+    values = map_in_processes(_square, [1], 1, _Interrupted())
+  with pytest.raises(RuntimeError, match="can't start"):
+    list(values)
+  assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_interrupt_while_a_process_starts_is_silent(tmp_path, stream):
+  # In a process of its own: its first start of another one is the hard one.
+  (tmp_path / "main.py").write_text(_INTERRUPTED % stream)
+  said = subprocess.run(
+    [sys.executable, tmp_path / "main.py"],
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    capture_output=True,
+    text=True,
+  )
+  assert (said.returncode, said.stderr) == (0, "")

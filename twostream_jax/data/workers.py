@@ -1,5 +1,6 @@
 """A map over processes that outlives their crashes and their hangs."""
 
+import contextlib
 import dataclasses
 import math
 import multiprocessing
@@ -9,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -146,7 +148,8 @@ def iterate_in_process(
   process = context.Process(
     target=_serve_values, args=(theirs, work, item, start), daemon=True
   )
-  process.start()
+  with _interrupts_wait():
+    process.start()
   theirs.close()
   try:
     _wait_for_start(ours, process)
@@ -170,7 +173,7 @@ def iterate_in_process(
 
 def _serve_values(connection: Connection, work, item, start) -> None:
   """Runs in the process: sends every value, then that there are no more."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  _end_at_interrupts()
   threading.Thread(target=_exit_with_parent, daemon=True).start()
   start()
   connection.send(None)
@@ -237,7 +240,8 @@ class _Worker:
     self._process = context.Process(
       target=_serve, args=(theirs, *self._arguments), daemon=True
     )
-    self._process.start()
+    with _interrupts_wait():
+      self._process.start()
     # Ours only: when the process ends, nobody holds its end any more.
     theirs.close()
 
@@ -294,8 +298,7 @@ def _serve(
   start: Callable[[], None],
 ) -> None:
   """Runs in the process: answers each item with (result, error)."""
-  # Ctrl-C ends workers without a word; the main process reports.
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  _end_at_interrupts()
   threading.Thread(target=_exit_with_parent, daemon=True).start()
   start()
   connection.send(None)
@@ -307,6 +310,27 @@ def _serve(
       error.add_note(f"in a worker process:\n{traceback.format_exc()}")
       answer = (None, error)
     connection.send(answer)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+  """Blocks SIGINT; a process that is started meanwhile inherits that.
+
+  Ctrl-C while it imports would make it write a traceback.
+  """
+  # Otherwise the first start of a process starts this, and unblocks SIGINT.
+  resource_tracker.ensure_running()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_at_interrupts() -> None:
+  """Lets Ctrl-C end a worker without a word; the main process reports."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _exit_with_parent() -> None:

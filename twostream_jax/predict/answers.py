@@ -33,6 +33,15 @@ def failure(path: str, reason: str) -> dict[str, str]:
   return {"path": path, "error": " ".join(reason.split())}
 
 
+def printable(text: str, encoding: str | None = None) -> str:
+  """A text with escapes for what an encoding (None: UTF-8) does not have.
+
+  Names of files may be of any bytes, and terminals may be of any encoding.
+  """
+  encoding = encoding or "utf-8"
+  return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def table(found: Mapping[str, Any]) -> str:
   """What `answer`, `failure` or `long_videos` gave, to read."""
   if "error" in found:

@@ -12,8 +12,12 @@ Videos are files, folders of them, folders of numbered images, the number of a
 camera, or a URL that OpenCV can open. Each is decoded in another process: a
 file that crashes a decoder is told like any other that can't be read.
 
+Answers of --json=FILE are in FILE.partial until all are there. If the command
+is interrupted or fails, they stay, and the same command resumes.
+
 Exit codes: 0 every video has an answer; 2 some have none, each with a reason;
-1 the command or the run can't be used.
+1 the command, the run or a file to write can't be used; 130 and 143 ended by
+SIGINT or SIGTERM.
 """
 
 import contextlib
@@ -24,7 +28,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -32,7 +36,17 @@ from absl import logging as absl_logging
 from twostream_jax import checkpoints, launch
 from twostream_jax.data.check import TIME_LIMIT, lost_rejection
 from twostream_jax.data.workers import Lost, map_in_processes
-from twostream_jax.predict import answers, long_videos, predictor, reading
+from twostream_jax.predict import (
+  answers,
+  guards,
+  kept,
+  long_videos,
+  outputs,
+  predictor,
+  reading,
+  video_file,
+)
+from twostream_jax.trained import TrainedRun
 
 SOME_FAILED = 2
 
@@ -48,7 +62,11 @@ def define_flags(values: flags.FlagValues) -> None:
       "Which views of a video are scored: single, KxM or dense; default: those"
       " that the run was tested with, and single for windows of a long video.",
     ),
-    ("overlay", "Video to write: the one that is named, its flow and scores."),
+    (
+      "overlay",
+      "Video to write: the one that is named, its flow and scores; H.264 in"
+      " .mp4, .m4v, .mov and .mkv, VP9 in .webm.",
+    ),
     (
       "timeline",
       "Folder for a table and a picture of what a video shows when.",
@@ -88,7 +106,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
     launch.cache_compilations(values.compilation_cache)
     return score(values, argv[1:])
   except (ValueError, OSError, checkpoints.CheckpointError) as error:
-    print(f"twostream_jax.predict: {error}", file=sys.stderr)
+    said = "; ".join([str(error), *getattr(error, "__notes__", [])])
+    print(f"twostream_jax.predict: {said}", file=sys.stderr)
     return 1
 
 
@@ -116,21 +135,27 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   _check_outputs(values, sources)
   protocol = values.protocol or ("single" if long else None)
   ready = predictor.load(values.workdir, protocol)
-  if long:
-    found = long_videos.follow_all(ready, sources, options(values, ready))
-  else:
-    spec, quality = ready.run.flow_spec, ready.rgb_quality
-    reader = reading.Reader(spec, quality, values.seconds)
-    found = answer_all(ready, sources, values, reader=reader)
-  failed = 0
+  chosen = options(values, ready) if long else None
   with contextlib.ExitStack() as stack:
-    lines = stack.enter_context(_lines(values.json))
+    done, write = _lines(values, ready.run, stack)
+    left = kept.unanswered([source.path for source in sources], done)
+    if done:
+      _say(f"videos answered already: {len(done)}; left: {len(left)}")
+    if long:
+      named = list(zip(sources, long_videos.file_names(sources), strict=True))
+      found = long_videos.follow_all(ready, [named[i] for i in left], chosen)
+    else:
+      spec, quality = ready.run.flow_spec, ready.rgb_quality
+      reader = reading.Reader(spec, quality, values.seconds)
+      todo = [sources[i] for i in left]
+      found = answer_all(ready, todo, values, reader=reader)
+    stack.enter_context(contextlib.closing(found))
+    failed = 0
     for answer in found:
       failed += "error" in answer
-      if lines is not None:
-        print(json.dumps(answer, allow_nan=False), file=lines, flush=True)
-      if lines is not sys.stdout:
-        print(answers.table(answer), flush=True)
+      write(answer)
+      if values.json != "-":
+        _say(answers.table(answer))
   return SOME_FAILED if failed else 0
 
 
@@ -142,23 +167,24 @@ def _check_outputs(
   Raises:
     ValueError: The message names the flag.
   """
-  for name in ("json", "overlay"):
-    path = getattr(values, name)
-    if not path or path == "-":
-      continue
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-      raise ValueError(f"--{name}={path}: there is no folder {folder}")
-    for source in sources:
-      if (
-        source.kind == "file"
-        and os.path.exists(path)
-        and os.path.exists(source.path)
-        and os.path.samefile(path, source.path)
-      ):
-        raise ValueError(
-          f"--{name}={path} is the video itself: name another file"
-        )
+  inputs = [Path(values.list)] if values.list else []
+  if values.json and values.json != "-":
+    for path in (Path(values.json), kept.partial_path(Path(values.json))):
+      outputs.check_file("json", path, sources, inputs)
+  if values.overlay:
+    path = Path(values.overlay)
+    video_file.check_format(path)
+    outputs.check_file("overlay", path, sources, inputs)
+  if values.timeline:
+    outputs.check_folder("timeline", Path(values.timeline), sources)
+
+
+def _say(text: str) -> None:
+  """Prints to standard output, whatever its encoding is."""
+  try:
+    print(answers.printable(text, sys.stdout.encoding), flush=True)
+  except OSError as error:
+    raise outputs.WriteError("to standard output", error) from error
 
 
 def options(
@@ -194,7 +220,7 @@ def answer_all(
   """Yields an answer a video, JSON-ready, in the order they are done."""
   with contextlib.closing(
     map_in_processes(
-      reading.Timed(reader),
+      reading.Timed(guards.Guarded(reader)),
       sources,
       min(values.workers, len(sources)),
       functools.partial(reading.start, ready.run.flow_spec),
@@ -208,23 +234,34 @@ def answer_all(
         found = ready.answer(source.path, *result)
       except predictor.PredictionError as error:
         yield answers.failure(source.path, error.reason)
+      except Exception as error:
+        # One odd video must not end hours of others.
+        yield answers.failure(source.path, guards.unexpected(error))
       else:
         yield answers.answer(found, ready.run, values.top)
 
 
-@contextlib.contextmanager
-def _lines(path: str | None) -> Iterator[TextIO | None]:
-  """Where lines of JSON go; a file appears when all are written."""
-  if path is None:
-    yield None
-  elif path == "-":
-    yield sys.stdout
-  else:
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-      with open(temporary, "w", encoding="utf-8") as file:
-        yield file
-      os.replace(temporary, target)
-    finally:
-      temporary.unlink(missing_ok=True)
+def _lines(
+  values: flags.FlagValues, run: TrainedRun, stack: contextlib.ExitStack
+) -> tuple[list[kept.Answer], Callable[[kept.Answer], None]]:
+  """Returns answers of the same command so far, and what writes others."""
+  if not values.json:
+    return [], lambda answer: None
+  if values.json == "-":
+    return [], lambda answer: _say(json.dumps(answer, allow_nan=False))
+  path, facts = Path(values.json), kept.facts_of(run, _settings(values))
+  done = kept.find(path, facts)
+  return done, stack.enter_context(kept.opened(path, facts, done))
+
+
+def _settings(values: flags.FlagValues) -> dict[str, Any]:
+  """Collects the settings that answers depend on."""
+  names = ["top", "seconds"]
+  if values.timeline or values.overlay:
+    names += ["by", "window", "stride", "smooth", "threshold"]
+  settings = {name: getattr(values, name) for name in names}
+  settings["folder"] = os.getcwd()  # Paths of videos may be relative to it.
+  for name in ("workdir", "timeline", "overlay"):
+    path = getattr(values, name)
+    settings[name] = path and os.path.abspath(path)
+  return settings

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ from twostream_jax.data.check import lost_rejection
 from twostream_jax.data.frames import VideoError
 from twostream_jax.data.workers import LostError, iterate_in_process
 from twostream_jax.flow.spec import to_dict
-from twostream_jax.predict import answers, overlay, timeline
+from twostream_jax.predict import (
+  answers,
+  guards,
+  outputs,
+  overlay,
+  timeline,
+)
 from twostream_jax.predict.following import Seen, Window, follow
 from twostream_jax.predict.predictor import PredictionError, Predictor
 from twostream_jax.predict.reading import Chunks, Source, Streamer
@@ -55,28 +61,43 @@ class Options:
 
 
 def follow_all(
-  predictor: Predictor, sources: Sequence[Source], options: Options
+  predictor: Predictor,
+  named: Iterable[tuple[Source, str]],
+  options: Options,
 ) -> Iterator[dict[str, Any]]:
   """Yields an answer a video, JSON-ready; one with "error" has a reason only.
 
+  Args:
+    predictor: of the run.
+    named: videos, and the names of their files, see `file_names`.
+    options: of the command.
+
   Raises:
     ValueError: an option is out of range.
-    OSError: a file can't be written.
+    WriteError: no file can be written, whatever its name is: the disk is full,
+      for example.
   """
   # Refused before any work.
   Window(options.window, options.stride)
   timeline.check_smooth(options.smooth)
   if options.timeline:
     options.timeline.mkdir(parents=True, exist_ok=True)
-  names = file_names(sources)
-  for source, name in zip(sources, names, strict=True):
+  for source, name in named:
     try:
-      yield _follow_one(predictor, source, name, options)
+      found = _follow_one(predictor, source, name, options)
+    except outputs.WriteError as error:
+      if error.of_the_machine:
+        raise
+      found = answers.failure(source.path, error.reason)
     except (VideoError, PredictionError) as error:
-      yield answers.failure(source.path, error.reason)
+      found = answers.failure(source.path, error.reason)
     except LostError as error:
       rejection = lost_rejection(error.lost, options.time_limit)
-      yield answers.failure(source.path, rejection.reason)
+      found = answers.failure(source.path, rejection.reason)
+    except Exception as error:
+      # One odd video must not end hours of others.
+      found = answers.failure(source.path, guards.unexpected(error))
+    yield found
 
 
 def file_names(sources: Sequence[Source]) -> list[str]:
@@ -117,7 +138,10 @@ def _follow_one(
   recorder, files = timeline.Recorder(), {}
   with contextlib.closing(
     iterate_in_process(
-      Chunks(stream), source, options.start, time_limit=options.time_limit
+      guards.GuardedStream(Chunks(stream)),
+      source,
+      options.start,
+      time_limit=options.time_limit,
     )
   ) as chunks:
     frames = itertools.chain.from_iterable(chunks)
@@ -139,15 +163,17 @@ def _follow_one(
   if options.timeline:
     files["table"] = str(options.timeline / f"{name}.csv")
     files["picture"] = str(options.timeline / f"{name}.png")
-    timeline.write_csv(Path(files["table"]), segments)
-    timeline.draw(
-      Path(files["picture"]),
-      found,
-      segments,
-      run.class_names,
-      title=f"{source.path}, by {options.by}",
-      smooth=options.smooth,
-    )
+    with outputs.written(Path(files["table"])) as temporary:
+      timeline.write_csv(temporary, segments)
+    with outputs.written(Path(files["picture"])) as temporary:
+      timeline.draw(
+        temporary,
+        found,
+        segments,
+        run.class_names,
+        title=answers.printable(f"{source.path}, by {options.by}"),
+        smooth=options.smooth,
+      )
   seconds = float(found.edges[-1])
   return {
     "path": source.path,

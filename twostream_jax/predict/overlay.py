@@ -1,16 +1,15 @@
 """A clip with its flow beside it and what it is taken for below."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from twostream_jax.data import images
-from twostream_jax.data.frame_times import mean_rate
 from twostream_jax.flow import colorwheel
 from twostream_jax.flow.spec import FlowSpec, dequantise
+from twostream_jax.predict import outputs, video_file
 from twostream_jax.predict.following import Seen
 from twostream_jax.predict.reading import Coded
 
@@ -18,10 +17,6 @@ _ROW = 24  # Pixels of the bar of a class.
 # Speed drawn in full colour, as a share of the bound of stored motion.
 _FULL_COLOUR = 0.25
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
-class OverlayError(OSError):
-  """A video can't be written."""
 
 
 def write(
@@ -34,63 +29,54 @@ def write(
 ) -> None:
   """Writes every frame once, with the scores of the window around it.
 
-  Memory holds one window. The file appears when all of it is written.
+  Memory holds one window. The file appears when all of it is written. Where its
+  height or width would be odd, it has another row or column.
 
   Args:
-    path: .mp4 or another container that OpenCV can write.
+    path: of the video; its extension decides how it is encoded, see
+      `video_file.write`.
     windows: what `following.follow` gives.
     class_names: n names.
     spec: of the flow.
     top: classes that are shown.
 
   Raises:
-    OverlayError: OpenCV can't write such a file.
+    ValueError: it can't be encoded, see `video_file.check_format`.
+    VideoError: there are no frames.
+    WriteError: the file can't be written.
   """
-  temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-  writer, drawn, seen = None, 0, None
-  try:
-    for following in windows:
-      if seen is not None:
-        # Up to halfway between the middles of the two windows.
-        until = int((seen.centre + following.centre) / 2)
-        drawn = _draw_until(writer, seen, drawn, until, class_names, spec, top)
-      seen = following
-      if writer is None:
-        size = frame_size(seen.frames[0].size, top)
-        fps = mean_rate([frame.time for frame in seen.frames])
-        writer = _open(temporary, fps, size, path)
-    if seen is not None:
-      end = seen.first + len(seen.frames)
-      _draw_until(writer, seen, drawn, end, class_names, spec, top)
-  except BaseException:
-    if writer is not None:
-      writer.release()
-    temporary.unlink(missing_ok=True)
-    raise
-  if writer is not None:
-    writer.release()
-    os.replace(temporary, path)
-
-
-def _open(temporary: Path, fps, size, path: Path) -> cv2.VideoWriter:
-  height, width = size
-  code = cv2.VideoWriter.fourcc(*"mp4v")
-  writer = cv2.VideoWriter(os.fspath(temporary), code, fps, (width, height))
-  if not writer.isOpened():
-    temporary.unlink(missing_ok=True)
-    raise OverlayError(
-      f"OpenCV can't write a video to {path}; name a file that ends in .mp4 in"
-      " a folder that can be written"
+  drawn = (
+    video_file.Shown(
+      coded.time,
+      coded.time + coded.duration,
+      draw_frame(coded, probabilities, class_names, spec, top),
     )
-  return writer
+    for coded, probabilities in _nearest(windows)
+  )
+  with outputs.written(path) as temporary:
+    video_file.write(temporary, drawn, name=path)
 
 
-def _draw_until(writer, seen: Seen, drawn, until, class_names, spec, top):
-  for number in range(drawn, until):
-    coded = seen.frames[number - seen.first]
-    image = draw_frame(coded, seen.probabilities, class_names, spec, top)
-    writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-  return max(drawn, until)
+def _nearest(windows: Iterable[Seen]) -> Iterator[tuple[Coded, np.ndarray]]:
+  """Each frame once, with the probabilities of the window nearest to it."""
+  given, seen = 0, None
+  for following in windows:
+    if seen is not None:
+      # Up to halfway between the middles of the two windows.
+      until = int((seen.centre + following.centre) / 2)
+      yield from _frames(seen, given, until)
+      given = max(given, until)
+    seen = following
+  if seen is not None:
+    yield from _frames(seen, given, seen.first + len(seen.frames))
+
+
+def _frames(
+  seen: Seen, first: int, end: int
+) -> Iterator[tuple[Coded, np.ndarray]]:
+  """Frames of a window by their numbers in the video."""
+  for number in range(first, end):
+    yield seen.frames[number - seen.first], seen.probabilities
 
 
 def frame_size(size: tuple[int, int], top: int) -> tuple[int, int]:

@@ -1,0 +1,167 @@
+"""Lines of answers in a file, kept where the command does not get to its end.
+
+Answers go to FILE.partial as they come. Its first line is the command that they
+belong to; the same command resumes. When all answers are there, FILE is written
+and FILE.partial is removed.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from twostream_jax.predict import outputs
+from twostream_jax.trained import TrainedRun
+
+Answer = dict[str, Any]
+
+
+def partial_path(path: Path) -> Path:
+  """Returns where answers are until all of them are there."""
+  return path.with_name(f"{path.name}.partial")
+
+
+def facts_of(run: TrainedRun, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Collects what answers depend on besides the videos, JSON-ready.
+
+  Args:
+    run: Its stages, protocols and weights.
+    options: Flags by name, JSON-ready.
+  """
+  facts = {**options, "fusions": list(run.rules)}
+  for name, stage in run.stages.items():
+    digest = 0
+    for leaf in jax.tree_util.tree_leaves(stage.variables):
+      digest = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), digest)
+    facts[f"stage {name}"] = {
+      "step": stage.step,
+      "protocol": stage.protocol,
+      "weights": f"{digest:08x}",
+    }
+  return facts
+
+
+def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
+  """Reads the answers that an interrupted command left for a file, in order.
+
+  Videos without an answer are left out, to be tried once more, and so are
+  answers whose files (tables, pictures) are gone.
+
+  Args:
+    path: The file that the command was to write.
+    facts: Of this command, see `facts_of`.
+
+  Raises:
+    ValueError: They belong to another command; the message says how it differs.
+  """
+  partial = partial_path(path)
+  try:
+    # A last line without its end was cut off.
+    lines = partial.read_bytes().split(b"\n")[:-1]
+  except FileNotFoundError:
+    return []
+  advice = "move it or remove it, or name another --json"
+  if not lines:
+    return []
+  try:
+    theirs = json.loads(lines[0])["command"]
+    answers = [json.loads(line) for line in lines[1:]]
+  except (ValueError, TypeError, KeyError) as error:
+    message = f"{partial} does not hold answers of this command: {advice}"
+    raise ValueError(message) from error
+  for name in sorted(theirs.keys() | facts.keys()):
+    if theirs.get(name) != facts.get(name):
+      raise ValueError(
+        f"{partial} holds answers of another command ({name}:"
+        f" {theirs.get(name)}, here {facts.get(name)}): {advice}"
+      )
+  return [answer for answer in answers if _is_whole(answer)]
+
+
+def _is_whole(answer: Answer) -> bool:
+  files = answer.get("files", {}).values()
+  return "error" not in answer and all(map(os.path.exists, files))
+
+
+def unanswered(paths: Sequence[str], answers: Sequence[Answer]) -> list[int]:
+  """Returns the places of the paths without an answer."""
+  left = collections.Counter(answer["path"] for answer in answers)
+  places = []
+  for place, path in enumerate(paths):
+    if left[path]:
+      left[path] -= 1
+    else:
+      places.append(place)
+  return places
+
+
+@contextlib.contextmanager
+def opened(
+  path: Path, facts: Mapping[str, Any], before: Sequence[Answer]
+) -> Iterator[Callable[[Answer], None]]:
+  """Yields what writes an answer; a file appears when the block is over.
+
+  Where the block fails or is interrupted, FILE.partial keeps the answers, and
+  the error has a note that says so.
+
+  Args:
+    path: The file.
+    facts: Of the command, see `facts_of`.
+    before: Answers that `find` gave.
+
+  Raises:
+    WriteError: A file can't be written.
+  """
+  partial = partial_path(path)
+  head = _line({"command": facts})
+  with outputs.written(partial) as temporary:
+    temporary.write_bytes(b"".join([head, *map(_line, before)]))
+  count = len(before)
+  try:
+    # Unbuffered: what is written is in the file, whatever happens next.
+    with open(partial, "ab", buffering=0) as file:
+
+      def add(answer: Answer) -> None:
+        nonlocal count
+        _write(file, _line(answer), partial)
+        count += 1
+
+      yield add
+    with outputs.written(path) as temporary:
+      _copy(partial, len(head), temporary)
+  except BaseException as error:
+    if count:
+      error.add_note(
+        f"{partial} keeps the answers so far ({count}): the same command"
+        " resumes"
+      )
+    else:
+      partial.unlink(missing_ok=True)
+    raise
+  partial.unlink()
+
+
+def _copy(path: Path, start: int, target: Path) -> None:
+  with open(path, "rb") as file, open(target, "wb") as copy:
+    file.seek(start)
+    shutil.copyfileobj(file, copy)
+
+
+def _line(answer: Mapping[str, Any]) -> bytes:
+  return json.dumps(answer, allow_nan=False).encode() + b"\n"
+
+
+def _write(file, line: bytes, path: Path) -> None:
+  try:
+    while line:
+      line = line[file.write(line) :]
+  except OSError as error:
+    raise outputs.WriteError(path, error) from error
