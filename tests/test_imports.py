@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
   "": 8,
   "checkpoints": 0,
+  "configs": 0,
   "data": 0,
   "data.annotations": 1,
   "data.augment": 0,
@@ -44,6 +45,7 @@ LEVELS = {
   "data.video": 2,
   "data.views": 1,
   "data.workers": 0,
+  "data_prep": 0,
   "evaluate": 3,
   "examples": 6,
   "explain": 0,
@@ -88,6 +90,7 @@ LEVELS = {
   "samples": 1,
   "scores": 0,
   "selection": 0,
+  "settings": 0,
   "stage_data": 2,
   "stage_views": 3,
   "stages": 5,

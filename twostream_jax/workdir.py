@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,24 @@ FREE_KEYS = (
 
 class ConfigMismatchError(ValueError):
   """The workdir was begun with other settings."""
+
+
+def require_writable(workdir: Path) -> None:
+  """Raises OSError where a workdir can't be made or written to.
+
+  It is found out before hours of work, and nothing is made.
+  """
+  found = workdir.absolute()
+  try:
+    while not found.exists():
+      found = found.parent
+    with tempfile.TemporaryFile(dir=found):
+      return
+  except OSError as error:
+    raise OSError(
+      f"--workdir={workdir}: can't write to {found} ({error.strerror}); name"
+      " another folder with --workdir=DIR"
+    ) from error
 
 
 def check_config_file(workdir: Path, settings: Mapping[str, Any]) -> None:
