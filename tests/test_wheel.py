@@ -162,7 +162,11 @@ def installed(tmp_path_factory):
       ["no such folder of videos: gone"],
     ),
     ("data_prep.browse gone", 1, ["no dataset in"]),
-    ("data_prep.convert_weights a b", 1, ["give one file to convert"]),
+    (
+      "data_prep.convert_weights gone.pth --backbone=vgg16 --out=x.safetensors",
+      1,
+      ["gone.pth"],
+    ),
     (
       "summary --recipe=quickstart --recipe=ucf101_tsn --nothroughput",
       0,

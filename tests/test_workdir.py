@@ -83,9 +83,9 @@ def test_a_workdir_that_can_not_be_written_is_refused(tmp_path, path, found):
   (tmp_path / "file").touch()
   path = tmp_path / path
   with pytest.raises(OSError, match=f"^--workdir={path}: can't write.*{found}"):
-    workdir.require_writable(path)
+    workdir.require_writable(path, "workdir")
 
 
 def test_a_workdir_is_not_made_by_looking(tmp_path):
-  workdir.require_writable(tmp_path / "runs" / "run")
+  workdir.require_writable(tmp_path / "runs" / "run", "workdir")
   assert not list(tmp_path.iterdir())

@@ -164,6 +164,7 @@ def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
         " command without the other processes once, until the first stage"
         " begins"
       ) from error
+    workdir.require_writable(Path(config.data.dir), "config.data.dir")
     build_synthetic(config)
     data = dataset.open_dataset(config.data.dir)
   if any(counts.values()):
@@ -238,7 +239,7 @@ def main(argv) -> None:
   try:
     config = with_evaluation(config)
     settings.check_numbers(config)
-    workdir.require_writable(folder)
+    workdir.require_writable(folder, "workdir")
     launch.cache_compilations(NAME, _CACHE.value)
     if _DISTRIBUTED.value or _COORDINATOR.value:
       launch.join_processes(

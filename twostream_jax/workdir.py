@@ -30,12 +30,16 @@ class ConfigMismatchError(ValueError):
   """The workdir was begun with other settings."""
 
 
-def require_writable(workdir: Path) -> None:
-  """Raises OSError where a workdir can't be made or written to.
+def require_writable(folder: Path, flag: str) -> None:
+  """Raises OSError where a folder can't be made or written to.
 
   It is found out before hours of work, and nothing is made.
+
+  Args:
+    folder: Folder that is written to later.
+    flag: Name of the flag that names it, for the message.
   """
-  found = workdir.absolute()
+  found = folder.absolute()
   try:
     while not found.exists():
       found = found.parent
@@ -43,8 +47,8 @@ def require_writable(workdir: Path) -> None:
       return
   except OSError as error:
     raise OSError(
-      f"--workdir={workdir}: can't write to {found} ({error.strerror}); name"
-      " another folder with --workdir=DIR"
+      f"--{flag}={folder}: can't write to {found} ({error.strerror}); name"
+      f" another folder with --{flag}=DIR"
     ) from error
 
 
