@@ -149,7 +149,8 @@ _STAGE = {
   "model.fields.hidden": _count(1, _LARGE_BATCH),
   "model.fields.hidden_sizes": Numbers(_count(1, _LARGE_BATCH)),
   "model.fields.lstm_sizes": Numbers(_count(1, _LARGE_BATCH)),
-  "input.image_size": _count(1, _LARGE),
+  # What every network needs, see `models`.
+  "input.image_size": _count(64, _LARGE),
   "input.stack_length": _count(1, _LARGE),
   "input.num_segments": _count(1, _LARGE),
   "input.crop_scale": Numbers(_SHARE, length=2),
