@@ -21,7 +21,7 @@ networks they read on these long clips (43.3 and 54.7 % against 75.0 and 58.9 %,
 from memory); the gain is in the combination.
 """
 
-from configs import ucf101_hybrid
+from twostream_jax.configs import ucf101_hybrid
 
 
 def get_config():

@@ -27,7 +27,7 @@ out of training, set --config.fusion.fit_split to it. The streams are trained as
 in ucf101_hybrid, and the weights are torchvision's.
 """
 
-from configs import ccv_hybrid
+from twostream_jax.configs import ccv_hybrid
 
 
 def get_config():

@@ -13,7 +13,7 @@ scores. Small enough for 2 CPU cores. Where labels name a direction, turn
 mirroring off, as in folder_two_stream.
 """
 
-from configs import default, folder_two_stream
+from twostream_jax.configs import default, folder_two_stream
 
 
 def get_config():

@@ -11,7 +11,7 @@ more than from appearance. Where labels name a direction, turn mirroring off:
 --config.eval.protocol=10x5.
 """
 
-from configs import default
+from twostream_jax.configs import default
 
 
 def get_config():

@@ -26,7 +26,7 @@ classes of both sets, so two of three are of UCF-101. How the paper shares a
 batch between the sets is not known here.
 """
 
-from configs import ucf101_simonyan14
+from twostream_jax.configs import ucf101_simonyan14
 
 
 def get_config():

@@ -11,7 +11,7 @@ alone, 1/3 for what sees flow alone, 1 for what sees both. Under 10 minutes on 2
 CPU cores.
 """
 
-from configs import default, quickstart
+from twostream_jax.configs import default, quickstart
 
 
 def get_config():

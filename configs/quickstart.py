@@ -9,7 +9,7 @@ is 0.25 for the spatial stream, 0.33 for the temporal one and 1 for the fusion
 (see twostream_jax/data/synthetic.py). About 2 minutes on 2 CPU cores.
 """
 
-from configs import default
+from twostream_jax.configs import default
 
 
 def get_config():

@@ -19,7 +19,7 @@ this recipe's choice and were not tuned. 522 test clips give top-1 a standard
 error of up to 2.2 points.
 """
 
-from configs import default
+from twostream_jax.configs import default
 
 
 def get_config():

@@ -16,7 +16,7 @@ frames reach about 30 to 37 % top-1 in published zoos (mmaction2's TSN-R50:
 accelerators.
 """
 
-from configs import default
+from twostream_jax.configs import default
 
 
 def get_config():

@@ -28,7 +28,7 @@ learning rate of 0.001 are the paper's; it lowers the rate when validation stops
 improving, where the steps here are this recipe's choice.
 """
 
-from configs import default, ucf101_wang15
+from twostream_jax.configs import default, ucf101_wang15
 
 
 def get_config():

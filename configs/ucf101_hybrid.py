@@ -29,7 +29,7 @@ ucf101_simonyan14, spatial with the schedule of ucf101_wang15 and the crops, the
 jitter of colours and the balance of classes of ucf101_simonyan14.
 """
 
-from configs import default, ucf101_simonyan14
+from twostream_jax.configs import default, ucf101_simonyan14
 
 
 def get_config():

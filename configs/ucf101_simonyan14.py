@@ -28,7 +28,7 @@ scores of the train split, which the networks were trained on; on which scores
 the paper fits it is not known here.
 """
 
-from configs import default
+from twostream_jax.configs import default
 
 
 def get_config():

@@ -26,7 +26,7 @@ accelerator divide batch_size and learning_rate by the same number, and multiply
 the steps.
 """
 
-from configs import default
+from twostream_jax.configs import default
 
 
 def get_config():

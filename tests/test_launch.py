@@ -1,5 +1,8 @@
 """Starting: what is missing to join processes is said; programs are kept."""
 
+import os
+import re
+
 import jax
 import pytest
 
@@ -32,12 +35,48 @@ def test_programs_are_kept_where_the_user_says(
 ):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "env"))
   before = jax.config.jax_compilation_cache_dir
-  launch.cache_compilations(tmp_path / "flag")
+  launch.cache_compilations("program", tmp_path / "flag")
   assert jax.config.jax_compilation_cache_dir == before
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-  launch.cache_compilations(tmp_path / "flag")
+  launch.cache_compilations("program", tmp_path / "flag")
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "flag")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-  launch.cache_compilations(None)
+  launch.cache_compilations("program")
   chosen = jax.config.jax_compilation_cache_dir
   assert chosen.startswith(str(tmp_path / "user" / "twostream_jax"))
+
+
+@pytest.mark.parametrize(
+  "home, reason",
+  [
+    (None, "this user has no home folder"),
+    ("FILE", "can't write to .*FILE/.cache/.*: Not a directory"),
+    # As in /root for anyone else; of a read-only folder, and also for root.
+    ("/proc", "can't write to /proc/.cache/.*: No such file or directory"),
+  ],
+)
+def test_without_a_home_nothing_is_kept_and_one_sentence_says_so(
+  monkeypatch, tmp_path, cache_setting, capsys, home, reason
+):
+  for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+    monkeypatch.delenv(name, raising=False)
+  if home is None:
+    # A user id without an entry in the list of users.
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+  else:
+    (tmp_path / "FILE").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+  before = jax.config.jax_compilation_cache_dir
+  launch.cache_compilations("program")
+  assert jax.config.jax_compilation_cache_dir == before
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.match(f"program: compiled programs are not kept .*{reason}", line)
+
+
+def test_a_folder_of_programs_that_is_named_must_be_writable(
+  monkeypatch, tmp_path, cache_setting
+):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="--compilation_cache=.*file: can't"):
+    launch.cache_compilations("program", tmp_path / "file")

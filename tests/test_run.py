@@ -343,7 +343,7 @@ def test_a_stage_is_not_named_as_a_rule(config, tiny):
     ("init_from", "no-such-run", "no-such-run.*no workdir"),
     ("spatial.optim.ema_decay", 1.0, "ema_decay=1.0"),
     ("eval.protocol", "25x7", "eval.protocol='25x7'.*'dense'"),
-    ("eval.views_per_pass", 0, "views_per_pass must be positive"),
+    ("eval.views_per_pass", 0, "views_per_pass=0 must be"),
     ("eval.crop_fraction", 1.5, "1.5"),
     ("spatial.batch_size", 9, "spatial.batch_size=9"),
     ("spatial.kind", "sequence", "spatial.kind='sequence'"),

@@ -68,3 +68,24 @@ def test_text_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="disk full"):
     workdir.write_text(path, "new")
   assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+  "path, found",
+  [
+    ("file", "file .Not a directory."),
+    ("file/run", "file .Not a directory."),
+    # A folder that files can't be written to, also not by root.
+    ("/proc/runs/run", "/proc .No such file or directory."),
+  ],
+)
+def test_a_workdir_that_can_not_be_written_is_refused(tmp_path, path, found):
+  (tmp_path / "file").touch()
+  path = tmp_path / path
+  with pytest.raises(OSError, match=f"^--workdir={path}: can't write.*{found}"):
+    workdir.require_writable(path, "workdir")
+
+
+def test_a_workdir_is_not_made_by_looking(tmp_path):
+  workdir.require_writable(tmp_path / "runs" / "run", "workdir")
+  assert not list(tmp_path.iterdir())

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import platform
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -51,25 +53,60 @@ def join_processes(
     )
 
 
-def cache_compilations(directory: str | os.PathLike | None) -> None:
+def cache_compilations(
+  program: str, directory: str | os.PathLike | None = None
+) -> None:
   """Keeps compiled programs on the disk, so that the next start is fast.
 
+  Where there is no folder to keep them in, as without a home folder or where
+  it can't be written to, one sentence on stderr says so and nothing is kept. A
+  folder that others can write to is no substitute: JAX runs what it finds.
+
   Args:
-    directory: where; None: a folder of the user's, one for each kind of
-      processor, because programs of one may not run on another. What the
-      environment names in JAX_COMPILATION_CACHE_DIR comes first.
+    program: Name of the command, for that sentence.
+    directory: Folder of the programs; None for one of the user's, one for each
+      kind of processor, because programs of one may not run on another. What
+      the environment names in JAX_COMPILATION_CACHE_DIR comes first.
+
+  Raises:
+    ValueError: `directory` is given and can't be written to.
   """
   if os.environ.get(CACHE_VARIABLE):
     return
-  jax.config.update(
-    "jax_compilation_cache_dir", str(directory or _default_cache())
-  )
+  try:
+    folder = _writable(Path(directory) if directory else _default_cache())
+  except OSError as error:
+    if directory:
+      raise ValueError(f"--compilation_cache={directory}: {error}") from error
+    print(
+      f"{program}: compiled programs are not kept for the next start ({error});"
+      f" {CACHE_VARIABLE} can name a folder for them",
+      file=sys.stderr,
+    )
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))
   # Small programs too: a start is made of many.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def _writable(folder: Path) -> Path:
+  """Makes a folder; raises OSError where files can't be written to it."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    # JAX would warn of every program that it can't write.
+    with tempfile.TemporaryFile(dir=folder):
+      return folder
+  except OSError as error:
+    raise OSError(f"can't write to {folder}: {error.strerror}") from error
+
+
 def _default_cache() -> Path:
-  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  named = os.environ.get("XDG_CACHE_HOME", "")
+  # A relative one is not valid (XDG Base Directory Specification).
+  try:
+    base = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+  except RuntimeError as error:
+    raise FileNotFoundError("this user has no home folder") from error
   cpu = Path("/proc/cpuinfo")
   kind = platform.machine() + platform.processor()
   if cpu.exists():
@@ -78,4 +115,4 @@ def _default_cache() -> Path:
       sorted({x for x in lines if x.startswith(("flags", "Features"))})
     )
   digest = hashlib.sha256(kind.encode()).hexdigest()[:12]
-  return Path(base) / "twostream_jax" / f"programs-{digest}"
+  return base / "twostream_jax" / f"programs-{digest}"

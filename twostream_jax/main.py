@@ -9,8 +9,9 @@ A trained run is scored anew, without training, with
 
   python -m twostream_jax.main --config=configs/quickstart.py --mode=evaluate
 
-and maybe --split=, --protocol=, --checkpoint= and --stage=; what it writes goes
-to WORKDIR/evaluations.
+and optionally --split=, --protocol=, --checkpoint= and --stage=; what it writes
+goes to WORKDIR/evaluations. The recipes of this project are found from any
+folder, also by name alone (--config=quickstart).
 
 Ends with 0 when all is done, 75 when a signal ended it and the same command
 will go on, and 1 for errors.
@@ -35,15 +36,55 @@ from twostream_jax import (
   rescore,
   results,
   run,
+  settings,
   train,
+  workdir,
 )
+from twostream_jax.configs import find_recipe
 from twostream_jax.data import annotations, builder, dataset, synthetic
+from twostream_jax.data_prep import runnable
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 
+NAME = "twostream_jax.main"
+
+
+class _RecipeParser(flags.ArgumentParser):
+  """Reads the config of a file, or of a recipe by its name."""
+
+  def __init__(self, of_files: flags.ArgumentParser):
+    """Takes what reads the config of a file."""
+    self._of_files = of_files
+
+  def parse(self, path: str) -> ml_collections.ConfigDict:
+    """Returns the config; "FILE:ARGUMENT" is of get_config("ARGUMENT")."""
+    name, *argument = path.split(":", 1)
+    try:
+      found = find_recipe(name)
+      if found != Path(name):
+        print(f"{NAME}: --config={name} is {found}", file=sys.stderr)
+      return self._of_files.parse(":".join([str(found), *argument]))
+    except OSError as error:
+      raise ValueError(error) from error
+    except AttributeError as error:
+      if error.name != "get_config":
+        raise
+      raise ValueError(f"{found} defines no get_config()") from error
+    except ModuleNotFoundError as error:
+      if error.name != "configs":
+        raise
+      raise ValueError(
+        "it imports from configs, which is not in this folder: write `from"
+        " twostream_jax.configs import default`"
+      ) from error
+
+
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, such as configs/quickstart.py."
+  "config",
+  None,
+  "Config file, such as configs/quickstart.py, or the name of a recipe.",
 )
+flags.FLAGS["config"].parser = _RecipeParser(flags.FLAGS["config"].parser)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default: runs/<name of the config>."
 )
@@ -64,7 +105,10 @@ _CHECKPOINT = flags.DEFINE_integer(
   "checkpoint", None, "Step of the checkpoint; default: the one that counts."
 )
 _PROFILE = flags.DEFINE_integer(
-  "profile", 0, "Steps of each stage to trace into WORKDIR/STAGE/profile."
+  "profile",
+  0,
+  "Steps of each stage to trace into WORKDIR/STAGE/profile.",
+  lower_bound=0,
 )
 _CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -91,6 +135,10 @@ _USER_ERRORS = (
   FloatingPointError,
   checkpoints.CheckpointError,
 )
+_OUT_OF_MEMORY = (
+  "not enough memory; lower the batch_size of the stage, or pass its batches in"
+  " parts with --config.train.micro_batches"
+)
 
 
 def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
@@ -107,7 +155,7 @@ def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
     if not any(counts.values()):
       raise dataset.DatasetNotFoundError(
         f"{error}\nBuild the dataset first, for example with\n"
-        f"  {config.data.build_command}\n"
+        f"  {runnable(config.data.build_command)}\n"
         "or name its folder with --config.data.dir=DIR"
       ) from error
     if jax.process_count() > 1:
@@ -116,6 +164,7 @@ def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
         " command without the other processes once, until the first stage"
         " begins"
       ) from error
+    workdir.require_writable(Path(config.data.dir), "config.data.dir")
     build_synthetic(config)
     data = dataset.open_dataset(config.data.dir)
   if any(counts.values()):
@@ -162,7 +211,9 @@ def _check_synthetic(config, data) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a setting that does not exist ends in one clear message."""
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(f"{NAME}: {error}")
   except (AttributeError, KeyError, TypeError) as error:
     frames = traceback.extract_tb(error.__traceback__)
     if any(frame.name == "get_config" for frame in frames):
@@ -171,7 +222,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     words = error.args[0] if error.args else error
-    sys.exit(f"twostream_jax.main: there is no such setting: {words}")
+    sys.exit(f"{NAME}: there is no such setting: {words}")
 
 
 def main(argv) -> None:
@@ -179,36 +230,45 @@ def main(argv) -> None:
   # What libraries log as an error they raise as well, and we put it in words.
   absl_logging.set_verbosity(absl_logging.FATAL)
   if len(argv) > 1:
-    sys.exit(f"twostream_jax.main: not a flag: {' '.join(argv[1:])}")
+    sys.exit(f"{NAME}: not a flag: {' '.join(argv[1:])}")
   config = _CONFIG.value
+  if config is None:
+    sys.exit(f"{NAME}: --config=FILE is missing, such as --config=quickstart")
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  workdir = Path(_WORKDIR.value or Path("runs") / name)
+  folder = Path(_WORKDIR.value or Path("runs") / name)
   try:
-    launch.cache_compilations(_CACHE.value)
+    config = with_evaluation(config)
+    settings.check_numbers(config)
+    workdir.require_writable(folder, "workdir")
+    launch.cache_compilations(NAME, _CACHE.value)
     if _DISTRIBUTED.value or _COORDINATOR.value:
       launch.join_processes(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
       )
-    config = with_evaluation(config)
     if _MODE.value == "evaluate":
       # Before a dataset is built for a run that is not there.
-      rescore.checkpoint_steps(config, workdir, **which_checkpoints())
+      rescore.checkpoint_steps(config, folder, **which_checkpoints())
     data = open_or_build(config)
     with interrupts.catch_signals() as should_stop:
       watch = train.Watch(should_stop, _PROFILE.value)
       if _MODE.value == "evaluate":
         folder, outcome = rescore.rescore(
-          config, workdir, data, watch=watch, **which_checkpoints()
+          config, folder, data, watch=watch, **which_checkpoints()
         )
       else:
-        folder, outcome = (
-          workdir,
-          run.train_and_evaluate(config, workdir, data, _STAGE.value, watch),
+        outcome = run.train_and_evaluate(
+          config, folder, data, _STAGE.value, watch
         )
   except _USER_ERRORS as error:
-    sys.exit(f"twostream_jax.main: {error}")
+    sys.exit(f"{NAME}: {error}")
+  except MemoryError as error:
+    sys.exit(f"{NAME}: {_OUT_OF_MEMORY}: {error}")
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    sys.exit(f"{NAME}: {_OUT_OF_MEMORY}: {str(error).splitlines()[0]}")
   except interrupts.Interrupted as stop:
-    print(f"twostream_jax.main: ended by a signal: {stop}", file=sys.stderr)
+    print(f"{NAME}: ended by a signal: {stop}", file=sys.stderr)
     sys.exit(interrupts.EXIT_CODE)
   if parallel.is_primary():
     conclude(config, folder, outcome)
@@ -259,5 +319,4 @@ def conclude(
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_flags)

@@ -65,6 +65,10 @@ def check_fusion(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
       f"config.fusion.weights={tuple(fusion.weights)} needs one weight for each"
       f" of the stages {tuple(config.stages)}"
     )
+  if "weighted" in fusion.rules and not any(fusion.weights):
+    raise ValueError(
+      f"config.fusion.weights={tuple(fusion.weights)} must not all be 0"
+    )
 
 
 def conclude(

@@ -20,6 +20,7 @@ from twostream_jax import (
   parallel,
   results,
   scores,
+  settings,
   stage_data,
   stage_views,
   stages,
@@ -68,12 +69,12 @@ def train_and_evaluate(
   check_config(config, data, only_stage)
   workdir = Path(workdir)
   check_trained_flow(config, workdir, data)
-  settings = {"config": config.to_dict(), "dataset": identity(data)}
-  check_config_file(workdir, settings)
+  begun_with = {"config": config.to_dict(), "dataset": identity(data)}
+  check_config_file(workdir, begun_with)
   # Nobody writes before all have looked.
   parallel.barrier("settings")
   if parallel.is_primary():
-    write_config(workdir, settings)
+    write_config(workdir, begun_with)
   for name in (only_stage,) if only_stage else config.stages:
     if any(missing_splits(config, name, workdir, data)):
       compute_features(config, name, workdir, data, watch)
@@ -90,6 +91,7 @@ def check_config(
   config: ml_collections.ConfigDict, data: VideoDataset, only_stage: str
 ) -> None:
   """Raises ValueError for settings that do not fit each other or the data."""
+  settings.check_numbers(config)
   if not config.stages:
     raise ValueError("config.stages names no stage")
   for name in config.stages:
@@ -108,11 +110,6 @@ def check_config(
       )
   check_selection(config)
   protocol = protocols.parse(config.eval.protocol)
-  if config.eval.views_per_pass < 1:
-    raise ValueError(
-      "config.eval.views_per_pass must be positive:"
-      f" {config.eval.views_per_pass}"
-    )
   results.check_fusion(config, data)
   for name in config.stages:
     stages.check_kind(config, name)

@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import twostream_jax
-from twostream_jax import launch, recipes, zoo
+from twostream_jax import configs, launch, recipes, settings, zoo
 from twostream_jax.data import synthetic
 
 HEADER = (
@@ -39,7 +39,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_string(
-    "configs", "configs", "Folder of the recipes.", flag_values=values
+    "configs",
+    str(configs.FOLDER),
+    "Folder of the recipes.",
+    flag_values=values,
   )
   flags.DEFINE_integer(
     "num_classes",
@@ -76,22 +79,13 @@ def find_recipes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
   Raises:
     ValueError: there is no such recipe; the message lists those that are.
   """
-  found = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
-  found.pop("default", None)
-  chosen = {}
-  for name in names or found:
-    path = found.get(name, Path(name))
-    if not path.is_file():
-      raise ValueError(
-        f"no recipe {name!r}: it is no file, and {folder}/ has"
-        f" {', '.join(found) or 'none'}"
-      )
-    chosen[path.stem] = path
-  if not chosen:
+  names = names or list(configs.list_recipes(folder))
+  if not names:
     raise ValueError(
       f"no recipes in {folder.absolute()}: name their folder with --configs"
     )
-  return chosen
+  paths = [configs.find_recipe(name, folder) for name in names]
+  return {path.stem: path for path in paths}
 
 
 def read_config(path: Path) -> ml_collections.ConfigDict:
@@ -223,6 +217,7 @@ def run(values: flags.FlagValues) -> None:
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
   for name, path in chosen.items():
     config = read_config(path)
+    settings.check_numbers(config)
     num_classes, second, data = count_classes(name, config, values.num_classes)
     rows = zoo.summarise(
       config,
@@ -243,7 +238,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"twostream_jax.summary: not a flag: {' '.join(argv[1:])}")
   # Which platforms JAX did not find is of no interest here.
   absl_logging.set_verbosity(absl_logging.ERROR)
-  launch.cache_compilations(None)
+  launch.cache_compilations("twostream_jax.summary")
   try:
     run(flags.FLAGS)
   except (ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,28 @@ FREE_KEYS = (
 
 class ConfigMismatchError(ValueError):
   """The workdir was begun with other settings."""
+
+
+def require_writable(folder: Path, flag: str) -> None:
+  """Raises OSError where a folder can't be made or written to.
+
+  It is found out before hours of work, and nothing is made.
+
+  Args:
+    folder: Folder that is written to later.
+    flag: Name of the flag that names it, for the message.
+  """
+  found = folder.absolute()
+  try:
+    while not found.exists():
+      found = found.parent
+    with tempfile.TemporaryFile(dir=found):
+      return
+  except OSError as error:
+    raise OSError(
+      f"--{flag}={folder}: can't write to {found} ({error.strerror}); name"
+      f" another folder with --{flag}=DIR"
+    ) from error
 
 
 def check_config_file(workdir: Path, settings: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Single images are read from where they are, or there is an error."""
 
+import os
 import pickle
 import shutil
 import threading
@@ -158,6 +159,19 @@ def test_tfds_reads_the_same(tiny):
     theirs = builder.as_data_source(split=split)
     assert_same_records(pickle.loads(pickle.dumps(source)), theirs)
     assert source.labels.tolist() == [record["label"] for record in theirs]
+
+
+def test_a_folder_that_can_not_be_read_is_not_called_empty(
+  tmp_path, monkeypatch
+):
+  def refuse(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  with pytest.raises(dataset.DatasetNotFoundError, match="no dataset in"):
+    dataset.open_dataset(tmp_path)
+  monkeypatch.setattr(os, "scandir", refuse)  # Root reads everything.
+  with pytest.raises(PermissionError, match=f"denied: '{tmp_path}'"):
+    dataset.open_dataset(tmp_path)
 
 
 def test_a_dataset_without_an_index_gets_one(tiny, tmp_path):

@@ -239,14 +239,17 @@ def _encode(image: np.ndarray, quality: int) -> bytes:
 
 
 def _find_dataset(path: Path) -> Path:
-  found = []
-  for folder, children, files in os.walk(path):
+  found, unreadable = [], []
+  for folder, children, files in os.walk(path, onerror=unreadable.append):
     if INFO_FILE in files:
       found.append(Path(folder))
       children.clear()
     # A build in progress, or a killed one, is no dataset.
     children[:] = sorted(c for c in children if not is_unfinished(c))
   if not found:
+    for error in unreadable:
+      if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
     raise DatasetNotFoundError(
       f"no dataset in {path.absolute()} or below (looked for {INFO_FILE});"
       " build one with data_prep/build_tfds.py, or correct the path"

@@ -18,6 +18,8 @@ import numpy as np
 
 from twostream_jax.data import augment, sampling
 
+# "dense" shows more of any video, and each of its windows once.
+_MAX_WINDOWS = 10_000
 _CROPS = {1: "centre crop", 5: "5 crops", 10: "10 crops"}
 
 
@@ -87,11 +89,15 @@ def parse(name: str) -> Protocol:
   if name == "dense":
     return DENSE
   match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", name)
-  if not match or int(match[2]) not in augment.CROP_COUNTS:
+  if (
+    not match
+    or int(match[1]) > _MAX_WINDOWS
+    or int(match[2]) not in augment.CROP_COUNTS
+  ):
     raise ValueError(
       f"config.eval.protocol={name!r} must be 'single', 'dense' or 'KxM': K"
-      f" equally spaced clips and M of {augment.CROP_COUNTS} crops, as in"
-      " '25x10'"
+      f" equally spaced clips (at most {_MAX_WINDOWS}) and M of"
+      f" {augment.CROP_COUNTS} crops, as in '25x10'"
     )
   return Protocol(int(match[1]), int(match[2]))
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     return 1
   # What libraries log as an error they raise as well, and we put it in words.
   absl_logging.set_verbosity(absl_logging.FATAL)
-  launch.cache_compilations(None)
+  launch.cache_compilations("twostream_jax.export")
   return run(flags.FLAGS)
 
 

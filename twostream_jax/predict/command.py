@@ -103,7 +103,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
   # What libraries log as an error they raise as well, and we put it in words.
   absl_logging.set_verbosity(absl_logging.FATAL)
   try:
-    launch.cache_compilations(values.compilation_cache)
+    launch.cache_compilations("twostream_jax.predict", values.compilation_cache)
     return score(values, argv[1:])
   except (ValueError, OSError, checkpoints.CheckpointError) as error:
     said = "; ".join([str(error), *getattr(error, "__notes__", [])])
