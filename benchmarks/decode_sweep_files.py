@@ -157,7 +157,7 @@ def _turned(path: Path, matrix: tuple[int, int, int, int]) -> bool:
 
 
 def picture(width: int, height: int, fields: str) -> np.ndarray:
-  """A texture that moves by 2 pixels a frame, 1 a field: uint8 [t h w 3]."""
+  """A texture that moves by 3 pixels a field: uint8 [t h w 3]."""
   rng = np.random.default_rng(0)
   image = np.full((height, width, 3), 128.0)
   for cell, gray, tint in ((48, 45, 25), (16, 25, 10), (6, 12, 3)):
@@ -166,7 +166,9 @@ def picture(width: int, height: int, fields: str) -> np.ndarray:
     coarse = coarse + tint * rng.uniform(-1, 1, (*shape, 3))
     image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
   image = np.clip(image, 16, 240).astype(np.uint8)
-  moments = np.stack([np.roll(image, i, axis=1) for i in range(2 * _FRAMES)])
+  moments = np.stack(
+    [np.roll(image, 3 * i, axis=1) for i in range(2 * _FRAMES)]
+  )
   frames = moments[::2].copy()
   if fields != "progressive":
     later = 1 if fields == "tff" else 0
