@@ -129,7 +129,8 @@ def write(case: Case, path: Path) -> bool:
     *("-r", "25", "-i", "-", "-vf", ",".join(filters), "-strict", "-2"),
     *("-c:v", case.codec, *_OPTIONS.get(case.codec, _LOSSY)),
   ]
-  if interlaced:
+  # For PNG the flag means passes over the image, not fields.
+  if interlaced and case.codec not in ("png", "apng"):
     command += ["-flags", "+ilme+ildct", "-top", str(int(case.fields == "tff"))]
     if case.codec == "libx264":
       command += ["-x264-params", f"interlaced=1:{case.fields}=1"]

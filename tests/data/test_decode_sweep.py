@@ -214,3 +214,12 @@ def test_constant_luminance_is_shown_by_the_matrix_of_bt_2020(tmp_path):
   write(path, images, "libx264", "yuv420p", options, colorspace=matrix)
   # By BT.601 green would be off by 12.
   assert max(differences(read(path), images)) < 3
+
+
+@pytest.mark.xfail(raises=AssertionError, strict=True)
+def test_the_passes_of_a_png_are_not_fields(tmp_path):
+  """FFmpeg marks Adam7 as interlaced."""
+  images = moments()
+  path = tmp_path / "a.mov"
+  write(path, images, "png", "rgb24", {}, fields="tff")
+  assert not any(differences(read(path), images))
