@@ -231,7 +231,8 @@ def _report(results: Sequence[Result]) -> None:
     for result in results:
       if result.outcome == outcome:
         case = result.case
-        cases[case.codec].add(f"{case.pixels} {case.container}")
+        fields = "" if case.fields == "progressive" else f" {case.fields}"
+        cases[case.codec].add(f"{case.pixels} {case.container}{fields}")
     for codec, some in sorted(cases.items()):
       print(f"  {codec}: {', '.join(sorted(some))}")
   print("\nmiss:")
