@@ -38,6 +38,8 @@ _LIMIT, _CONTRAST = 2.0, 5.0
 _NO_FILE = ("not written", "not read")
 # FFmpeg 8 looks for their field order in the container, FFmpeg 5 does not.
 _NOT_MARKED = ("ayuv", "v308", "v408", "v410")
+# Noise, of which the versions' filters make other first frames.
+_DITHERED = ("monob", "monow", "bgr4_byte", "rgb4_byte")
 # Codec, pixel format, container: FFmpeg 5 gives one frame.
 _NOT_READ = {("gif", "pal8", "mkv")}
 
@@ -103,8 +105,10 @@ def _sweep(codec: str, folder: Path, keep: bool) -> list[Result]:
     results.append(first)
     if first.outcome in _NO_FILE:
       continue
-    more = [run(dataclasses.replace(first.case, fields=f)) for f in fields[1:]]
-    results += more
+    if pixels not in _DITHERED:
+      results += [
+        run(dataclasses.replace(first.case, fields=f)) for f in fields[1:]
+      ]
     if home is None:
       home = first.case
     if not any(result.interlaced for result in results):
