@@ -186,7 +186,7 @@ def _compare(case, found, expected) -> Result:
 
 
 def _images(path: Path) -> list[np.ndarray]:
-  return [getattr(frame, "rgb", frame) for frame in decode.read_frames(path)]
+  return [frame.rgb for frame in decode.read_frames(path)]
 
 
 def _by_ffmpeg(case: files.Case, path: Path, interlaced: bool) -> bytes:

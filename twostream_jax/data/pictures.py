@@ -17,6 +17,10 @@ _MATRICES = {10: 9}
 # Those that the scaler refuses and that are nothing like another: YCgCo, YDzDx,
 # derived ones, ICtCp, IPT, YCgCo-R.
 _NO_MATRICES = {8, *range(11, 18)}
+# FFmpeg 8's scaler does not swap their bytes on its short way to rgb24.
+_UNSWAPPED = {"rgb565be", "rgb555be", "bgr565be", "bgr555be"}
+# Their passes over an image are marked as interlaced, but are no fields.
+_NO_FIELDS = {"png", "apng"}
 # Beyond these a file's pixel aspect is an error of who wrote it.
 _NARROWEST, _WIDEST = 0.1, 10.0
 
@@ -34,11 +38,12 @@ def progressive(
 ) -> Iterator[av.VideoFrame]:
   """De-interlaces from the first frame on that is marked as interlaced."""
   graph, shape = None, None
+  has_fields = stream.codec_context.name not in _NO_FIELDS
   for frame in frames:
     if graph is not None and shape != _shape(frame):
       yield from _pass_through(graph, None)
       graph = None
-    if graph is None and frame.interlaced_frame:
+    if graph is None and has_fields and frame.interlaced_frame:
       graph, shape = _deinterlacer(frame, stream), _shape(frame)
     if graph is None:
       yield frame
@@ -84,6 +89,8 @@ def to_rgb(
 ) -> np.ndarray:
   """Converts to RGB uint8 [h, w, 3], which stays in FFmpeg's memory."""
   # As the ffmpeg command does; only chroma of more than 8 bits is resized.
+  if frame.format.name in _UNSWAPPED:
+    frame = reformatter.reformat(frame, format="gbrp", interpolation="BICUBIC")
   matrix = _MATRICES.get(frame.colorspace)
   if frame.colorspace in _NO_MATRICES:
     raise VideoError(
@@ -94,6 +101,7 @@ def to_rgb(
     frame,
     format="rgb24",
     interpolation="BICUBIC",
+    threads=1,
     src_colorspace=matrix,
     dst_colorspace=matrix,
   )
