@@ -33,8 +33,20 @@ def test_never_never_stops():
   assert not interrupts.never()
 
 
+@pytest.fixture
+def defaults():
+  """Handlers of a process in the foreground: shells let others ignore SIGINT."""
+  before = {
+    signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+  }
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_block_as_an_error_does(number, capfd):
+def test_a_signal_ends_a_block_as_an_error_does(number, capfd, defaults):
   before = signal.getsignal(number)
   cleaned = []
 
@@ -56,6 +68,7 @@ def test_a_signal_ends_a_block_as_an_error_does(number, capfd):
   assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("defaults")
 def test_a_signal_that_comes_again_later_ends_too(monkeypatch):
   monkeypatch.setattr(interrupts, "_SAME", 0.0)
   with pytest.raises(SystemExit), interrupts.exit_at_signals("p"):

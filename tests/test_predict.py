@@ -261,9 +261,10 @@ def test_a_batch_of_good_and_bad_files_finishes(
   lines = (tmp_path / "answers.jsonl").read_text().splitlines()
   found = {Path(line["path"]).name: line for line in map(json.loads, lines)}
   reasons = {name: line.get("error") for name, line in found.items()}
+  # How much it computed before it hung depends on the machine.
+  assert reasons.pop("b_hang.avi").startswith("not done in 4 s, ")
   assert reasons == {
     "a_crash.avi": "the decoder crashed",
-    "b_hang.avi": "not done in 4 s, spent waiting and not computing",
     "c_bad.mp4": "can't be opened as a video",
     "missing.mp4": "file not found",
     "000.avi": None,

@@ -262,18 +262,8 @@ def expected_size(config, name, n):
   return hidden + (200 + 1) * n
 
 
-# Of every kind of stage, and with several labels a clip.
-SHOWN = ("ccv_hybrid", "ucf101_conv_fusion")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(n, marks=[] if n in SHOWN else pytest.mark.walkthroughs)
-    for n in [*RECIPES, "folder_two_stream"]
-  ],
-)
+@pytest.mark.walkthroughs
+@pytest.mark.parametrize("name", [*RECIPES, "folder_two_stream"])
 def test_a_recipe_trains_evaluates_and_reports(name, tiny, tmp_path, capsys):
   config = for_tests(get_config(name), tmp_path)
   if config.data.second_dir:

@@ -114,6 +114,19 @@ def test_signals_of_a_run_do_not_end_it_but_a_crash_is_told():
       next(batches)
 
 
+def test_a_crash_after_a_batch_was_sent_is_told(monkeypatch):
+  attach = batch_processes._Worker._attach
+
+  def crash_first(self, place):
+    self._process.kill()
+    self._process.wait()
+    return attach(self, place)
+
+  monkeypatch.setattr(batch_processes._Worker, "_attach", crash_first)
+  with pytest.raises(LoaderProcessError, match="exit code -9"):
+    next(iter(ProcessBatches(Numbered(), 0, 1)))
+
+
 def wait_for_end(pids):
   deadline = time.monotonic() + 10
   while any(map(is_running, pids)):

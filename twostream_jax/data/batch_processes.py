@@ -154,8 +154,11 @@ class _Worker:
     if descriptor not in self._blocks:
       # By a descriptor of its own, for the block may outlive the process.
       path = f"/proc/{self._process.pid}/fd/{descriptor}"
-      with open(path, "r+b", buffering=0) as file:
-        self._blocks[descriptor] = mmap.mmap(file.fileno(), 0)
+      try:
+        with open(path, "r+b", buffering=0) as file:
+          self._blocks[descriptor] = mmap.mmap(file.fileno(), 0)
+      except (FileNotFoundError, ProcessLookupError):
+        self._raise_ended()
     # Views of an array name the array that owns the memory as their base, not
     # each other; so the one that tells of its end must be no array.
     block = ctypes.c_uint8 * math.prod(shape)
