@@ -35,7 +35,7 @@ def test_never_never_stops():
 
 @pytest.fixture
 def defaults():
-  """Handlers of a process in the foreground: shells let others ignore SIGINT."""
+  """Handlers of a process in the foreground; others may ignore SIGINT."""
   before = {
     signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
     signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),

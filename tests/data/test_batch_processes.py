@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from twostream_jax.data import batch_processes
 from twostream_jax.data.batch_processes import (
   LoaderProcessError,
   ProcessBatches,
