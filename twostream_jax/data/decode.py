@@ -318,4 +318,5 @@ def _last_duration(frame, stream) -> int:
 
 
 def _microseconds(ticks: int, base: Fraction) -> int:
-  return round(ticks * 1_000_000 * base)
+  # Integers, because arithmetic of fractions takes ten times as long.
+  return round(ticks * 1_000_000 * base.numerator / base.denominator)
