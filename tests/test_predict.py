@@ -401,8 +401,8 @@ def test_a_track_speaks_for_what_is_nearest():
 
 
 def test_what_was_shown_last_is_shown_until_the_video_goes_on():
-  # Two seconds, nothing, and from 30 s on two seconds of something else.
-  frames = coded([*np.arange(8) / 4, *(30 + np.arange(8) / 4)])
+  # Two seconds, nothing, and from 30 s on some frames of something else.
+  frames = coded([*np.arange(8) / 4, *(30 + np.arange(5) / 4)])
   windows = [
     Seen(first, shown, np.eye(2)[int(first >= 8)])
     for first, shown in following.slide(frames, Window(6, 2), least=2)
@@ -411,7 +411,7 @@ def test_what_was_shown_last_is_shown_until_the_video_goes_on():
   assert len(list(recorder(windows))) == 2
   assert rounded(timeline.find_segments(recorder.track(), ["a", "b"])) == [
     (0, 30, "a", 1.0),
-    (30, 32, "b", 1.0),
+    (30, 31.25, "b", 1.0),
   ]
 
 

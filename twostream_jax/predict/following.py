@@ -28,10 +28,14 @@ class Seen(NamedTuple):
   frames: list[Coded]
   probabilities: np.ndarray
 
-  @property
-  def centre(self) -> float:
-    """Its middle, in frames."""
-    return self.first + len(self.frames) / 2
+  def speaks_until(self, following: "Seen") -> float:
+    """Middle of the frames that it shares with the next window.
+
+    Returns:
+      Number of a frame; 7.5 is the middle of frame 7. Where they share none,
+      that of the next window's first frame.
+    """
+    return (following.first + self.first + len(self.frames)) / 2
 
   @property
   def end(self) -> float:

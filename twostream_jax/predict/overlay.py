@@ -62,8 +62,7 @@ def _nearest(windows: Iterable[Seen]) -> Iterator[tuple[Coded, np.ndarray]]:
   given, seen = 0, None
   for following in windows:
     if seen is not None:
-      # Up to halfway between the middles of the two windows.
-      until = int((seen.centre + following.centre) / 2)
+      until = int(seen.speaks_until(following))
       yield from _frames(seen, given, until)
       given = max(given, until)
     seen = following

@@ -63,7 +63,7 @@ class Recorder:
       if before is not None:
         # Frames, not seconds: where a video stands still, it goes on showing
         # its last frame.
-        middle = (before.centre + seen.centre) / 2
+        middle = before.speaks_until(seen)
         shows_it = seen if middle >= seen.first else before
         self._edges.append(shows_it.time_of(middle))
       before = seen
