@@ -1,15 +1,13 @@
 """Overlays: what is drawn, and video files with true times and colours."""
 
-import contextlib
 import dataclasses
 import errno
-import resource
 
 import av
 import numpy as np
 import pytest
 
-from tests import decoded
+from tests import decoded, full_disk
 from tests.stub_predictor import SPEC, coded
 from twostream_jax.data.frames import VideoError
 from twostream_jax.predict import following, outputs, overlay, video_file
@@ -141,17 +139,6 @@ def test_a_pyav_without_the_encoder_is_told(tmp_path, monkeypatch):
     video_file.check_format(tmp_path / "a.webm")
 
 
-@contextlib.contextmanager
-def files_of_at_most(number):
-  """No file can be longer than this many bytes, as on a full disk."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (number, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize(
   "extension, share",
   [(".mp4", 0.0), (".mp4", 0.3), (".mp4", 0.999), (".webm", 0.95)],
@@ -170,7 +157,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, extension, share):
   path.write_bytes(b"an older one")
   with (
     pytest.raises(outputs.WriteError) as caught,
-    files_of_at_most(int(share * size)),
+    full_disk.largest_file(int(share * size)),
     outputs.written(path) as temporary,
   ):
     video_file.write(temporary, frames, name=path)
