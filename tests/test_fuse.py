@@ -121,3 +121,10 @@ def test_fitted_weights_of_a_multi_label_set_find_the_stream_that_knows():
   }
   weights = fuse.fit_weights(named)
   assert weights[0] > weights[1]
+
+
+def test_weights_whose_sum_is_beyond_all_numbers():
+  named = {name: make_scores(seed) for name, seed in (("a", 0), ("b", 1))}
+  huge = fuse.weighted(named, [1e308, 1e308])
+  even = fuse.weighted(named, [1.0, 1.0])
+  np.testing.assert_array_equal(huge.logits, even.logits)

@@ -396,3 +396,22 @@ def test_a_table_of_subsets_stays_small():
   table = fuse.subset_table(named)
   assert len(table) == 12 + 66 + 1
   assert tuple(named) in [row.streams for row in table]
+
+
+def test_rounding_makes_no_logits_of_probabilities(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_text(
+    "id,label,run,jump\na,0,1.0000001,0\nb,1,0.2,0.8\nc,1,1,-1e-9"
+  )
+  found = scores.probabilities(files.read_file(path))
+  np.testing.assert_allclose(found[1], [0.2, 0.8], atol=1e-6)
+  np.testing.assert_allclose(found[0], [1, 0], atol=1e-5)
+
+
+def test_percentages_are_no_logits(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_text("id,label,run,jump\na,0,90,10\nb,1,20,80\n")
+  with pytest.raises(
+    scores.ScoresError, match="percentages: divide them by 100"
+  ):
+    files.read_file(path)

@@ -34,7 +34,7 @@ LEVELS = {
   "data.features": 0,
   "data.find_videos": 3,
   "data.forecast": 6,
-  "data.frame_times": 0,
+  "data.frame_times": 1,
   "data.frames": 0,
   "data.images": 0,
   "data.input_pipeline": 2,

@@ -233,6 +233,39 @@ def test_answers_are_kept_whatever_ends_the_command(
   assert lines_of(folder / "x") == [first["in/a.avi"], *rest.values()]
 
 
+def test_a_video_that_changed_since_is_answered_again(
+  stub, folder, monkeypatch
+):
+  first = {f"in/{name}.avi": answer(f"in/{name}.avi") for name in "ab"}
+  monkeypatch.setattr(command, "answer_all", answering(first, KeyError("bug")))
+  with pytest.raises(KeyError):
+    stub("--json=x")
+  later = os.path.getmtime("x.partial") + 1
+  os.utime("in/a.avi", (later, later))
+  rest = {f"in/{name}.avi": answer(f"in/{name}.avi") for name in "ac"}
+  monkeypatch.setattr(command, "answer_all", answering(rest))
+  assert stub("--json=x") == 0
+  assert names_of(lines_of(folder / "x")) == [
+    "in/b.avi",
+    "in/a.avi",
+    "in/c.avi",
+  ]
+
+
+def test_two_commands_do_not_write_one_file(folder):
+  path = folder / "x"
+  with kept.opened(path, {}, []) as add:
+    add(answer("a"))
+    with (
+      pytest.raises(ValueError, match="another command is writing .*x.partial"),
+      kept.opened(path, {}, []),
+    ):
+      pass
+    add(answer("b"))
+  assert names_of(lines_of(path)) == ["a", "b"]
+  assert not list(folder.glob(".x*"))
+
+
 def test_a_signal_keeps_answers_and_says_so_in_a_line(
   stub, folder, monkeypatch, capsys
 ):

@@ -159,6 +159,19 @@ def test_shards_are_read_by_their_index_or_folder(tmp_path):
     read_source(tmp_path / "other.index.json")
 
 
+@pytest.mark.parametrize("stale", [0, 1])
+def test_older_copies_in_other_shards_are_not_taken(tmp_path, stale):
+  index = _shard(tmp_path)
+  arrays = _torchvision("")
+  keys = list(arrays)
+  own, other = (keys[:9], keys[9:])[:: 1 - 2 * stale]
+  content = {key: arrays[key] for key in own}
+  content |= {key: np.zeros_like(arrays[key]) for key in other}
+  safetensors.numpy.save_file(content, tmp_path / f"model-{stale}.safetensors")
+  variables, _, _ = _load(index, "vgg11")
+  _assert_loaded(variables, "vgg11")
+
+
 def test_shards_of_torch(tmp_path):
   torch = pytest.importorskip("torch")
   arrays = {key: torch.tensor(x) for key, x in _torchvision("").items()}

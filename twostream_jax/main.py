@@ -42,6 +42,7 @@ from twostream_jax import (
 )
 from twostream_jax.configs import find_recipe
 from twostream_jax.data import annotations, builder, dataset, synthetic
+from twostream_jax.data.workers import WorkerStartError
 from twostream_jax.data_prep import runnable
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
@@ -134,6 +135,7 @@ _USER_ERRORS = (
   OSError,
   FloatingPointError,
   checkpoints.CheckpointError,
+  WorkerStartError,
 )
 _OUT_OF_MEMORY = (
   "not enough memory; lower the batch_size of the stage, or pass its batches in"

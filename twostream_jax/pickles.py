@@ -124,7 +124,10 @@ def as_array(call: Any) -> np.ndarray | list | None:
   if not isinstance(kind, Call) or str(kind) != "numpy.dtype":
     return None
   code, *_ = kind.arguments
-  dtype = np.dtype(code) if isinstance(code, str) else None
+  try:
+    dtype = np.dtype(code) if isinstance(code, str) else None
+  except SyntaxError as error:
+    raise ValueError(f"{code!r} is no type of numbers") from error
   if dtype is not None and dtype.kind == "O":
     return list(data)
   # Records and text are left out: nothing here needs them.

@@ -477,3 +477,14 @@ def test_class_names_that_a_dataset_can_not_hold(tmp_path, name):
   _files(tmp_path, *(f"{c}/{i}.avi" for c in (name, "run") for i in range(2)))
   with pytest.raises(AnnotationError, match="1 class name empty, with spaces"):
     read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_one_file_by_two_names_is_one_video(tmp_path, link):
+  for name in ("train/a/1", "train/b/1", "test/a/2", "test/b/2"):
+    path = tmp_path / f"{name}.avi"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(name.encode())
+  link(tmp_path / "train/a/1.avi", tmp_path / "test/a/3.avi")
+  with pytest.raises(AnnotationError, match=r"1 video listed .*train, test"):
+    read_folder(tmp_path)

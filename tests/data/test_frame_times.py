@@ -8,6 +8,7 @@ from twostream_jax.data.frame_times import (
   at_constant_rate,
   mean_rate,
 )
+from twostream_jax.data.frames import VideoError
 
 _IMAGE = np.zeros((2, 2, 3), np.uint8)
 
@@ -47,9 +48,21 @@ def test_frames_are_shown_again_until_the_next_one():
 
 
 def test_a_video_has_at_least_one_frame():
-  assert resampled([0], 2)[0] == [0]
   assert resampled([0, 0.01, 0.02], 1, last=0.01)[0] == [0]
   assert list(at_constant_rate(iter([]), 5)) == []
+
+
+def test_rates_of_a_thousand_take_every_frame():
+  times = [i / 1000 for i in range(50)]
+  assert resampled(times, 1000, last=0.001)[0] == [*range(50)]
+  assert resampled(times, 500, last=0.001)[0] == [*range(0, 50, 2)]
+
+
+def test_what_can_not_be_resampled():
+  with pytest.raises(VideoError, match="1 frame decoded, which has no motion"):
+    resampled([0], 50, last=10)
+  with pytest.raises(VideoError, match="frame 2 is shown for 4999 s"):
+    resampled([0, 1, 5000], 1)
 
 
 def test_no_damage_is_lost_with_a_frame_that_is_left_out():

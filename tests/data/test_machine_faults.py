@@ -451,3 +451,20 @@ def test_beam_leaves_what_the_machine_fails_to_the_next_run(
   done = {clip.video_id for clip in read_folder(videos)} - {"train/b/1.avi"}
   summary = _build(tmp_path, videos, process=_none_again(done))
   assert _hashes(summary.path) == whole
+
+
+def test_a_file_that_changed_without_its_size_is_done_again(
+  videos, tmp_path, monkeypatch
+):
+  copy = tmp_path / "copy"
+  shutil.copytree(videos, copy)
+  changed = copy / "train" / "a" / "2.avi"
+  before = changed.stat()
+  with monkeypatch.context() as patch:
+    patch.setattr(builder, "_install", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      _build(tmp_path, copy)
+  changed.write_bytes(bytes(before.st_size))
+  os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000))
+  summary = _build(tmp_path, copy)
+  assert [entry["video_id"] for entry in summary.rejected] == ["train/a/2.avi"]

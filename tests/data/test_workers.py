@@ -258,3 +258,17 @@ def test_an_interrupt_while_a_process_starts_is_silent(tmp_path, stream):
     text=True,
   )
   assert (said.returncode, said.stderr) == (0, "")
+
+
+def _compute_then_hang(number):
+  end = time.process_time() + 0.5
+  while time.process_time() < end:
+    pass
+  time.sleep(60)
+
+
+def test_what_computed_before_it_hangs_has_stalled():
+  results = dict(
+    map_in_processes(_compute_then_hang, range(1), 1, _nothing, time_limit=3.0)
+  )
+  assert results == {0: Lost("stalled")}

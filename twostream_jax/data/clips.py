@@ -190,12 +190,14 @@ def check_class_names(names: Iterable[str]) -> None:
   wrong = [
     repr(name)
     for name in names
-    if name != name.strip() or len(name.splitlines()) != 1
+    if name != name.strip()
+    or len(name.splitlines()) != 1
+    or not _is_unicode(name)
   ]
   if wrong:
     raise AnnotationError(
-      f"{counted(wrong, 'class name')} empty, with spaces around it or of"
-      f" several lines: {examples(wrong)}. Rename the class."
+      f"{counted(wrong, 'class name')} empty, with spaces around it, of several"
+      f" lines or not text: {examples(wrong)}. Rename the class."
     )
 
 
@@ -226,7 +228,7 @@ def _check_splits(clips: Sequence[Clip]) -> None:
 def _check_duplicates(clips: Sequence[Clip]) -> None:
   by_path = {}
   for clip in clips:
-    by_path.setdefault(os.path.normpath(clip.path), []).append(clip)
+    by_path.setdefault(_file_of(clip.path), []).append(clip)
   found = []
   for same in by_path.values():
     if len(same) > 1:
@@ -238,6 +240,15 @@ def _check_duplicates(clips: Sequence[Clip]) -> None:
       " Keep one row for each: a video in two splits makes the test result"
       " worthless."
     )
+
+
+def _file_of(path: Path) -> tuple[int, int] | str:
+  """What is one file, or folder, by whatever name or link."""
+  try:
+    found = os.stat(path)
+  except OSError:
+    return os.path.normpath(path)
+  return found.st_dev, found.st_ino
 
 
 def _check_groups(clips: Sequence[Clip]) -> None:

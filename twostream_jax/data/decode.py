@@ -19,7 +19,7 @@ from typing import BinaryIO
 import av
 
 from twostream_jax.data import pictures
-from twostream_jax.data.frame_times import DEFAULT_FPS, Frame
+from twostream_jax.data.frame_times import DEFAULT_FPS, LARGEST_FPS, Frame
 from twostream_jax.data.frames import VideoError
 
 # What FFmpeg opens that is not a video: text, as a film of a terminal, and
@@ -134,7 +134,7 @@ def frames_of(
     )
   if turn is None:
     webp = stream.codec_context.name == "webp"
-    cause = ": FFmpeg decodes no animated WebP" if webp else ""
+    cause = ": this FFmpeg decodes no animated WebP" if webp else ""
     raise VideoError(f"no frame could be decoded{cause}")
 
 
@@ -200,6 +200,8 @@ def _opened(
     stream = container.streams.best("video")
     if stream is None or container.format.name in _NOT_VIDEO:
       raise VideoError("can't be opened as a video")
+    if stream.codec_context is None:
+      raise VideoError("FFmpeg has no decoder for it")
     if stream.disposition & av.stream.Disposition.attached_pic:
       raise VideoError("sound with a cover picture is not a video")
     with _told():
@@ -271,7 +273,7 @@ def _timed(
   belongs to it.
   """
   rate = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
-  interval = max(1, round(1e6 / rate))
+  interval = round(1e6 / (rate if rate <= LARGEST_FPS else DEFAULT_FPS))
   format_flags = av.format.Flags(container.format.flags)
   may_jump = av.format.Flags.ts_discont in format_flags
   reordered = container.format.name not in _NO_PRESENTATION_TIMES

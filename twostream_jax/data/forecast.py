@@ -57,7 +57,10 @@ def forecast(
     folder: of the build.
   """
   # Files differ in length: judge by their bytes, where clips are files.
-  sizes = [size if isinstance(size, int) else 0 for size in sources]
+  sizes = [
+    source[0] if source and isinstance(source[0], int) else 0
+    for source in sources
+  ]
   weights = sizes if min(sizes) else [1] * len(sources)
   sampled = sum(weights[i] for i in seconds)
   rest = [i for i in todo if i not in seconds]

@@ -5,14 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from twostream_jax.data.frames import VideoError
+
 # For folders of frames, which have no times, and for files without any.
 DEFAULT_FPS = 25.0
 # A header's rate is taken if the times of the frames say the same, but for a
 # frame that is missing.
 _SAME_RATE = 0.005
-_LARGEST_FPS = 1000.0
+LARGEST_FPS = 1000.0
 # Seconds. Matroska and Flash round times to milliseconds.
 _ROUNDING = 0.001
+# Beyond it a video of some frames would be repeated for hours.
+_LARGEST_GAP = 3600.0
 
 
 class Frame(NamedTuple):
@@ -52,7 +56,7 @@ def mean_rate(times: Sequence[float], stated: float | None = None) -> float:
     tolerance = max(_SAME_RATE, 2 / len(times))
     if not stated or abs(stated / measured - 1) > tolerance:
       rate = measured
-  return rate if rate and 0 < rate <= _LARGEST_FPS else DEFAULT_FPS
+  return rate if rate and 0 < rate <= LARGEST_FPS else DEFAULT_FPS
 
 
 def at_constant_rate(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
@@ -63,11 +67,21 @@ def at_constant_rate(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
   Args:
     frames: In order.
     fps: Frames per second, above 0.
+
+  Raises:
+    VideoError: A frame is shown for more than an hour, or there is only one.
   """
   output, number, damaged = None, 0, 0
-  for shown in frames:
+  for count, shown in enumerate(frames, 1):
     damaged += shown.damaged
-    end = shown.time + shown.duration - _ROUNDING
+    if shown.duration > _LARGEST_GAP:
+      raise VideoError(
+        f"frame {count} is shown for {shown.duration:.0f} s, more than an hour:"
+        f" it is not repeated {fps:g} times a second"
+      )
+    end = shown.time + shown.duration
+    # No more than a part of a frame, at whatever rate.
+    end -= min(_ROUNDING, 0.25 * shown.duration, 0.25 / fps)
     while number == 0 or number / fps < end:
       if output is not None:
         yield output
@@ -75,5 +89,7 @@ def at_constant_rate(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
         time=round(number / fps, 6), duration=1 / fps, damaged=damaged
       )
       number, damaged = number + 1, 0
+  if output is not None and count == 1:
+    raise VideoError("1 frame decoded, which has no motion at any rate")
   if output is not None:
     yield output._replace(damaged=output.damaged + damaged)

@@ -18,7 +18,9 @@ _MATRICES = {10: 9}
 # derived ones, ICtCp, IPT, YCgCo-R.
 _NO_MATRICES = {8, *range(11, 18)}
 # FFmpeg 8's scaler does not swap their bytes on its short way to rgb24.
-_UNSWAPPED = {"rgb565be", "rgb555be", "bgr565be", "bgr555be"}
+_UNSWAPPED = {
+  f"{name}be": f"{name}le" for name in ("rgb565", "rgb555", "bgr565", "bgr555")
+}
 # Their passes over an image are marked as interlaced, but are no fields.
 _NO_FIELDS = {"png", "apng"}
 # Beyond these a file's pixel aspect is an error of who wrote it.
@@ -90,7 +92,7 @@ def to_rgb(
   """Converts to RGB uint8 [h, w, 3], which stays in FFmpeg's memory."""
   # As the ffmpeg command does; only chroma of more than 8 bits is resized.
   if frame.format.name in _UNSWAPPED:
-    frame = reformatter.reformat(frame, format="gbrp", interpolation="BICUBIC")
+    frame = reformatter.reformat(frame, format=_UNSWAPPED[frame.format.name])
   matrix = _MATRICES.get(frame.colorspace)
   if frame.colorspace in _NO_MATRICES:
     raise VideoError(

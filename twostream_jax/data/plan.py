@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from twostream_jax.data.dataset import dataset_metadata, record_features
 from twostream_jax.flow.spec import FlowSpec, to_dict
 
 VERSION = "1.0.0"
-# Of a clip's file its size, of a folder of frames "folder", "unreadable" where
-# the machine can't tell, and None where neither is there.
-Source = int | str | None
+# Of a clip's file its size and time of change in nanoseconds, of a folder of
+# frames "folder" and its own; "unreadable" where the machine can't tell, and
+# None where neither is there.
+Source = Sequence[int | str] | str | None
 _UNREADABLE = "unreadable"
 _CLIPS_PER_SHARD = 256
 
@@ -95,9 +97,11 @@ class Plan:
 def source_of(clip: Clip) -> Source:
   """Looks for a clip's file."""
   try:
-    if clip.path.is_file():
-      return clip.path.stat().st_size
-    return "folder" if clip.path.exists() else None
+    if not clip.path.exists():
+      return None
+    found = clip.path.stat()
+    is_file = stat.S_ISREG(found.st_mode)
+    return [found.st_size if is_file else "folder", found.st_mtime_ns]
   except OSError:
     return _UNREADABLE
 

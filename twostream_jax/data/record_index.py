@@ -10,6 +10,7 @@ file is a Riegeli file, which has a header of 24 bytes at every multiple of
 github.com/google/riegeli, doc/riegeli_records_file_format.md, "Block header").
 """
 
+import contextlib
 import errno
 import os
 import uuid
@@ -22,6 +23,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
+# Without threads of its own: where none can be started, the reader hangs.
+READ_HERE = "readahead_buffer_size:0,max_parallelism:0"
 IMAGES = ("rgb", "flow", "flow_backward")
 SIZES = ("num_frames", "height", "width")
 _BLOCK = 1 << 16
@@ -77,7 +80,7 @@ def index_file(path: str | os.PathLike) -> Index:
       JPEG.
   """
   file = RecordFile(path, os.path.getsize(path))
-  reader = ArrayRecordReader(os.fspath(path))
+  reader = ArrayRecordReader(os.fspath(path), READ_HERE)
   videos, ids, groups, labels, times, images = [], [], [], [], [], []
   position = 0
   for _ in range(reader.num_records()):
@@ -156,7 +159,9 @@ def write_index(index: Index, path: Path) -> None:
     number = error.errno or errno.ENOSPC
     raise OSError(number, os.strerror(number), os.fspath(path)) from error
   finally:
-    temporary.unlink(missing_ok=True)
+    # On a disk that can't be written the error above is the one to tell.
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
 def read_index(path: Path) -> Index:

@@ -137,7 +137,7 @@ class Staging:
     if not done.exists():
       return
     reader = ArrayRecordReader(
-      os.fspath(shard_path(self.folder, shard, "data"))
+      os.fspath(shard_path(self.folder, shard, "data")), record_index.READ_HERE
     )
     # In the order of the records.
     for i, outcome in self._shard_outcomes(shard).items():

@@ -1,5 +1,6 @@
 """What became of each clip, on the disk; see `staging` for the folder."""
 
+import contextlib
 import errno
 import json
 import os
@@ -152,7 +153,9 @@ def write_records(path: Path, examples: Iterable[bytes]) -> None:
     number = numbers[0] if numbers else errno.EIO
     raise OSError(number, os.strerror(number), os.fspath(path)) from error
   finally:
-    temporary.unlink(missing_ok=True)
+    # On a disk that can't be written the error above is the one to tell.
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
@@ -173,4 +176,6 @@ def write_atomically(path: Path, data: bytes) -> None:
   except OSError as error:
     raise OSError(error.errno, error.strerror, os.fspath(path)) from error
   finally:
-    temporary.unlink(missing_ok=True)
+    # On a disk that can't be written the error above is the one to tell.
+    with contextlib.suppress(OSError):
+      temporary.unlink()

@@ -26,8 +26,9 @@ _KILLS = {
   -signal.SIGXCPU,
 }
 # An item that is too long computes; one that waits for a disk or network does
-# less than this share of its time.
-_STALLED = 0.02
+# less than so many seconds of work while it is looked at.
+_STALLED = 0.05
+_LOOK = 0.5
 
 
 class WorkerStartError(RuntimeError):
@@ -255,7 +256,6 @@ class _Worker:
       # It ended while it had nothing to do: this item is not to blame.
       self._replace()
       self.connection.send(item)
-    self._sent = time.monotonic(), _processor_seconds(self._process)
 
   def poll(self, *, overdue: bool) -> tuple[Any] | None:
     """Returns (result,) if the item is done or lost, otherwise None."""
@@ -276,9 +276,10 @@ class _Worker:
     return (lost,)
 
   def _has_stalled(self) -> bool:
-    sent, computed_before = self._sent
-    computed = _processor_seconds(self._process) - computed_before
-    return computed < _STALLED * (time.monotonic() - sent)
+    # Now, because it may have computed for long before the disk went away.
+    before = _processor_seconds(self._process)
+    time.sleep(_LOOK)
+    return _processor_seconds(self._process) - before < _STALLED
 
   def _replace(self) -> None:
     self.close()

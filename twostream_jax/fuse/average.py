@@ -53,12 +53,13 @@ def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
   weights = np.asarray(weights, float)
   if weights.shape != (len(named),):
     raise ValueError(f"{len(weights)} weights for the stages {list(named)}")
-  if not np.isfinite(weights).all() or weights.min() < 0 or not weights.sum():
+  if not np.isfinite(weights).all() or weights.min() < 0 or not weights.max():
     raise ValueError(
       f"fusion weights must be at least 0 and not all 0: {weights.tolist()}"
     )
   joined = scores_lib.join(dict(named))
-  share = weights / weights.sum()
+  share = weights / weights.max()  # Their sum may be beyond all numbers.
+  share /= share.sum()
   first = next(iter(joined.values()))
   fused = _mean([scores_lib.probabilities(s) for s in joined.values()], share)
   logits = np.log(np.maximum(fused, FLOOR))

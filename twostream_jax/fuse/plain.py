@@ -10,6 +10,8 @@ from twostream_jax.scores import Scores, ScoresError
 
 # Probabilities of others are often rounded to 0 or 1.
 _SMALLEST = 1e-12
+# By which a probability may miss 0..1: that of float32 sums.
+_ROUNDING = 1e-5
 # By which probabilities of a video may miss the sum of 1.
 _TOLERANCE = 1e-3
 
@@ -59,8 +61,11 @@ def create_scores(
     raise ScoresError("a class name occurs twice")
   labels = _whole(labels, ids)
   if not kind:
-    within = bool(((values >= 0) & (values <= 1)).all())
-    kind = "probabilities" if within else "logits"
+    kind = "probabilities" if _are_probabilities(values) else "logits"
+    if kind == "logits" and _add_up_to_100(values):
+      raise ScoresError(
+        "scores that add up to 100 are percentages: divide them by 100"
+      )
   if kind == "probabilities":
     values = _logits(values.astype(np.float64), multi_label, ids)
   with np.errstate(over="ignore"):  # Infinity, which is refused.
@@ -68,6 +73,16 @@ def create_scores(
   found = Scores(ids, labels, logits, protocol, tuple(class_names))
   kept = labels.astype(bool if multi_label else np.int32)
   return Scores(ids, kept, found.logits, protocol, found.class_names)
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+  """Whether values are in 0..1, but for rounding."""
+  return bool(((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all())
+
+
+def _add_up_to_100(values: np.ndarray) -> bool:
+  sums = values.sum(axis=1, dtype=np.float64)
+  return bool((values >= 0).all() and np.allclose(sums, 100, atol=0.5))
 
 
 def _text(video_id: Any) -> str:
@@ -105,13 +120,14 @@ def _logits(
   probabilities: np.ndarray, multi_label: bool, ids: Sequence[str]
 ) -> np.ndarray:
   """Converts probabilities to logits, float64 [b, n]."""
-  outside = ~((probabilities >= 0) & (probabilities <= 1))
+  outside = ~((probabilities >= -_ROUNDING) & (probabilities <= 1 + _ROUNDING))
   if outside.any():
     row = int(np.argwhere(outside)[0][0])
     raise ScoresError(
       f"probabilities must be in 0..1, found {probabilities[outside][0]} for"
       f" {ids[row]!r}; scores of another kind are logits"
     )
+  probabilities = np.clip(probabilities, 0, 1)
   if multi_label:
     return scipy.special.logit(np.clip(probabilities, _SMALLEST, 1 - _SMALLEST))
   off = np.abs(probabilities.sum(axis=1) - 1)

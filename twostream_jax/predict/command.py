@@ -35,7 +35,11 @@ from absl import logging as absl_logging
 
 from twostream_jax import checkpoints, launch
 from twostream_jax.data.check import TIME_LIMIT, lost_rejection
-from twostream_jax.data.workers import Lost, map_in_processes
+from twostream_jax.data.workers import (
+  Lost,
+  WorkerStartError,
+  map_in_processes,
+)
 from twostream_jax.predict import (
   answers,
   guards,
@@ -105,7 +109,12 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
   try:
     launch.cache_compilations("twostream_jax.predict", values.compilation_cache)
     return score(values, argv[1:])
-  except (ValueError, OSError, checkpoints.CheckpointError) as error:
+  except (
+    ValueError,
+    OSError,
+    checkpoints.CheckpointError,
+    WorkerStartError,
+  ) as error:
     said = "; ".join([str(error), *getattr(error, "__notes__", [])])
     print(f"twostream_jax.predict: {said}", file=sys.stderr)
     return 1

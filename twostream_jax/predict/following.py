@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -61,10 +62,10 @@ class Window:
   stride: float
 
   def __post_init__(self):
-    if not 0 < self.stride <= self.length:
+    if not _ROUNDING <= self.stride <= self.length < math.inf:
       raise ValueError(
         f"a window of {self.length:g} s can't move by {self.stride:g} s:"
-        " --stride must be above 0 and no longer than --window"
+        " --stride must be at least 0.001 and no longer than --window"
       )
 
 

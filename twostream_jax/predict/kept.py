@@ -7,6 +7,7 @@ and FILE.partial is removed.
 
 import collections
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -83,12 +84,19 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
         f"{partial} holds answers of another command ({name}:"
         f" {theirs.get(name)}, here {facts.get(name)}): {advice}"
       )
-  return [answer for answer in answers if _is_whole(answer)]
+  written = partial.stat().st_mtime
+  return [answer for answer in answers if _holds(answer, written)]
 
 
-def _is_whole(answer: Answer) -> bool:
+def _holds(answer: Answer, written: float) -> bool:
+  """Whether an answer is one, its files are there, and its video is as then."""
   files = answer.get("files", {}).values()
-  return "error" not in answer and all(map(os.path.exists, files))
+  if "error" in answer or not all(map(os.path.exists, files)):
+    return False
+  try:
+    return os.path.getmtime(answer["path"]) <= written
+  except OSError:  # A URL, say.
+    return True
 
 
 def unanswered(paths: Sequence[str], answers: Sequence[Answer]) -> list[int]:
@@ -122,6 +130,34 @@ def opened(
   """
   partial = partial_path(path)
   head = _line({"command": facts})
+  with _only_one(partial):
+    yield from _opened(path, partial, head, before)
+
+
+@contextlib.contextmanager
+def _only_one(partial: Path) -> Iterator[None]:
+  """Keeps other commands away from a file, also after a kill of this one."""
+  lock = partial.with_name(f".{partial.name}.lock")
+  with open(lock, "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      held = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+    except (BlockingIOError, FileNotFoundError):
+      held = False
+    if not held:
+      raise ValueError(
+        f"another command is writing {partial}: wait for it, or name another"
+        " --json"
+      )
+    try:
+      yield
+    finally:
+      lock.unlink()
+
+
+def _opened(
+  path: Path, partial: Path, head: bytes, before: Sequence[Answer]
+) -> Iterator[Callable[[Answer], None]]:
   with outputs.written(partial) as temporary:
     temporary.write_bytes(b"".join([head, *map(_line, before)]))
   count = len(before)

@@ -59,8 +59,9 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
           f"{path}: {printable(key)} is not in {printable(name)}, where the"
           " index has it"
         )
-    arrays |= content.arrays
-    refused |= content.refused
+    # Only what the index has there: a shard may hold older copies of others.
+    arrays |= {k: content.arrays[k] for k in keys if k in content.arrays}
+    refused |= {k: content.refused[k] for k in keys if k in content.refused}
   return Content(arrays, refused=refused)
 
 
