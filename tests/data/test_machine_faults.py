@@ -16,7 +16,14 @@ from absl import flags
 
 from data_prep import build_tfds
 from tests.full_disk import largest_file
-from twostream_jax.data import builder, check, clip_task, dataset, faults
+from twostream_jax.data import (
+  builder,
+  check,
+  clip_task,
+  dataset,
+  faults,
+  record_index,
+)
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.check import Rejection, check_clip
 from twostream_jax.data.clips import Clip
@@ -468,3 +475,15 @@ def test_a_file_that_changed_without_its_size_is_done_again(
   os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000))
   summary = _build(tmp_path, copy)
   assert [entry["video_id"] for entry in summary.rejected] == ["train/a/2.avi"]
+
+
+def test_a_build_needs_no_threads_of_the_record_reader(
+  videos, tmp_path, monkeypatch
+):
+  # It waits for ever for threads that can't be started.
+  def wait(*_):
+    raise TimeoutError
+
+  whole = _hashes(_build(tmp_path / "whole", videos).path)
+  monkeypatch.setattr(record_index, "ArrayRecordReader", wait)
+  assert _hashes(_build(tmp_path / "again", videos).path) == whole

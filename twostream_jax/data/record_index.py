@@ -15,7 +15,7 @@ import errno
 import os
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +23,6 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
-# Without threads of its own: where none can be started, the reader hangs.
-READ_HERE = "readahead_buffer_size:0,max_parallelism:0"
 IMAGES = ("rgb", "flow", "flow_backward")
 SIZES = ("num_frames", "height", "width")
 _BLOCK = 1 << 16
@@ -72,19 +70,34 @@ class Index(NamedTuple):
   images: np.ndarray
 
 
-def index_file(path: str | os.PathLike) -> Index:
-  """Reads a whole ArrayRecord file of videos, and finds every image in it.
+def read_records(path: str | os.PathLike) -> Iterator[bytes]:
+  """Reads an ArrayRecord file of videos, one record after another."""
+  reader = ArrayRecordReader(os.fspath(path))
+  try:
+    for _ in range(reader.num_records()):
+      yield reader.read()
+  finally:
+    reader.close()
+
+
+def index_file(
+  path: str | os.PathLike, records: Iterable[bytes] | None = None
+) -> Index:
+  """Finds every image in an ArrayRecord file of videos.
+
+  Args:
+    path: The file.
+    records: Its records, in order. None reads them from it, by threads of the
+      library, whose reader hangs where none can be started.
 
   Raises:
     ValueError: its bytes are not where the format has them, or an image is no
       JPEG.
   """
   file = RecordFile(path, os.path.getsize(path))
-  reader = ArrayRecordReader(os.fspath(path), READ_HERE)
   videos, ids, groups, labels, times, images = [], [], [], [], [], []
   position = 0
-  for _ in range(reader.num_records()):
-    record = reader.read()
+  for record in read_records(path) if records is None else records:
     start = file.find(record, position)
     position = start + len(record)
     fields = tf_example_pb2.Example.FromString(record).features.feature
@@ -98,7 +111,6 @@ def index_file(path: str | os.PathLike) -> Index:
     labels.extend(own_labels)
     times.append(own_times)
     images += _find_images(record, fields)
-  reader.close()
   return Index(
     np.array([os.path.getsize(path)], np.int64),
     np.array(videos, _VIDEO),

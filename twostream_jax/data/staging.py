@@ -25,8 +25,6 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from array_record.python.array_record_module import ArrayRecordReader
-
 from twostream_jax.data import record_index
 from twostream_jax.data.dataset import index_path
 from twostream_jax.data.plan import (
@@ -136,15 +134,13 @@ class Staging:
     done = shard_path(self.folder, shard, "json")
     if not done.exists():
       return
-    reader = ArrayRecordReader(
-      os.fspath(shard_path(self.folder, shard, "data")), record_index.READ_HERE
-    )
+    found = record_index.read_records(shard_path(self.folder, shard, "data"))
     # In the order of the records.
     for i, outcome in self._shard_outcomes(shard).items():
       if outcome.reason is None:
-        write_atomically(example_path(self.folder, i), reader.read())
+        write_atomically(example_path(self.folder, i), next(found))
       write_json(outcome_path(self.folder, i), vars(outcome))
-    reader.close()
+    found.close()
     done.unlink()
 
   def finish(self) -> Path:

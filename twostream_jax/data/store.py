@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +77,21 @@ class Store:
       outcomes = {
         i: read_outcome(outcome_path(self.folder, i)) for i in indices
       }
-      examples = (
-        example_path(self.folder, i).read_bytes()
-        for i, outcome in outcomes.items()
-        if outcome.reason is None
-      )
+      used = [i for i, o in outcomes.items() if o.reason is None]
       data = shard_path(self.folder, shard, "data")
-      write_records(data, examples)
+      write_records(data, self._examples(used))
       # While its bytes are in memory.
       record_index.write_index(
-        record_index.index_file(data), shard_path(self.folder, shard, "index")
+        record_index.index_file(data, self._examples(used)),
+        shard_path(self.folder, shard, "index"),
       )
       write_json(done, {str(i): vars(o) for i, o in outcomes.items()})
     for i in indices:
       outcome_path(self.folder, i).unlink(missing_ok=True)
       example_path(self.folder, i).unlink(missing_ok=True)
+
+  def _examples(self, indices: Sequence[int]) -> Iterator[bytes]:
+    return (example_path(self.folder, i).read_bytes() for i in indices)
 
   def _serialise(self, clip: Clip, record: Record) -> bytes:
     indices = [self._names.index(name) for name in labels_of(clip)]
