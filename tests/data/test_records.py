@@ -1,5 +1,6 @@
 """Single images are read from where they are, or there is an error."""
 
+import json
 import os
 import pickle
 import shutil
@@ -274,3 +275,23 @@ def test_a_sample_reads_the_images_that_it_shows(tiny, monkeypatch):
     # One piece; between two images there are a few bytes.
     (size,) = sizes
     assert 0 <= size - sum(map(len, wanted)) < 16
+
+
+@pytest.mark.parametrize(
+  "key", ["pythonClassName", "python_class_name", "type"]
+)
+def test_no_code_of_a_dataset_runs(tiny, tmp_path, monkeypatch, key):
+  folder = tmp_path / "evil"
+  shutil.copytree(tiny.path, folder)
+  (folder / "payload.py").write_text("open('ran', 'w')\n")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  features = json.loads((folder / "features.json").read_text())
+  features["featuresDict"]["features"]["fps"][key] = "evil.payload.Tensor"
+  (folder / "features.json").write_text(json.dumps(features))
+  with pytest.raises(ValueError, match="features.json names '.*no dataset of"):
+    dataset.open_dataset(folder)
+  assert not (tmp_path / "ran").exists()
+  (folder / "features.json").write_text("[" * 100_000)
+  with pytest.raises(ValueError, match="features.json can't be read"):
+    dataset.open_dataset(folder)

@@ -6,8 +6,9 @@ no part.
 """
 
 import dataclasses
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ FORMAT_VERSION = 3
 # Of datasets that can be read: 2 had no times, pixel aspect or damage.
 _READABLE = (2, FORMAT_VERSION)
 INFO_FILE = "dataset_info.json"
+FEATURES_FILE = "features.json"
 METADATA_FILE = "metadata.json"
 
 
@@ -160,6 +162,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     FlowSpecError: the stored flow can't be read.
   """
   folder = _find_dataset(Path(path))
+  _check_features(folder / FEATURES_FILE)
   reader = tfds.builder_from_directory(folder)
   metadata = dict(reader.info.metadata or {})
   if metadata.get("format_version") not in _READABLE:
@@ -181,6 +184,43 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
       for name, split in reader.info.splits.items()
     },
   )
+
+
+def _check_features(path: Path) -> None:
+  """Refuses a file of features that names anything but this package's.
+
+  TFDS imports the modules that it names, from the current folder as well.
+
+  Raises:
+    ValueError: It does, or it can't be read.
+  """
+  ours = set()
+  for multi_label in (False, True):
+    own = record_features(["a"], multi_label=multi_label).to_json()
+    ours |= {"featuresDict", own["type"], *_words(own["content"])}
+  try:
+    found = set(_words(json.loads(path.read_text(encoding="utf-8"))))
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f"{path} can't be read: {error}") from error
+  # Numbers of classes, too, are strings.
+  if strange := sorted(w for w in found - ours if not w.isdecimal()):
+    raise ValueError(
+      f"{path} names {strange[0][:80]!r}, which no dataset of this package has;"
+      " it is not opened, because that would run what the name stands for"
+    )
+
+
+def _words(value: Any) -> Iterator[str]:
+  """All keys and values of nested JSON."""
+  if isinstance(value, dict):
+    for key, item in value.items():
+      yield key
+      yield from _words(item)
+  elif isinstance(value, list):
+    for item in value:
+      yield from _words(item)
+  else:
+    yield str(value)
 
 
 def _source(
