@@ -1,6 +1,7 @@
 """MatConvNet's files: the logits here equal its own, computed from the file."""
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +14,14 @@ from twostream_jax.models.layers import (
   max_pool_ceil,
 )
 from twostream_jax.preprocess import Preprocess
-from twostream_jax.pretrained import WeightsError, load_pretrained
+from twostream_jax.pretrained import (
+  WeightsError,
+  load_pretrained,
+  matconvnet,
+)
+from twostream_jax.pretrained.readers import read_source
 
+_HOSTILE = Path(__file__).parents[2] / "shared/data/cases/31-hostile"
 _SIZE = 96  # 2 x 2 positions before fc6 of CNN-M, 3 x 3 of VGG.
 
 
@@ -163,3 +170,22 @@ def test_without_its_mean_a_network_is_refused(tmp_path):
   scipy.io.savemat(path, {"layers": cells})
   with pytest.raises(WeightsError, match="net.mat.*averageImage"):
     load_pretrained(path, backbone="cnn_m", variables=_template("cnn_m")[1])
+
+
+def test_a_file_that_crashes_the_reader_is_told(tmp_path, monkeypatch):
+  path = tmp_path / "net.mat"
+  scipy.io.savemat(path, {"layers": np.zeros(3)})
+  program = tmp_path / "crash.py"
+  program.write_text("import os\nos.abort()\n")
+  monkeypatch.setattr(matconvnet, "__file__", str(program))
+  with pytest.raises(WeightsError, match="net.mat: damaged: the reader of MAT"):
+    read_source(path)
+
+
+@pytest.mark.parametrize("name", ["mat-4c578ecb.mat", "mat-619415d3.mat"])
+def test_damaged_files_that_crash_scipy(name):
+  path = _HOSTILE / name
+  if not path.exists():
+    pytest.skip(f"no file {path}")
+  with pytest.raises(WeightsError, match="damaged"):
+    read_source(path)

@@ -4,21 +4,19 @@ No reader runs code that a file brings, or fills the memory with more than the
 file holds.
 """
 
-import io
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
-import scipy.io
 
 from twostream_jax import pickles
 from twostream_jax.pretrained import (
   archives,
   keras_files,
+  matconvnet,
   shards,
   torch_files,
 )
@@ -31,7 +29,7 @@ from twostream_jax.pretrained.sources import (
 )
 
 # The key of the mean image of a MatConvNet file.
-AVERAGE_IMAGE = "averageImage"
+AVERAGE_IMAGE = matconvnet.AVERAGE_IMAGE
 _Reader = Callable[[Path], Content]
 
 
@@ -187,26 +185,7 @@ def _read_npz(path: Path) -> Content:
 
 
 def _read_matconvnet(path: Path) -> Content:
-  # From memory: scipy leaves the file open where it fails on it.
-  content = scipy.io.loadmat(
-    io.BytesIO(path.read_bytes()), squeeze_me=True, struct_as_record=False
-  )
-  if "layers" not in content:
-    raise WeightsError(f"{path}: a MATLAB file without MatConvNet's `layers`")
-  arrays = {}
-  for layer in np.atleast_1d(content["layers"]):
-    for kind, array in _layer_weights(layer):
-      arrays[f"{layer.name}/{kind}"] = np.asarray(array)
-  meta = getattr(content.get("meta"), "normalization", None)
-  meta = content.get("normalization", meta)
-  if hasattr(meta, "averageImage"):
-    arrays[AVERAGE_IMAGE] = np.asarray(meta.averageImage)
-  return Content(arrays)
-
-
-def _layer_weights(layer: Any) -> Iterable[tuple[str, np.ndarray]]:
-  kinds = ("filters", "biases")
-  # Until version 1.0-beta10 each had its own field.
-  if hasattr(layer, "filters"):
-    return [(kind, getattr(layer, kind)) for kind in kinds]
-  return zip(kinds, getattr(layer, "weights", ()), strict=False)
+  try:
+    return Content(matconvnet.read_matconvnet(path))
+  except matconvnet.MatError as error:
+    raise WeightsError(f"{path}: {error}") from error
