@@ -57,12 +57,14 @@ def _noise(rng, cell):
 
 def write(folder, clips, frames):
   """Builds a dataset of clips of `process`."""
+  files = [Path(folder, "files", str(i)) for i in range(clips)]
+  for file in files:  # Never read, but a build looks for them.
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
   build_dataset(
     folder,
     name="textures",
-    clips=[
-      Clip(str(i), Path(str(i)), "train", "any", "") for i in range(clips)
-    ],
+    clips=[Clip(file.name, file, "train", "any", "") for file in files],
     flow_spec=FlowSpec("dis", default_parameters("dis")),
     progress=False,
     process=functools.partial(process, frames=frames),
