@@ -373,10 +373,15 @@ def test_every_frame_is_in_a_window():
     length = rng.uniform(0.02, 3)
     least = int(rng.integers(1, 4))
     end = 0
-    for first, count in windows_of(times, length, length / 2, least):
+    windows = windows_of(times, length, length / 2, least)
+    for first, count in windows:
       assert first <= end < first + count and count >= least
       end = first + count
     assert end == 60
+    # And an overlay shows every one once.
+    frames = list(range(60))
+    shown = [Seen(i, frames[i : i + n], np.ones(1)) for i, n in windows]
+    assert [frame for frame, _ in overlay._nearest(shown)] == frames
 
 
 def test_a_window_never_leaves_a_gap():
