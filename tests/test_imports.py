@@ -61,6 +61,7 @@ LEVELS = {
   "examples": 7,
   "explain": 0,
   "export": 8,
+  "files": 0,
   "flops": 0,
   "flow": 1,
   "flow.colorwheel": 0,

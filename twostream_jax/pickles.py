@@ -40,7 +40,7 @@ class Global:
 
 @dataclasses.dataclass(eq=False)
 class Call:
-  """A call that a pickle asks for and nobody makes.
+  """A call that a pickle asks for; it is not made.
 
   Attributes:
     function: usually a Global.

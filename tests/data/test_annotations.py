@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.made_files import write_files
 from twostream_jax.data.annotations import (
   AnnotationError,
   Clip,
@@ -14,16 +15,8 @@ from twostream_jax.data.annotations import (
 from twostream_jax.data.clips import clip_exists
 
 
-def _files(root, *names):
-  for name in names:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x")
-  return root
-
-
 def _class_files(root, **counts):
-  return _files(
+  return write_files(
     root, *(f"{name}/{i}.avi" for name, n in counts.items() for i in range(n))
   )
 
@@ -31,7 +24,7 @@ def _class_files(root, **counts):
 def _frame_folders(root, *folders):
   """Folders in the layout of dense_flow, three frames and their flow each."""
   kinds = ("img", "flow_x", "flow_y")
-  return _files(
+  return write_files(
     root,
     *(
       f"{f}/{k}_{i:05d}.jpg" for f in folders for k in kinds for i in (1, 2, 3)
@@ -58,7 +51,7 @@ def _lists(tmp_path, train, test, validation=None, make_files=True):
     (tmp_path / f"{split}.csv").write_text(text)
     arguments[split] = tmp_path / f"{split}.csv"
     if make_files:
-      _files(tmp_path / "videos", *(line[0] for line in lines if line[0]))
+      write_files(tmp_path / "videos", *(line[0] for line in lines if line[0]))
   return {"videos": tmp_path / "videos", **arguments}
 
 
@@ -115,10 +108,10 @@ def test_empty_class_folder_gives_a_warning(tmp_path):
 
 def test_folder_takes_every_visible_file(tmp_path):
   _class_files(tmp_path, a=2, b=2)
-  _files(tmp_path, "a/notes.txt", "a/deep/er/3.avi", "readme.md")
-  _files(tmp_path, "a/.hidden.avi", "a/.thumbs/1.avi", ".git/config")
+  write_files(tmp_path, "a/notes.txt", "a/deep/er/3.avi", "readme.md")
+  write_files(tmp_path, "a/.hidden.avi", "a/.thumbs/1.avi", ".git/config")
   # What systems leave behind is no file of a person.
-  _files(tmp_path, "a/Thumbs.db", "b/desktop.ini", "b/__MACOSX/1.avi")
+  write_files(tmp_path, "a/Thumbs.db", "b/desktop.ini", "b/__MACOSX/1.avi")
   told = r"1 file of 6 without the extension of a video.*: .txt \(1\)"
   with (
     pytest.warns(UserWarning, match=told),
@@ -133,7 +126,7 @@ def test_folder_takes_every_visible_file(tmp_path):
 
 def test_split_folders(tmp_path):
   names = ["test/a/1.avi", "test/b/2.avi", "train/a/3.avi", "train/b/4.avi"]
-  _files(tmp_path, *names, "validation/a/5.avi", "test/6.avi", "7.avi")
+  write_files(tmp_path, *names, "validation/a/5.avi", "test/6.avi", "7.avi")
   with pytest.warns(UserWarning, match=r"2 files beside .* taken: .avi \(2\)"):
     clips = read_folder(tmp_path)
   assert _by_split(clips) == {
@@ -150,7 +143,7 @@ def test_classes_that_are_called_like_splits(tmp_path):
 
 
 def test_split_folders_need_train_and_test(tmp_path):
-  _files(tmp_path, "train/a/1.avi", "train/b/1.avi")
+  write_files(tmp_path, "train/a/1.avi", "train/b/1.avi")
   with pytest.raises(AnnotationError, match="no test folder"):
     read_folder(tmp_path)
 
@@ -159,7 +152,7 @@ def test_folder_errors(tmp_path):
   with pytest.raises(AnnotationError, match="no such folder of videos"):
     read_folder(tmp_path / "nowhere")
   with pytest.raises(AnnotationError, match="one folder a class"):
-    read_folder(_files(tmp_path, "1.avi"))
+    read_folder(write_files(tmp_path, "1.avi"))
   with pytest.raises(AnnotationError, match="only one class .a."):
     read_folder(_class_files(tmp_path, a=4))
   with pytest.raises(AnnotationError, match="between 0 and 1: 1"):
@@ -174,7 +167,7 @@ def test_folder_of_single_clips_has_no_test_split(tmp_path):
 
 def test_a_folder_of_frames_is_one_clip(tmp_path):
   _frame_folders(tmp_path, "a/x", "a/deep/y.avi", "b/z")
-  _files(tmp_path, "a/1.avi", "b/2.avi", "a/x/small/img_00001.jpg")
+  write_files(tmp_path, "a/1.avi", "b/2.avi", "a/x/small/img_00001.jpg")
   clips = read_folder(tmp_path)
   assert {clip.video_id: clip.path for clip in clips} == {
     name: tmp_path / name
@@ -194,7 +187,9 @@ def test_split_folders_of_frames(tmp_path):
 @pytest.mark.filterwarnings("ignore:4 files of 8 without the extension")
 def test_stills_beside_videos_do_not_make_a_clip_of_their_folder(tmp_path):
   clips = [f"{label}/{i}" for label in "ab" for i in (1, 2)]
-  _files(tmp_path, *(f"{clip}.{e}" for clip in clips for e in ("avi", "jpg")))
+  write_files(
+    tmp_path, *(f"{clip}.{e}" for clip in clips for e in ("avi", "jpg"))
+  )
   assert len(read_folder(tmp_path)) == 8
 
 
@@ -254,7 +249,7 @@ def test_csv_takes_folders_of_frames(tmp_path):
   arguments = _lists(tmp_path, train, test, make_files=False)
   videos = arguments["videos"]
   _frame_folders(videos, "a/x", "b/y", "a/z", "b/2")
-  _files(videos, "b/2.avi")
+  write_files(videos, "b/2.avi")
   assert [(c.video_id, c.path) for c in read_csv(**arguments)] == [
     ("a/x", videos / "a/x"),
     ("b/y.mp4", videos / "b/y"),
@@ -267,7 +262,7 @@ def test_csv_does_not_take_another_folder_for_a_video(tmp_path):
   # No folder of frames, and no extension of a video.
   test = [("a/1.avi", "a"), ("b/v.2", "b")]
   arguments = _lists(tmp_path, _TRAIN[:1], test, make_files=False)
-  _files(arguments["videos"], "a/1/notes.txt")
+  write_files(arguments["videos"], "a/1/notes.txt")
   _frame_folders(arguments["videos"], "b/v")
   (tmp_path / "train.csv").write_text("path,label\na/0,a\nb/0,b\n")
   _frame_folders(arguments["videos"], "a/0", "b/0")
@@ -287,7 +282,7 @@ def test_a_video_and_its_folder_of_frames_are_one_clip(tmp_path):
 
 
 def test_clips_are_files_or_folders(tmp_path):
-  _files(tmp_path, "a.avi", "b/img_1.jpg")
+  write_files(tmp_path, "a.avi", "b/img_1.jpg")
   found = {
     name: clip_exists(Clip(name, tmp_path / name, "train", "a", ""))
     for name in ("a.avi", "b", "c")
@@ -297,7 +292,7 @@ def test_clips_are_files_or_folders(tmp_path):
 
 def test_csv_missing_videos_are_counted(tmp_path):
   arguments = _lists(tmp_path, _TRAIN, _TEST, make_files=False)
-  _files(tmp_path / "videos", "b/2.avi")
+  write_files(tmp_path / "videos", "b/2.avi")
   with pytest.raises(AnnotationError) as caught:
     read_csv(**arguments)
   message = str(caught.value)
@@ -308,7 +303,7 @@ def test_csv_missing_videos_are_counted(tmp_path):
 def test_examples_are_at_most_three(tmp_path):
   train = [(f"a/{i}.avi", "a") for i in range(9)] + [("b/1.avi", "b")]
   arguments = _lists(tmp_path, train, [("c", "a")], make_files=False)
-  _files(tmp_path / "videos", "c", "b/1.avi")
+  write_files(tmp_path / "videos", "c", "b/1.avi")
   with pytest.raises(
     AnnotationError, match=r"9 .*: a/0.avi, .*, a/2.avi, \.\."
   ):
@@ -401,8 +396,8 @@ def test_usual_names_of_splits(tmp_path, train, validation, test):
   names = {"train": train, "validation": validation, "test": test}
   for name in filter(None, names.values()):
     for label in ("hug", "kick"):
-      _files(tmp_path, f"{name}/{label}/1.avi", f"{name}/{label}/2.avi")
-  _files(tmp_path, "__MACOSX/hug/1.avi")
+      write_files(tmp_path, f"{name}/{label}/1.avi", f"{name}/{label}/2.avi")
+  write_files(tmp_path, "__MACOSX/hug/1.avi")
   clips = read_folder(tmp_path)
   assert class_names(clips) == ["hug", "kick"]
   for split, name in names.items():
@@ -423,14 +418,14 @@ def test_usual_names_of_splits(tmp_path, train, validation, test):
 def test_what_looks_like_splits_is_no_set_of_classes(tmp_path, files, match):
   for name in files:
     folder, _, file = name.rpartition("/")
-    _files(tmp_path, f"{folder}/{file}.avi", f"{folder}/{file}b.avi")
+    write_files(tmp_path, f"{folder}/{file}.avi", f"{folder}/{file}b.avi")
   with pytest.raises(AnnotationError, match=match):
     read_folder(tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
   for label in ("train", "bus", "car"):
-    _files(tmp_path, *(f"{label}/day/{i}.avi" for i in range(4)))
+    write_files(tmp_path, *(f"{label}/day/{i}.avi" for i in range(4)))
   assert class_names(read_folder(tmp_path)) == ["bus", "car", "train"]
 
 
@@ -447,7 +442,7 @@ def test_a_comma_in_a_label_without_quotes_is_told(tmp_path):
 
 
 def test_links_to_folders_around_them_end(tmp_path):
-  _files(tmp_path, *(f"{c}/{i}.avi" for c in ("a", "b") for i in range(4)))
+  write_files(tmp_path, *(f"{c}/{i}.avi" for c in ("a", "b") for i in range(4)))
   (tmp_path / "a" / "itself").symlink_to(tmp_path / "a")
   (tmp_path / "b" / "all").symlink_to(tmp_path)
   clips = read_folder(tmp_path)
@@ -458,7 +453,7 @@ def test_links_to_folders_around_them_end(tmp_path):
 
 def test_spaces_around_the_name_of_a_class_are_no_part_of_it(tmp_path):
   files = ("train/ jump/1.avi", "train/run far\u3000/2.avi", "test/jump /3.avi")
-  clips = read_folder(_files(tmp_path, *files))
+  clips = read_folder(write_files(tmp_path, *files))
   assert [(clip.video_id, clip.label) for clip in clips] == [
     ("train/ jump/1.avi", "jump"),
     ("train/run far\u3000/2.avi", "run far"),
@@ -467,14 +462,16 @@ def test_spaces_around_the_name_of_a_class_are_no_part_of_it(tmp_path):
 
 
 def test_classes_that_differ_in_spaces_only_are_refused(tmp_path):
-  _files(tmp_path, "jump/1.avi", "jump /2.avi", "run/3.avi")
+  write_files(tmp_path, "jump/1.avi", "jump /2.avi", "run/3.avi")
   with pytest.raises(AnnotationError, match="2 folders in .*'jump', 'jump '"):
     read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", [" ", "a\nb", "a\rb"])
 def test_class_names_that_a_dataset_can_not_hold(tmp_path, name):
-  _files(tmp_path, *(f"{c}/{i}.avi" for c in (name, "run") for i in range(2)))
+  write_files(
+    tmp_path, *(f"{c}/{i}.avi" for c in (name, "run") for i in range(2))
+  )
   with pytest.raises(AnnotationError, match="1 class name empty, with spaces"):
     read_folder(tmp_path)
 

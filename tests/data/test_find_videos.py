@@ -4,6 +4,7 @@ import unicodedata
 
 import pytest
 
+from tests.made_files import write_files
 from twostream_jax.data.annotations import read_csv
 from twostream_jax.data.check import check_clip
 from twostream_jax.data.clips import AnnotationError
@@ -18,14 +19,6 @@ _LISTED = [
   Listed("a/3.avi", "test", "a"),
   Listed("b/4.avi", "test", "b"),
 ]
-
-
-def _files(root, *names):
-  for name in names:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x")
-  return root
 
 
 def _csv(tmp_path, **splits):
@@ -60,7 +53,7 @@ _BOTH = pytest.mark.parametrize("find", [_by_official, _by_csv])
 @_BOTH
 def test_another_extension_is_taken_and_told(tmp_path, find):
   files = ["a/v_HandStand.mp4", f"b/{_CAFE}.mp4", "a/3.AVI", "b/4.avi"]
-  _files(tmp_path / "v", *files, "a/3.srt", "b/4.mp4")
+  write_files(tmp_path / "v", *files, "a/3.srt", "b/4.mp4")
   match = r"3 videos of 4 .* another extension .*a/v_HandStand.avi \(a/v_HandS"
   with pytest.warns(UserWarning, match=match):
     clips = find(tmp_path)
@@ -73,7 +66,7 @@ def test_another_extension_is_taken_and_told(tmp_path, find):
 def test_other_letter_case_and_unicode_form_are_taken_and_told(tmp_path, find):
   composed = unicodedata.normalize("NFD", _CAFE)
   files = ["A/v_Handstand.mp4", f"b/{composed}.webm", "a/3.avi", "b/4.avi"]
-  _files(tmp_path / "v", *files)
+  write_files(tmp_path / "v", *files)
   match = r"2 videos of 4 .* letter case or Unicode form .*\(A/v_Handstand.mp4"
   with pytest.warns(UserWarning, match=match):
     clips = find(tmp_path)
@@ -84,8 +77,10 @@ def test_other_letter_case_and_unicode_form_are_taken_and_told(tmp_path, find):
 @_BOTH
 def test_nothing_is_guessed_where_two_files_may_be_meant(tmp_path, find):
   # Two extensions, and two spellings.
-  _files(tmp_path / "v", f"b/{_CAFE}.webm", "b/4.avi", "a/3.mkv", "a/3.mp4")
-  _files(tmp_path / "v", "a/V_handstand.avi", "a/v_handstand.avi")
+  write_files(
+    tmp_path / "v", f"b/{_CAFE}.webm", "b/4.avi", "a/3.mkv", "a/3.mp4"
+  )
+  write_files(tmp_path / "v", "a/V_handstand.avi", "a/v_handstand.avi")
   reason = "several files may be meant: a/3.mkv, a/3.mp4"
   with pytest.raises(AnnotationError, match=rf"2 videos of 4 .*\({reason}\)"):
     find(tmp_path)
@@ -99,7 +94,7 @@ def test_nothing_is_guessed_where_two_files_may_be_meant(tmp_path, find):
 
 
 def test_a_file_of_another_row_is_not_taken(tmp_path):
-  _files(tmp_path / "v", "a/1.avi", "a/2.avi", "b/3.avi", "b/4.avi")
+  write_files(tmp_path / "v", "a/1.avi", "a/2.avi", "b/3.avi", "b/4.avi")
   lists = _csv(
     tmp_path,
     train=[("a/1.avi", "a"), ("a/1.mp4", "a"), ("b/3.avi", "b")],
@@ -110,8 +105,8 @@ def test_a_file_of_another_row_is_not_taken(tmp_path):
 
 
 def test_the_listed_place_comes_first_and_csv_has_no_other(tmp_path):
-  _files(tmp_path / "v", "a/v_HandStand.mp4", f"{_CAFE}.mp4", "a/3.avi")
-  _files(tmp_path / "v", "b/4.avi", "v_HandStand.mkv")
+  write_files(tmp_path / "v", "a/v_HandStand.mp4", f"{_CAFE}.mp4", "a/3.avi")
+  write_files(tmp_path / "v", "b/4.avi", "v_HandStand.mkv")
   with pytest.warns(UserWarning, match="2 videos of 4 .* another extension"):
     clips = _by_official(tmp_path)
   found = [clip.path.relative_to(tmp_path / "v").as_posix() for clip in clips]
@@ -124,7 +119,7 @@ def test_the_listed_place_comes_first_and_csv_has_no_other(tmp_path):
 
 
 def test_two_rows_of_one_file_are_refused(tmp_path):
-  _files(tmp_path / "v", "a/1.mp4", "a/2.avi", "b/3.avi", "b/4.avi")
+  write_files(tmp_path / "v", "a/1.mp4", "a/2.avi", "b/3.avi", "b/4.avi")
   lists = _csv(
     tmp_path,
     train=[("a/1.avi", "a"), ("b/3.avi", "b")],
@@ -143,7 +138,7 @@ def test_classes_that_are_one_class_in_two_spellings_are_told(tmp_path):
   labels += [_CAFE, decomposed]
   train = [(f"{i}.avi", label) for i, label in enumerate(labels)]
   test = [("x.avi", "jump"), ("y.avi", "wave")]
-  _files(tmp_path / "v", *(path for path, _ in (*train, *test)))
+  write_files(tmp_path / "v", *(path for path, _ in (*train, *test)))
   with pytest.warns(UserWarning, match="only in letter case") as told:
     read_csv(tmp_path / "v", **_csv(tmp_path, train=train, test=test))
   message = str(told[0].message)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_files import write_files
 from twostream_jax.data.clips import AnnotationError, Clip
 from twostream_jax.data.find_videos import find_videos
 from twostream_jax.data.kinetics import list_kinetics
@@ -40,14 +41,6 @@ def _write(folder, **texts):
   for name, text in texts.items():
     (folder / f"{name}.txt").write_bytes(text.encode())
   return folder
-
-
-def _files(root, *names):
-  for name in names:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x")
-  return root
 
 
 _UCF101 = {
@@ -352,7 +345,7 @@ _LISTED = [
   ],
 )
 def test_videos_are_found_at_any_depth(tmp_path, files):
-  _files(tmp_path, *files, ".trash/1.avi", "more/5.avi", "more/1.txt")
+  write_files(tmp_path, *files, ".trash/1.avi", "more/5.avi", "more/1.txt")
   assert find_videos(tmp_path, _LISTED) == [
     Clip(row.name, tmp_path / file, row.split, row.label, "")
     for file, row in zip(files, _LISTED, strict=True)
@@ -361,7 +354,7 @@ def test_videos_are_found_at_any_depth(tmp_path, files):
 
 def test_links_to_folders_around_them_end(tmp_path):
   files = ["a/1.avi", "b/2.avi", "a/3.avi", "b/4.avi"]
-  _files(tmp_path, *files)
+  write_files(tmp_path, *files)
   # Through two links, and to the folder itself.
   (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
   (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
@@ -372,7 +365,7 @@ def test_links_to_folders_around_them_end(tmp_path):
 
 def test_the_listed_place_comes_before_another_copy(tmp_path):
   names = [row.name for row in _LISTED]
-  _files(tmp_path, *names, "0/1.avi")
+  write_files(tmp_path, *names, "0/1.avi")
   assert [c.video_id for c in find_videos(tmp_path, _LISTED)] == names
   (tmp_path / "a/1.avi").rename(tmp_path / "b/1.avi")
   with pytest.raises(
@@ -382,7 +375,7 @@ def test_the_listed_place_comes_before_another_copy(tmp_path):
 
 
 def _frame_folders(root, *folders):
-  return _files(
+  return write_files(
     root,
     *(f"{f}/{kind}_00001.jpg" for f in folders for kind in ("img", "flow_x")),
   )
@@ -399,7 +392,7 @@ def _frame_folders(root, *folders):
 )
 def test_folders_of_frames_are_found_at_any_depth(tmp_path, folders):
   _frame_folders(tmp_path, *folders, ".trash/1", "more/5")
-  _files(tmp_path, "a/4/notes.txt")
+  write_files(tmp_path, "a/4/notes.txt")
   assert [(c.video_id, c.path) for c in find_videos(tmp_path, _LISTED)] == [
     (row.name, tmp_path / folder)
     for row, folder in zip(_LISTED, folders, strict=True)
@@ -408,7 +401,7 @@ def test_folders_of_frames_are_found_at_any_depth(tmp_path, folders):
 
 def test_a_file_in_its_place_comes_first_and_then_a_folder_there(tmp_path):
   names = [row.name for row in _LISTED]
-  _files(tmp_path, *names)
+  write_files(tmp_path, *names)
   _frame_folders(tmp_path, "a/1", "b/2", "a/3", "b/4")
   assert [c.video_id for c in find_videos(tmp_path, _LISTED)] == names
   (tmp_path / "a/1.avi").rename(tmp_path / "1.avi")
@@ -425,7 +418,7 @@ def test_images_of_a_folder_of_frames_are_not_looked_through(tmp_path):
       [("a", "train"), ("b", "train"), ("a", "test")], 1
     )
   ]
-  _files(tmp_path / "v", *(row.name.partition("/")[2] for row in rows))
+  write_files(tmp_path / "v", *(row.name.partition("/")[2] for row in rows))
   with pytest.raises(AnnotationError, match="3 videos of 3 not found"):
     find_videos(tmp_path, rows)
 
@@ -433,7 +426,7 @@ def test_images_of_a_folder_of_frames_are_not_looked_through(tmp_path):
 def test_a_folder_that_can_not_be_read_is_no_missing_video(
   tmp_path, monkeypatch
 ):
-  _files(tmp_path, "1.avi", "deep/2.avi", "3.avi")
+  write_files(tmp_path, "1.avi", "deep/2.avi", "3.avi")
   scan = os.scandir
 
   def fail(path):
@@ -452,7 +445,7 @@ def test_folders_of_frames_of_names_without_extension(tmp_path):
     Listed(name, row.split, row.label)
     for name, row in zip(names, _LISTED, strict=True)
   ]
-  _files(tmp_path, "train/-Rw.mkv")
+  write_files(tmp_path, "train/-Rw.mkv")
   _frame_folders(tmp_path, "x_y", "test/c", "test/d.mp4")
   found = find_videos(tmp_path, rows)
   assert [clip.video_id for clip in found] == names
@@ -467,14 +460,14 @@ def test_any_extension(tmp_path):
     for name, row in zip(names, _LISTED, strict=True)
   ]
   files = ["train/-Rw.mkv", "x_y.webm", "test/c.mp4", "test/d"]
-  _files(tmp_path, *files, "c.mp4.part", "d.info.json", "c.json", "c.jpg")
+  write_files(tmp_path, *files, "c.mp4.part", "d.info.json", "c.json", "c.jpg")
   found = find_videos(tmp_path, rows)
   assert [clip.video_id for clip in found] == names
   assert [clip.path for clip in found] == [tmp_path / file for file in files]
 
 
 def test_missing_videos_are_counted_or_allowed(tmp_path):
-  _files(tmp_path, "1.avi", "2.avi", "3.avi")
+  write_files(tmp_path, "1.avi", "2.avi", "3.avi")
   with pytest.raises(
     AnnotationError, match=r"1 video of 4 not .*: b/4.avi. .*--allow_missing"
   ):
@@ -486,7 +479,7 @@ def test_missing_videos_are_counted_or_allowed(tmp_path):
 
 
 def test_class_without_train_videos_gives_a_warning(tmp_path):
-  _files(tmp_path, "1.avi", "3.avi", "4.avi")
+  write_files(tmp_path, "1.avi", "3.avi", "4.avi")
   with (
     pytest.warns(UserWarning, match="1 video of 4 not found"),
     pytest.warns(UserWarning, match="1 class of which no train video.*: b"),
@@ -495,7 +488,7 @@ def test_class_without_train_videos_gives_a_warning(tmp_path):
 
 
 def test_each_split_needs_some_videos(tmp_path):
-  _files(tmp_path, "1.avi", "2.avi")
+  write_files(tmp_path, "1.avi", "2.avi")
   with pytest.raises(AnnotationError, match="2 videos of 4 not found"):
     find_videos(tmp_path, _LISTED, allow_missing=True)
 
@@ -509,7 +502,7 @@ def test_each_split_needs_some_videos(tmp_path):
   ],
 )
 def test_lists_that_can_not_make_a_dataset(tmp_path, row, message):
-  _files(tmp_path, *(f"{i}.avi" for i in range(1, 6)))
+  write_files(tmp_path, *(f"{i}.avi" for i in range(1, 6)))
   with pytest.raises(AnnotationError, match=message):
     find_videos(tmp_path, [*_LISTED, row])
 
@@ -546,7 +539,7 @@ def test_every_set_from_lists_to_clips(tmp_path):
   assert set(expected) == set(DATASETS) - {"folder", "csv"}
   for name, rows in expected.items():
     extension = ".mp4" if name == "ccv" else ""
-    _files(videos / name, *(f"{row.name}{extension}" for row in rows))
+    write_files(videos / name, *(f"{row.name}{extension}" for row in rows))
     clips = DATASETS[name](videos / name, lists, **options.get(name, {}))
     assert [(c.video_id, c.split, c.label, c.group) for c in clips] == [
       (row.name, row.split, row.label, row.group) for row in rows

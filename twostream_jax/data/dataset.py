@@ -206,7 +206,7 @@ def _check_features(path: Path) -> None:
   if strange := sorted(w for w in found - ours if not w.isdecimal()):
     raise ValueError(
       f"{path} names {strange[0][:80]!r}, which no dataset of this package has;"
-      " it is not opened, because that would run what the name stands for"
+      " it is not opened, because that would run code of that name"
     )
 
 

@@ -52,7 +52,7 @@ class Index(NamedTuple):
     sizes: bytes of each file, int64.
     videos: n entries of `_VIDEO`.
     video_ids: UTF-8, bytes [n].
-    groups: likewise.
+    groups: UTF-8, bytes [n].
     labels: those of the first video, then of the second ..., int32.
     times: of the frames of the first video, in microseconds, then of the second
       ..., int64.
@@ -244,7 +244,7 @@ class RecordFile:
   def __init__(self, path: str | os.PathLike, size: int):
     self.path = os.fspath(path)
     self._descriptor = os.open(path, os.O_RDONLY)
-    # When nobody reads any more, whoever has let go of it before.
+    # After the last reader of a cached file, which may outlive the cache.
     weakref.finalize(self, os.close, self._descriptor).atexit = False
     there = os.fstat(self._descriptor).st_size
     if there != size:

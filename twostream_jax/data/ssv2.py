@@ -38,7 +38,7 @@ def list_ssv2_mini(
   Args:
     annotations: see `list_ssv2`.
     mini_train: clips of each class, in the order of the train list.
-    mini_test: likewise, of the validation list.
+    mini_test: clips of each class, in the order of the validation list.
   """
   most = {"train": mini_train, "test": mini_test}
   seen, kept = Counter(), []

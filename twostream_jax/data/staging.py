@@ -18,13 +18,12 @@ machine has no outcome, so that the next run tries it again.
 
 import collections
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from twostream_jax import files
 from twostream_jax.data import record_index
 from twostream_jax.data.dataset import index_path
 from twostream_jax.data.plan import (
@@ -206,22 +205,16 @@ def only_build(lock: Path) -> Iterator[None]:
     UnfinishedBuildError: another build holds it.
   """
   lock.parent.mkdir(parents=True, exist_ok=True)
-  with open(lock, "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      held = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-    except (BlockingIOError, FileNotFoundError):
-      held = False
-    if not held:
-      raise UnfinishedBuildError(
-        f"another build of this dataset is running ({lock}); wait for it"
-      )
-    try:
+  try:
+    with files.locked(lock) as held:
+      if not held:
+        raise UnfinishedBuildError(
+          f"another build of this dataset is running ({lock}); wait for it"
+        )
       yield
-    finally:
-      lock.unlink()
-      with contextlib.suppress(OSError):
-        lock.parent.rmdir()  # Where nothing was built.
+  finally:
+    with contextlib.suppress(OSError):
+      lock.parent.rmdir()  # Where nothing was built.
 
 
 def open_staging(

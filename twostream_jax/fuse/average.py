@@ -19,7 +19,7 @@ ROUNDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class WeightedFusion:
-  """Weights for the mean of class probabilities, and whence they came.
+  """Weights for the mean of class probabilities, and their origin.
 
   Attributes:
     streams: the names of the m streams.

@@ -35,7 +35,7 @@ def create_scores(
     kind: "logits", "probabilities", or "" where the file does not say: values
       within 0..1 are probabilities then, others are logits.
     class_names: of the n columns; () where not known.
-    protocol: in words, how the scores came about.
+    protocol: description of the views that were scored.
 
   Raises:
     ScoresError: the columns can't be scores.

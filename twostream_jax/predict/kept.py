@@ -7,7 +7,6 @@ and FILE.partial is removed.
 
 import collections
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from twostream_jax import files
 from twostream_jax.predict import outputs
 from twostream_jax.trained import TrainedRun
 
@@ -90,8 +90,8 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
 
 def _holds(answer: Answer, written: float) -> bool:
   """Whether an answer is one, its files are there, and its video is as then."""
-  files = answer.get("files", {}).values()
-  if "error" in answer or not all(map(os.path.exists, files)):
+  written_files = answer.get("files", {}).values()
+  if "error" in answer or not all(map(os.path.exists, written_files)):
     return False
   try:
     return os.path.getmtime(answer["path"]) <= written
@@ -126,33 +126,18 @@ def opened(
     before: Answers that `find` gave.
 
   Raises:
+    ValueError: Another command is writing the file.
     WriteError: A file can't be written.
   """
   partial = partial_path(path)
   head = _line({"command": facts})
-  with _only_one(partial):
-    yield from _opened(path, partial, head, before)
-
-
-@contextlib.contextmanager
-def _only_one(partial: Path) -> Iterator[None]:
-  """Keeps other commands away from a file, also after a kill of this one."""
-  lock = partial.with_name(f".{partial.name}.lock")
-  with open(lock, "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      held = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-    except (BlockingIOError, FileNotFoundError):
-      held = False
+  with files.locked(partial.with_name(f".{partial.name}.lock")) as held:
     if not held:
       raise ValueError(
         f"another command is writing {partial}: wait for it, or name another"
         " --json"
       )
-    try:
-      yield
-    finally:
-      lock.unlink()
+    yield from _opened(path, partial, head, before)
 
 
 def _opened(

@@ -171,7 +171,7 @@ class Coded:
     time: Seconds since the video's first frame.
     duration: Seconds until the next frame.
     pixel_aspect: See `frame_times.Frame`.
-    damaged: Likewise.
+    damaged: See `frame_times.Frame`.
   """
 
   rgb: bytes

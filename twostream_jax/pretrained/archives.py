@@ -67,12 +67,12 @@ class MappedFile(io.RawIOBase):
   def tell(self) -> int:
     return self._position
 
-  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+  def seek(self, offset: int, origin: int = io.SEEK_SET) -> int:
     start = {
       io.SEEK_SET: 0,
       io.SEEK_CUR: self._position,
       io.SEEK_END: len(self._content),
-    }[whence]
+    }[origin]
     self._position = max(0, start + offset)
     return self._position
 
