@@ -1,6 +1,7 @@
 """A run is resumed with its own settings or not at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -64,10 +65,11 @@ def test_text_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError("disk full")
 
-  monkeypatch.setattr(workdir.os, "replace", fail)
-  with pytest.raises(OSError, match="disk full"):
+  monkeypatch.setattr(Path, "rename", fail)
+  with pytest.raises(OSError, match=f"disk full: '{path}'"):
     workdir.write_text(path, "new")
   assert path.read_text() == "old"
+  assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

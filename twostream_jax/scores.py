@@ -10,6 +10,7 @@ import numpy as np
 import scipy.special
 
 from twostream_jax import arrays as arrays_lib
+from twostream_jax import files
 
 
 class ScoresError(ValueError):
@@ -106,23 +107,18 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
   """Writes `scores` as .npz (plain arrays, no pickle), atomically."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
   names = {}
   if scores.class_names:
     names["class_names"] = np.array(scores.class_names, dtype=np.str_)
-  try:
-    with open(temporary, "wb") as file:
-      np.savez(
-        file,
-        ids=np.array(scores.ids, dtype=np.str_),
-        labels=scores.labels.astype(bool if scores.multi_label else np.int32),
-        logits=scores.logits.astype(np.float32),
-        protocol=np.array(scores.protocol, dtype=np.str_),
-        **names,
-      )
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with files.replaced(path) as temporary, open(temporary, "wb") as file:
+    np.savez(
+      file,
+      ids=np.array(scores.ids, dtype=np.str_),
+      labels=scores.labels.astype(bool if scores.multi_label else np.int32),
+      logits=scores.logits.astype(np.float32),
+      protocol=np.array(scores.protocol, dtype=np.str_),
+      **names,
+    )
 
 
 def load_scores(path: str | os.PathLike) -> Scores:

@@ -1,11 +1,12 @@
 """The folder of a run: where files are, and how they are written."""
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from twostream_jax import files
 
 CONFIG_FILE = "config.json"
 # A change of these does not change what is trained; all else is refused when a
@@ -104,9 +105,8 @@ def _is_free(key: str) -> bool:
 def write_text(path: Path, text: str) -> None:
   """Writes a file as a whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  with files.replaced(path) as temporary:
+    temporary.write_text(text)
 
 
 def features_path(

@@ -121,7 +121,7 @@ def test_videos_that_go_away_for_a_while_cost_nothing(
   message = str(caught.value)
   assert "3 of 3 test clips could not be finished" in message
   assert "3 x file not found (test/a/6.avi, " in message
-  assert "the other 5 clips are kept in" in message
+  assert "the others (5) is kept in" in message
   assert "run the same command again" in message and "\n" not in message
   assert len(done) == 5
   gone.rename(copy)
@@ -315,7 +315,7 @@ def test_clips_that_memory_does_not_suffice_for(here, videos, whole, tmp_path):
     message = str(caught.value)
     assert "1 of 5 train and 1 of 3 test clips could not be fini" in message
     assert "2 x out of memory (train/a/0.avi, test/b/5.avi)" in message
-    assert "--allow_failed" in message and "the other 6 clips" in message
+    assert "--allow_failed" in message and "the others (6)" in message
     # Twice in each run; what is finished, never again.
     assert [times[name] for name in names] == [2, 2]
     assert not done & set(times)

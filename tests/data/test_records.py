@@ -14,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.decoded import assert_same_records
+from twostream_jax import files
 from twostream_jax.data import (
   augment,
   dataset,
@@ -200,7 +201,7 @@ def test_writers_of_one_index_with_equal_process_ids_keep_apart(
     monkeypatch.undo()
     record_index.write_index(index, path)
 
-  monkeypatch.setattr(record_index.os, "fsync", another_machine)
+  monkeypatch.setattr(files.os, "fsync", another_machine)
   record_index.write_index(index, path)
   assert path.read_bytes() == whole
   assert not list(tmp_path.glob(".*"))

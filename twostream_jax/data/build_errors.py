@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from twostream_jax.data.clips import Clip, counted, examples
+from twostream_jax.data.clips import Clip, examples
 from twostream_jax.data.faults import OUT_OF_MEMORY
 from twostream_jax.data.plan import Outcome
 
@@ -54,8 +54,8 @@ def unfinished(
   shares = [f"{n} of {totals[split]} {split}" for split, n in failed.items()]
   return BuildError(
     f"{' and '.join(shares)} clips could not be finished because of this"
-    f" machine, not of their files: {_listed(clips, faults)}; the other"
-    f" {counted(range(len(clips) - len(faults)), 'clip')} are kept in {folder}:"
+    f" machine, not of their files: {_listed(clips, faults)}; what"
+    f" is done of the others ({len(clips) - len(faults)}) is kept in {folder}:"
     " see that the videos can be reached and that memory suffices (fewer"
     " --workers need less), and run the same command again, or build without"
     " these clips (--allow_failed)"

@@ -15,8 +15,8 @@ from twostream_jax.data.faults import (
   machine_fault,
   read_fault,
 )
+from twostream_jax.data.frames import VideoError
 from twostream_jax.data.video import (
-  VideoError,
   read_resized,
   silence_decoders,
   target_size,
@@ -50,14 +50,14 @@ def too_few_frames(number: int, needed: int) -> Rejection:
   return Rejection(f"{frames} decoded, at least {needed} needed")
 
 
-def rejection_entry(clip: Clip, rejection: Rejection) -> dict[str, Any]:
+def rejection_entry(clip: Clip, reason: str) -> dict[str, Any]:
   """Returns a rejected clip as the metadata lists it."""
   several = isinstance(clip.label, tuple)
   return {
     "video_id": clip.video_id,
     "split": clip.split,
     "label": list(clip.label) if several else clip.label,
-    "reason": rejection.reason,
+    "reason": reason,
   }
 
 

@@ -41,8 +41,8 @@ class Record:
   """One video as it is stored; the reader gives the fields by name, in a dict.
 
   Attributes:
-    video_id: path of the video file relative to the folder of videos. Read as
-      UTF-8 bytes, like the group.
+    video_id: name that the list gives it, or its path relative to the folder of
+      videos. Read as UTF-8 bytes, like the group.
     label: name of the class. Stored and read as an index into the class names.
       In a multi-label dataset any number of names and indices.
     group: subject, scene or source video; empty where unknown.
@@ -53,11 +53,11 @@ class Record:
     num_damaged: frames that the decoder reported as damaged or lost.
     num_frames: t, the number of frames that were decoded.
     height: of the stored frames and fields, in pixels.
-    width: likewise.
+    width: of the stored frames and fields, in pixels.
     rgb: t JPEG images; see `decode_rgb`.
     flow: t - step JPEG images, field i from frame i to frame i + step; see
       `decode_flow_codes`.
-    flow_backward: likewise, field i from frame i + step to frame i; empty
+    flow_backward: JPEG images, field i from frame i + step to frame i; empty
       unless the direction of the flow is bidirectional.
   """
 
@@ -158,7 +158,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   Raises:
     DatasetNotFoundError: there is none.
     ValueError: there are several, or it was not built by `build_dataset` of
-      this version.
+      a version that can be read.
     FlowSpecError: the stored flow can't be read.
   """
   folder = _find_dataset(Path(path))
@@ -167,7 +167,8 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   metadata = dict(reader.info.metadata or {})
   if metadata.get("format_version") not in _READABLE:
     raise ValueError(
-      f"{folder} is not a dataset of format version {FORMAT_VERSION}"
+      f"{folder} is not a dataset of format version"
+      f" {' or '.join(map(str, _READABLE))}"
       f" (it states {metadata.get('format_version')});"
       " build it with data_prep/build_tfds.py"
     )
@@ -238,7 +239,7 @@ def _source(
 
 
 def index_path(folder: Path, name: str, split: str) -> Path:
-  """Where the index of a split of a dataset is; see `records`."""
+  """Where the index of a split of a dataset is; see `record_index`."""
   return folder / f"{name}-{split}.index"
 
 

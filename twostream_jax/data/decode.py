@@ -19,8 +19,9 @@ from typing import BinaryIO
 import av
 
 from twostream_jax.data import pictures
-from twostream_jax.data.frame_times import DEFAULT_FPS, LARGEST_FPS, Frame
+from twostream_jax.data.frame_times import DEFAULT_FPS, Frame
 from twostream_jax.data.frames import VideoError
+from twostream_jax.flow.spec import LARGEST_FPS
 
 # What FFmpeg opens that is not a video: text, as a film of a terminal, and
 # lists of other files.

@@ -12,8 +12,8 @@ from twostream_jax.data.check import (
 )
 from twostream_jax.data.clips import Clip
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
+from twostream_jax.data.frames import VideoError
 from twostream_jax.data.video import (
-  VideoError,
   frame_rate,
   read_extracted_flow,
   read_resized,

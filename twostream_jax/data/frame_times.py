@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 
 from twostream_jax.data.frames import VideoError
+from twostream_jax.flow.spec import LARGEST_FPS
 
 # For folders of frames, which have no times, and for files without any.
 DEFAULT_FPS = 25.0
 # A header's rate is taken if the times of the frames say the same, but for a
 # frame that is missing.
 _SAME_RATE = 0.005
-LARGEST_FPS = 1000.0
 # Seconds. Matroska and Flash round times to milliseconds.
-_ROUNDING = 0.001
+ROUNDING = 0.001
 # Beyond it a video of some frames would be repeated for hours.
 _LARGEST_GAP = 3600.0
 
@@ -81,7 +81,7 @@ def at_constant_rate(frames: Iterator[Frame], fps: float) -> Iterator[Frame]:
       )
     end = shown.time + shown.duration
     # No more than a part of a frame, at whatever rate.
-    end -= min(_ROUNDING, 0.25 * shown.duration, 0.25 / fps)
+    end -= min(ROUNDING, 0.25 * shown.duration, 0.25 / fps)
     while number == 0 or number / fps < end:
       if output is not None:
         yield output

@@ -68,11 +68,12 @@ def _deinterlacer(frame, stream) -> av.filter.Graph:
     time_base=frame.time_base or stream.time_base,
   )
   # Frames that are not marked pass as they are.
-  bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-  sink = graph.add("buffersink")
-  source.link_to(bwdif)
-  bwdif.link_to(sink)
-  graph.configure()
+  graph.link_nodes(
+    source,
+    # Frames that are not marked pass as they are.
+    graph.add("bwdif", "mode=send_frame:deint=interlaced"),
+    graph.add("buffersink"),
+  ).configure()
   return graph
 
 

@@ -15,7 +15,7 @@ import cv2
 import tensorflow_datasets as tfds
 
 import twostream_jax
-from twostream_jax.data.check import Rejection, rejection_entry
+from twostream_jax.data.check import rejection_entry
 from twostream_jax.data.clips import Clip, class_names, is_multi_label
 from twostream_jax.data.dataset import dataset_metadata, record_features
 from twostream_jax.flow.spec import FlowSpec, to_dict
@@ -133,7 +133,7 @@ def rejected_entries(
 ) -> list[dict[str, Any]]:
   """Returns the rejected clips as the metadata lists them, in order."""
   return [
-    rejection_entry(clips[i], Rejection(outcomes[i].reason))
+    rejection_entry(clips[i], outcomes[i].reason)
     for i in sorted(outcomes)
     if outcomes[i].reason is not None
   ]

@@ -10,10 +10,7 @@ file is a Riegeli file, which has a header of 24 bytes at every multiple of
 github.com/google/riegeli, doc/riegeli_records_file_format.md, "Block header").
 """
 
-import contextlib
-import errno
 import os
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
+
+from twostream_jax import files
 
 IMAGES = ("rgb", "flow", "flow_backward")
 SIZES = ("num_frames", "height", "width")
@@ -147,33 +146,15 @@ def join(indices: Sequence[Index]) -> Index:
   return joined._replace(videos=videos)
 
 
-def temporary_name(path: Path) -> Path:
-  """Returns a name beside `path` to write its bytes to, before a rename.
-
-  Machines that share a folder have processes of equal ids (in containers of
-  one image as a rule), so an id would not keep two writers apart.
-  """
-  return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-
-
 def write_index(index: Index, path: Path) -> None:
   """Writes an index, whole or not at all; OSError names it."""
-  temporary = temporary_name(path)
-  try:
-    with open(temporary, "wb") as file:
-      for array in index:
-        np.lib.format.write_array(file, array, allow_pickle=False)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.rename(path)
-  except OSError as error:
-    # NumPy tells only that not all was written.
-    number = error.errno or errno.ENOSPC
-    raise OSError(number, os.strerror(number), os.fspath(path)) from error
-  finally:
-    # On a disk that can't be written the error above is the one to tell.
-    with contextlib.suppress(OSError):
-      temporary.unlink()
+  with files.replaced(path) as temporary, open(temporary, "wb") as file:
+    for array in index:
+      np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+class OtherIndexError(ValueError):
+  """An index was written by another version of this package."""
 
 
 def read_index(path: Path) -> Index:
@@ -209,10 +190,6 @@ def _map_array(file) -> np.ndarray:
     array = np.memmap(file, dtype, "r", start, shape).view(np.ndarray)
   file.seek(start + array.nbytes)
   return array
-
-
-class OtherIndexError(ValueError):
-  """An index was written by another version of this package."""
 
 
 def _find_images(record: bytes, fields) -> list[tuple[int, int]]:

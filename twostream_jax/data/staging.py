@@ -250,7 +250,7 @@ def open_staging(
   if not (folder / "plan.json").exists():
     write_json(path, sources, indent=None)
     write_json(folder / "plan.json", plan.fingerprint())
-  for pattern in ("*/.*", "clips/*.fault"):
+  for pattern in (".*", "*/.*", "clips/*.fault"):
     for leftover in folder.glob(pattern):
       leftover.unlink()
   staging = Staging(folder, plan)

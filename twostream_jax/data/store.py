@@ -1,6 +1,5 @@
 """What became of each clip, on the disk; see `staging` for the folder."""
 
-import contextlib
 import errno
 import json
 import os
@@ -11,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from twostream_jax import files
 from twostream_jax.data import record_index
 from twostream_jax.data.check import Rejection
 from twostream_jax.data.clips import (
@@ -66,7 +66,7 @@ class Store:
   def pack_if_finished(self, shard: int, indices: Sequence[int]) -> None:
     """Packs a shard where all of its clips are finished."""
     if shard_path(self.folder, shard, "json").exists() or all(
-      outcome_path(self.folder, i).exists() for i in indices
+      map(self.is_finished, indices)
     ):
       self.pack_shard(shard, indices)
 
@@ -138,24 +138,17 @@ def write_records(path: Path, examples: Iterable[bytes]) -> None:
   Raises:
     OSError: it can't be written.
   """
-  temporary = record_index.temporary_name(path)
-  try:
-    writer = ArrayRecordWriter(os.fspath(temporary), _RECORD_OPTIONS)
-    for example in examples:
-      writer.write(example)
-    writer.close()
-    with open(temporary, "rb") as file:
-      os.fsync(file.fileno())
-    temporary.rename(path)
-  except RuntimeError as error:
-    # The library has the system's words in the middle of its own.
-    numbers = [n for n in errno.errorcode if os.strerror(n) in str(error)]
-    number = numbers[0] if numbers else errno.EIO
-    raise OSError(number, os.strerror(number), os.fspath(path)) from error
-  finally:
-    # On a disk that can't be written the error above is the one to tell.
-    with contextlib.suppress(OSError):
-      temporary.unlink()
+  with files.replaced(path) as temporary:
+    try:
+      writer = ArrayRecordWriter(os.fspath(temporary), _RECORD_OPTIONS)
+      for example in examples:
+        writer.write(example)
+      writer.close()
+    except RuntimeError as error:
+      # The library has the system's words in the middle of its own.
+      numbers = [n for n in errno.errorcode if os.strerror(n) in str(error)]
+      number = numbers[0] if numbers else errno.EIO
+      raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
@@ -165,17 +158,5 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
   """Writes a file, whole or not at all; OSError names it."""
-  temporary = record_index.temporary_name(path)
-  try:
-    with open(temporary, "wb") as file:
-      file.write(data)
-      # Before the rename, or a power cut could leave a name without its bytes.
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.rename(path)
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-  finally:
-    # On a disk that can't be written the error above is the one to tell.
-    with contextlib.suppress(OSError):
-      temporary.unlink()
+  with files.replaced(path) as temporary:
+    temporary.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What a build or a check found, in words."""
+"""Text of what a build or a check found."""
 
 import os
 import shlex
@@ -97,7 +97,7 @@ def describe_check(
         f" {min(sizes)} to {max(sizes)} a class"
       )
   rejected = [
-    rejection_entry(clip, rejection)
+    rejection_entry(clip, rejection.reason)
     for clip, rejection in zip(clips, rejections, strict=True)
     if rejection
   ]

@@ -28,12 +28,8 @@ _BLOCK = 8
 
 
 def silence_decoders() -> None:
-  """Stops FFmpeg and OpenCV writing about broken files to stderr.
-
-  For worker processes. It has to run before the process opens its first video.
-  """
+  """Stops FFmpeg and OpenCV writing about broken files to stderr."""
   decode.silence()
-  os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # AV_LOG_QUIET
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 

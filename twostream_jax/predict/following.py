@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from twostream_jax import scores
+from twostream_jax.data.frame_times import ROUNDING
 from twostream_jax.predict.predictor import Predictor
 from twostream_jax.predict.reading import Coded, record_of
-
-# Of times, in seconds: Matroska rounds them to milliseconds.
-_ROUNDING = 0.001
 
 
 class Seen(NamedTuple):
@@ -29,7 +27,7 @@ class Seen(NamedTuple):
   frames: list[Coded]
   probabilities: np.ndarray
 
-  def speaks_until(self, following: "Seen") -> float:
+  def boundary_with(self, following: "Seen") -> float:
     """Middle of the frames that it shares with the next window.
 
     Returns:
@@ -62,7 +60,7 @@ class Window:
   stride: float
 
   def __post_init__(self):
-    if not _ROUNDING <= self.stride <= self.length < math.inf:
+    if not ROUNDING <= self.stride <= self.length < math.inf:
       raise ValueError(
         f"a window of {self.length:g} s can't move by {self.stride:g} s:"
         " --stride must be at least 0.001 and no longer than --window"
@@ -89,24 +87,24 @@ def slide(
   start, count, covered = 0.0, 0, 0
 
   def shown_from(begin: float) -> tuple[int, list[Coded]]:
-    inside = sum(frame.time >= begin - _ROUNDING for frame in ring)
+    inside = sum(frame.time >= begin - ROUNDING for frame in ring)
     some = list(ring)[-max(inside, least, count - covered) :]
     return count - len(some), some
 
   for frame in frames:
-    while frame.time >= start + window.length - _ROUNDING:
+    while frame.time >= start + window.length - ROUNDING:
       if count > covered and count >= least:
         yield shown_from(start)
         covered = count
         start += window.stride
       else:  # Over a gap, or too little at the beginning.
-        gap = frame.time - window.length - start + _ROUNDING
+        gap = frame.time - window.length - start + ROUNDING
         start += window.stride * (int(gap / window.stride) + 1)
     # Where the last window would begin if the video ended here.
     keep = min(start, frame.time + frame.duration - window.length)
     while (
       len(ring) > max(least - 1, count - covered)
-      and ring[0].time < keep - _ROUNDING
+      and ring[0].time < keep - ROUNDING
     ):
       ring.popleft()
     ring.append(frame)

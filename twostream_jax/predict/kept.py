@@ -9,7 +9,6 @@ import collections
 import contextlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +73,8 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
     return []
   try:
     theirs = json.loads(lines[0])["command"]
-    answers = [json.loads(line) for line in lines[1:]]
+    found = [json.loads(line) for line in lines[1:]]
+    answers = [(line["answer"], line["video"]) for line in found]
   except (ValueError, TypeError, KeyError) as error:
     message = f"{partial} does not hold answers of this command: {advice}"
     raise ValueError(message) from error
@@ -84,19 +84,26 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
         f"{partial} holds answers of another command ({name}:"
         f" {theirs.get(name)}, here {facts.get(name)}): {advice}"
       )
-  written = partial.stat().st_mtime
-  return [answer for answer in answers if _holds(answer, written)]
+  return [answer for answer, video in answers if _holds(answer, video)]
 
 
-def _holds(answer: Answer, written: float) -> bool:
+def _holds(answer: Answer, video: list[int] | None) -> bool:
   """Whether an answer is one, its files are there, and its video is as then."""
   written_files = answer.get("files", {}).values()
-  if "error" in answer or not all(map(os.path.exists, written_files)):
-    return False
+  return (
+    "error" not in answer
+    and all(map(os.path.exists, written_files))
+    and _stamp(answer["path"]) == video
+  )
+
+
+def _stamp(path: str) -> list[int] | None:
+  """Size and time of change of a file; None: there is none, as for a URL."""
   try:
-    return os.path.getmtime(answer["path"]) <= written
-  except OSError:  # A URL, say.
-    return True
+    found = os.stat(path)
+  except (OSError, ValueError):
+    return None
+  return [found.st_size, found.st_mtime_ns]
 
 
 def unanswered(paths: Sequence[str], answers: Sequence[Answer]) -> list[int]:
@@ -144,7 +151,7 @@ def _opened(
   path: Path, partial: Path, head: bytes, before: Sequence[Answer]
 ) -> Iterator[Callable[[Answer], None]]:
   with outputs.written(partial) as temporary:
-    temporary.write_bytes(b"".join([head, *map(_line, before)]))
+    temporary.write_bytes(b"".join([head, *map(_kept_line, before)]))
   count = len(before)
   try:
     # Unbuffered: what is written is in the file, whatever happens next.
@@ -152,12 +159,12 @@ def _opened(
 
       def add(answer: Answer) -> None:
         nonlocal count
-        _write(file, _line(answer), partial)
+        _write(file, _kept_line(answer), partial)
         count += 1
 
       yield add
     with outputs.written(path) as temporary:
-      _copy(partial, len(head), temporary)
+      _copy_answers(partial, temporary)
   except BaseException as error:
     if count:
       error.add_note(
@@ -170,10 +177,14 @@ def _opened(
   partial.unlink()
 
 
-def _copy(path: Path, start: int, target: Path) -> None:
-  with open(path, "rb") as file, open(target, "wb") as copy:
-    file.seek(start)
-    shutil.copyfileobj(file, copy)
+def _copy_answers(partial: Path, target: Path) -> None:
+  with open(partial, "rb") as lines, open(target, "wb") as copy:
+    next(lines)  # The command.
+    copy.writelines(_line(json.loads(line)["answer"]) for line in lines)
+
+
+def _kept_line(answer: Answer) -> bytes:
+  return _line({"answer": answer, "video": _stamp(answer["path"])})
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:

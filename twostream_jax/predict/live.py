@@ -10,13 +10,11 @@ from collections.abc import Iterable, Iterator
 import cv2
 
 from twostream_jax.data import decode
-from twostream_jax.data.frame_times import DEFAULT_FPS, Frame
+from twostream_jax.data.frame_times import DEFAULT_FPS, ROUNDING, Frame
 from twostream_jax.data.frames import VideoError
 
 # Seconds until a camera or stream has to answer.
 _PATIENCE = 10.0
-# Of times, in seconds.
-_ROUNDING = 0.001
 
 
 def read_stream(url: str, seconds: float) -> Iterator[Frame]:
@@ -40,7 +38,7 @@ def read_camera(index: int, seconds: float) -> Iterator[Frame]:
 
 def _first(frames: Iterable[Frame], seconds: float) -> Iterator[Frame]:
   return itertools.takewhile(
-    lambda frame: frame.time < seconds - _ROUNDING, frames
+    lambda frame: frame.time < seconds - ROUNDING, frames
   )
 
 

@@ -54,7 +54,7 @@ def write(
     for coded, probabilities in _nearest(windows)
   )
   with outputs.written(path) as temporary:
-    video_file.write(temporary, drawn, name=path)
+    video_file.write(temporary, drawn)
 
 
 def _nearest(windows: Iterable[Seen]) -> Iterator[tuple[Coded, np.ndarray]]:
@@ -62,7 +62,7 @@ def _nearest(windows: Iterable[Seen]) -> Iterator[tuple[Coded, np.ndarray]]:
   given, seen = 0, None
   for following in windows:
     if seen is not None:
-      until = int(seen.speaks_until(following))
+      until = int(seen.boundary_with(following))
       yield from _frames(seen, given, until)
       given = max(given, until)
     seen = following

@@ -71,7 +71,7 @@ def find_sources(arguments: Iterable[str]) -> list[Source]:
       found.append(Source("stream", argument))
     elif argument.isdecimal() and not os.path.exists(argument):
       found.append(Source("camera", argument))
-    elif os.path.isdir(argument) and not is_frame_folder(argument):
+    elif _is_searched(Path(argument)):
       below = _videos_below(Path(argument))
       found += [Source("file", str(path)) for path in below or [argument]]
     else:
@@ -105,10 +105,18 @@ def _below(
   for path in sorted(folder.iterdir()):
     if is_left_behind(path.name):
       continue
-    if path.is_dir() and not is_frame_folder(path):
+    if _is_searched(path):
       yield from _below(path, inside)
     else:
       yield path
+
+
+def _is_searched(path: Path) -> bool:
+  """Whether a path is a folder of videos, not a video or what can't be read."""
+  try:
+    return path.is_dir() and not is_frame_folder(path)
+  except PermissionError:
+    return False  # The reason is told when it is to be read.
 
 
 def read_list(path: str | os.PathLike) -> list[str]:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +35,7 @@ class Track:
   """Probabilities along a video.
 
   Attributes:
-    edges: seconds [w + 1], rising: window i speaks for what is between edge i
+    edges: seconds [w + 1], rising: window i tells what is between edge i
       and edge i + 1, halfway to its neighbours (in frames).
     probabilities: float [w n].
   """
@@ -63,7 +62,7 @@ class Recorder:
       if before is not None:
         # Frames, not seconds: where a video stands still, it goes on showing
         # its last frame.
-        middle = before.speaks_until(seen)
+        middle = before.boundary_with(seen)
         shows_it = seen if middle >= seen.first else before
         self._edges.append(shows_it.time_of(middle))
       before = seen
@@ -148,15 +147,13 @@ def find_segments(
 
 
 def write_csv(path: Path, segments: Iterable[Segment]) -> None:
-  """Writes segments as start, end, label, score; as a whole or not at all."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "w", newline="", encoding="utf-8") as file:
+  """Writes segments as start, end, label, score."""
+  with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(Segment._fields)
     for segment in segments:
       times = (f"{segment.start:.3f}", f"{segment.end:.3f}")
       writer.writerow([*times, segment.label, f"{segment.score:.4f}"])
-  os.replace(temporary, path)
 
 
 def draw(
@@ -195,7 +192,5 @@ def draw(
   axes.set_xlabel("seconds")
   axes.set_title(title, fontsize=10, parse_math=False)
   figure.tight_layout()
-  temporary = path.with_name(f".{path.name}.tmp")
-  figure.savefig(temporary, format="png", dpi=100)
+  figure.savefig(path, format="png", dpi=100)
   pyplot.close(figure)
-  os.replace(temporary, path)

@@ -19,7 +19,6 @@ from av.video.reformatter import (
 )
 
 from twostream_jax.data.frames import VideoError
-from twostream_jax.predict.outputs import WriteError
 
 # Seconds that a file's duration may differ from what was written: Matroska
 # rounds to a millisecond.
@@ -110,12 +109,7 @@ def check_format(path: Path) -> None:
     ) from error
 
 
-def write(
-  path: Path,
-  frames: Iterable[Shown],
-  *,
-  name: Path | None = None,
-) -> None:
+def write(path: Path, frames: Iterable[Shown]) -> None:
   """Encodes frames as 4:2:0 video in BT.709 colours, and reads the file back.
 
   Frames of an odd height or width get another row or column, which repeats the
@@ -125,12 +119,11 @@ def write(
     path: The extension decides: H.264 in .mp4, .m4v, .mov and .mkv, VP9 in
       .webm.
     frames: In order, of one size; each until the next one.
-    name: That errors give to the file, if it is only a temporary one.
 
   Raises:
     ValueError: As `check_format`.
     VideoError: There are no frames.
-    WriteError: The file can't be written, or does not hold what was written.
+    OSError: The file can't be written, or does not hold what was written.
   """
   check_format(path)
   form = _FORMATS[path.suffix.lower()]
@@ -148,14 +141,10 @@ def write(
       encoder.finish()
     _check(path, count, end / form.ticks)
   except av.error.FFmpegError as error:
-    raise WriteError(
-      name or path, OSError(error.errno, error.strerror)
-    ) from error
-  except _Damaged as error:
-    raise WriteError(name or path, OSError(str(error))) from error
+    raise OSError(error.errno, error.strerror) from error
 
 
-class _Damaged(Exception):
+class _Damaged(OSError):
   """A file does not hold what was written."""
 
 

@@ -17,8 +17,8 @@ from twostream_jax.pretrained.convention import (
   IMAGENET,
   InputConvention,
 )
+from twostream_jax.pretrained.matconvnet import AVERAGE_IMAGE
 from twostream_jax.pretrained.naming import Network
-from twostream_jax.pretrained.readers import AVERAGE_IMAGE
 from twostream_jax.pretrained.report import first_keys, printable
 from twostream_jax.pretrained.saving import is_own, metadata_of
 from twostream_jax.pretrained.sources import Source, WeightsError

@@ -60,8 +60,8 @@ def _read(path: str) -> dict[str, np.ndarray]:
       arrays[f"{layer.name}/{kind}"] = np.asarray(array)
   meta = getattr(content.get("meta"), "normalization", None)
   meta = content.get("normalization", meta)
-  if hasattr(meta, "averageImage"):
-    arrays[AVERAGE_IMAGE] = np.asarray(meta.averageImage)
+  if hasattr(meta, AVERAGE_IMAGE):
+    arrays[AVERAGE_IMAGE] = np.asarray(getattr(meta, AVERAGE_IMAGE))
   return arrays
 
 

@@ -29,7 +29,6 @@ from twostream_jax.pretrained.sources import (
 )
 
 # The key of the mean image of a MatConvNet file.
-AVERAGE_IMAGE = matconvnet.AVERAGE_IMAGE
 _Reader = Callable[[Path], Content]
 
 
