@@ -40,7 +40,7 @@ def agreement(sizes: Sizes) -> Iterator[Row]:
           own = jnp.asarray(x, jnp.float32)
           if place == "cpu":
             init = jax.jit(functools.partial(model.init, train=False))
-            variables = jax.device_get(init(jax.random.key(0), own))
+            variables = _scaled(jax.device_get(init(jax.random.key(0), own)))
           apply = jax.jit(functools.partial(model.apply, train=False))
           logits[place] = np.asarray(apply(variables, own)[0], np.float64)
     apart = np.linalg.norm(logits["here"] - logits["cpu"])
@@ -63,6 +63,22 @@ def agreement(sizes: Sizes) -> Iterator[Row]:
         "float32 (highest)": float(found[name, "highest"].result()),
         "default (TF32)": float(found[name, "default"].result()),
       }
+
+
+def _scaled(variables: Any) -> Any:
+  """Variables whose batch norms have random scales.
+
+  A network begins with residual branches that are scaled to zero, and what they
+  compute would not be compared.
+  """
+  rng = np.random.default_rng(3)
+
+  def draw(path, value):
+    if path[-1].key != "scale":
+      return value
+    return rng.uniform(0.5, 1.0, value.shape).astype(value.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, variables)
 
 
 def loss_curves(sizes: Sizes) -> Iterator[Row]:
@@ -124,7 +140,9 @@ def _training(name, width, dtype, side, batch):
   return jax_training(
     Stream(modality="rgb", backbone=backbone),
     _batch(frames, np.zeros(batch, int)),
-    learning_rate=0.01,
+    # With 0.01 CNN-M's losses rise again at first, and what rounding changes
+    # then grows in float32 as well.
+    learning_rate=0.002,
   )
 
 

@@ -60,6 +60,23 @@ def test_pooling_equals_plain_pooling_also_where_values_tie(
   )
 
 
+def test_the_gradient_of_pooling_finds_the_maxima_of_rounded_values():
+  # One program computes, rounds and pools: XLA may leave the rounding out.
+  weights = jnp.asarray(normal(2, 8, 8, 4, seed=1))
+
+  def loss(x):
+    y = kernels.max_pool(x, 2, 2, ((0, 0), (0, 0)))
+    return (y.astype(jnp.float32) * weights).sum()
+
+  def rounded(a):
+    return (1.1 * nn.relu(a) + 0.3).astype(jnp.bfloat16)
+
+  a = jnp.asarray(normal(2, 16, 16, 4))
+  found = jax.jit(jax.grad(lambda a: loss(rounded(a))))(a)
+  expected = 1.1 * jax.grad(loss)(rounded(a)).astype(jnp.float32) * (a > 0)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_pooling_keeps_bfloat16():
   x = jnp.asarray(normal(1, 4, 4, 2), jnp.bfloat16)
   y, (gradient,) = value_and_gradients(

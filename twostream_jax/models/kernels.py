@@ -200,11 +200,24 @@ def _first_maximum(x, y, window, stride):
   rows = stride * (y.shape[1] - 1) + 1
   columns = stride * (y.shape[2] - 1) + 1
   first = jnp.full(y.shape, window * window - 1, jnp.int32)
+  x, y = _rounded(x), _rounded(y)
   for place in reversed(range(window * window - 1)):
     i, j = divmod(place, window)
     pixel = x[:, i : i + rows : stride, j : j + columns : stride]
     first = jnp.where(pixel == y, place, first)
   return first
+
+
+def _rounded(x):
+  """x, certain to be of its dtype's precision.
+
+  XLA may leave out roundings to a narrow type between operations that it
+  fuses, and then no pixel need be equal to its window's maximum.
+  """
+  if x.dtype == jnp.float32:
+    return x
+  facts = jnp.finfo(x.dtype)
+  return lax.reduce_precision(x, facts.nexp, facts.nmant)
 
 
 def sum_of_rows(x: Array) -> Array:
