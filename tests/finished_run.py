@@ -48,7 +48,7 @@ def make(config, workdir, data):
 def save_checkpoint(config, name, workdir, data, step=None):
   """Writes a stage's fresh weights as its checkpoint, by default its last."""
   stage = stages.create_stage(config, name, data, workdir)
-  facts = {"config": config.to_dict(), "inputs": stage.describe_inputs()}
+  facts = {"config": config.to_dict()} | stage.facts()
   with checkpoints.open_manager(
     workdir / name / "checkpoints", keep=2
   ) as manager:

@@ -10,13 +10,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from twostream_jax import checkpoints, explain, parallel, report, stages
+from twostream_jax import checkpoints, explain, parallel, report, trained
 from twostream_jax.data import dataset as dataset_lib
 from twostream_jax.data import input_pipeline, protocols
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.eval_pipeline import Rows
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.scores import Scores
+from twostream_jax.trained import TrainedStage
 
 # Of a clip, evenly spaced.
 _MOMENTS = 3
@@ -61,8 +62,9 @@ def gather(
     labels = [int(answers[rows[video_id]]) for video_id in chosen]
     try:
       step = steps[name] if steps else None
-      more = class_maps(config, name, workdir, data, records, labels, step)
-    except checkpoints.CheckpointError:
+      stage = trained.open_stage(config, name, workdir, step=step)
+      more = class_maps(stage, records, labels)
+    except (checkpoints.CheckpointError, trained.TrainedRunError):
       unmapped[name] = "its checkpoint can't be read"
       continue
     maps = [old + new for old, new in zip(maps, more, strict=True)]
@@ -114,37 +116,23 @@ def example(record: Mapping[str, Any], data: VideoDataset) -> report.Example:
 
 
 def class_maps(
-  config: ml_collections.ConfigDict,
-  name: str,
-  workdir: Path,
-  data: VideoDataset,
+  stage: TrainedStage,
   records: Sequence[Mapping[str, Any]],
   labels: Sequence[int],
-  step: int | None = None,
 ) -> list[tuple[report.ClassMap, ...]]:
   """What a stage's answers rest on, in the middle of each clip.
 
   The network sees one view: the centre crop in the middle of the clip.
 
   Args:
-    config: of the run.
-    name: of a stage that reads pixels.
-    workdir: of the run.
-    data: the dataset.
+    stage: Trained stage that reads pixels.
     records: b clips.
     labels: the class to be explained of each.
-    step: of the checkpoint; None: the one that counts.
 
   Returns:
     Of each clip a map for each of the stage's networks.
-
-  Raises:
-    CheckpointError: the stage has no checkpoint that can be read.
   """
-  stage = stages.create_stage(config, name, data, workdir)
-  with checkpoints.open_reader(workdir / name / "checkpoints") as manager:
-    variables = jax.device_put(checkpoints.restore_variables(manager, step))
-  views = stage.inputs.evaluation
+  variables, views = jax.device_put(stage.variables), stage.views
   read = views.spec.modalities
   # The frame is shown whatever the network reads.
   spec = dataclasses.replace(
@@ -168,7 +156,7 @@ def class_maps(
     maps += [
       tuple(
         report.ClassMap(
-          model=name,
+          model=stage.name,
           modality=_MODALITIES.get(network, read[0]),
           label=int(classes[i]),
           view=batch["rgb"][i, 0, 0],
@@ -181,7 +169,7 @@ def class_maps(
   return maps
 
 
-def _maps_of_views(variables, pixels, classes, *, stage: stages.Stage):
+def _maps_of_views(variables, pixels, classes, *, stage: TrainedStage):
   return explain.class_maps(
     variables, stage.preprocess(pixels), classes, model=stage.model
   )

@@ -18,8 +18,8 @@ from twostream_jax import (
   results,
   run,
   stage_data,
-  stages,
   train,
+  trained,
 )
 from twostream_jax.data import protocols
 from twostream_jax.data.dataset import VideoDataset, identity
@@ -102,32 +102,29 @@ def rescore(
     Interrupted: it was asked to stop; nothing of it counts.
   """
   config = _without_fusion_that_can_not_be(config, only_stage)
-  run.check_config(config, data, only_stage)
-  found = checkpoint_steps(config, workdir, only_stage=only_stage, step=step)
-  run.check_trained_flow(config, workdir, data)
+  run.check_config(config, data, workdir, only_stage)
+  steps = checkpoint_steps(config, workdir, only_stage=only_stage, step=step)
+  run.check_trained_data(config, workdir, data)
   settings = {"config": config.to_dict(), "dataset": identity(data)}
-  check_config_file(workdir, settings)
+  check_config_file(workdir, settings, to_train=False)
   folder = evaluation_path(config, workdir, only_stage, step)
   if parallel.is_primary():
     # Until all is scored anew, what was there before does not count.
     for file in (results.RESULTS_FILE, results.REPORT_FILE):
       (folder / file).unlink(missing_ok=True)
-  for name, chosen in found.items():
+  for name, chosen in steps.items():
     # Of the streams that it reads, the checkpoints that count.
     run.compute_features(config, name, workdir, data, watch)
-    stage = stages.create_stage(config, name, data, workdir)
-    with checkpoints.open_reader(workdir / name / "checkpoints") as manager:
-      variables = checkpoints.restore_variables(manager, chosen)
-    predict = run.create_predict(config, stage, data)
-    variables = parallel.replicate(variables)
-    for split in stage_data.splits_to_score(config):
-      run.write_scores(
-        config, stage, data, split, folder, predict, variables, watch
-      )
+    stage = trained.open_stage(config, name, workdir, step=chosen)
+    for source in stage.sources:
+      found = trained.open_stage(config, source, workdir)
+      trained.check_source(stage, found, workdir)
+    splits = stage_data.splits_to_score(config)
+    run.score_splits(config, stage, data, splits, workdir, folder, watch)
   if parallel.is_primary():
     shown = config.copy_and_resolve_references()
-    shown.stages = tuple(found)
-    results.conclude(shown, workdir, data, folder=folder, steps=found)
+    shown.stages = tuple(steps)
+    results.conclude(shown, workdir, data, folder=folder, steps=steps)
   parallel.barrier("evaluation")
   return folder, results.read_results(folder)
 

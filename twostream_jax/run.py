@@ -1,14 +1,14 @@
 """A run: its stages in order, then fusion, results and report.
 
 Whatever is finished is not done again: the newest checkpoint of a stage says
-how far it is trained, and a score file that names the run's protocol stands for
-its evaluation.
+how far it is trained, and a score file is used where it names the protocol of
+the run and the digests of the weights and of the split.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import ml_collections
 from twostream_jax import (
   checkpoints,
   evaluate,
+  inputs,
   parallel,
   results,
   scores,
@@ -26,13 +27,17 @@ from twostream_jax import (
   stages,
   steps,
   train,
+  trained,
+  trained_weights,
 )
 from twostream_jax.data import protocols
 from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.data.features import read_features, write_features
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.selection import Selection
+from twostream_jax.trained import TrainedStage
 from twostream_jax.workdir import (
+  ConfigMismatchError,
   check_config_file,
   features_path,
   scores_path,
@@ -66,20 +71,20 @@ def train_and_evaluate(
     FlowSpecError: a stage was trained on flow of another kind.
     Interrupted: the run was asked to end; what is done is saved.
   """
-  check_config(config, data, only_stage)
   workdir = Path(workdir)
-  check_trained_flow(config, workdir, data)
+  check_config(config, data, workdir, only_stage)
+  check_trained_data(config, workdir, data)
   begun_with = {"config": config.to_dict(), "dataset": identity(data)}
   check_config_file(workdir, begun_with)
   # Nobody writes before all have looked.
   parallel.barrier("settings")
   if parallel.is_primary():
     write_config(workdir, begun_with)
-  for name in (only_stage,) if only_stage else config.stages:
-    if any(missing_splits(config, name, workdir, data)):
-      compute_features(config, name, workdir, data, watch)
-      run_stage(config, name, workdir, data, watch)
-  if any(missing_splits(config, name, workdir, data) for name in config.stages):
+  names = (only_stage,) if only_stage else config.stages
+  for name in names:
+    run_stage(config, name, workdir, data, watch)
+  others = [name for name in config.stages if name not in names]
+  if not all(is_scored(config, name, workdir, data) for name in others):
     return None
   if parallel.is_primary():
     results.conclude(config, workdir, data)
@@ -88,9 +93,15 @@ def train_and_evaluate(
 
 
 def check_config(
-  config: ml_collections.ConfigDict, data: VideoDataset, only_stage: str
+  config: ml_collections.ConfigDict,
+  data: VideoDataset,
+  workdir: Path,
+  only_stage: str = "",
 ) -> None:
-  """Raises ValueError for settings that do not fit each other or the data."""
+  """Raises ValueError for settings that do not fit each other or the data.
+
+  Files of weights have to be there only where a stage is not begun.
+  """
   settings.check_numbers(config)
   if not config.stages:
     raise ValueError("config.stages names no stage")
@@ -116,7 +127,8 @@ def check_config(
     weights = (
       "" if config[name].kind == "features" else config[name].init.weights
     )
-    if weights and not Path(weights).is_file():
+    begun = checkpoints.read_metadata(trained_weights.folder(workdir, name))
+    if weights and begun is None and not Path(weights).is_file():
       raise ValueError(
         f"config.{name}.init.weights={weights!r} is no file; make it with"
         " data_prep/convert_weights.py, or name another"
@@ -131,22 +143,34 @@ def check_config(
       )
 
 
-def check_trained_flow(
+def check_trained_data(
   config: ml_collections.ConfigDict, workdir: Path, data: VideoDataset
 ) -> None:
-  """Refuses a dataset whose flow is not what the checkpoints were trained on.
+  """Refuses a dataset that is not what the checkpoints were trained on.
 
   The checkpoints speak for themselves, for config.json may be lost or edited.
   Those of all stages are asked, also where only their scores are still needed.
 
   Raises:
-    FlowSpecError: it names the checkpoint, the dataset and the differences.
+    FlowSpecError: Flow is of another kind; it names the differences.
+    ConfigMismatchError: The training split has other videos, labels or images.
   """
+  split = config.data.train_split
   for name in config.stages:
-    found = checkpoints.read_metadata(workdir / name / "checkpoints")
-    if not found or not stage_data.uses_flow(config, name):
+    found = checkpoints.read_metadata(trained_weights.folder(workdir, name))
+    if not found:
       continue
     path, metadata = found
+    # Earlier versions did not write it down.
+    trained_on = metadata.get("digest", {}).get(split)
+    if trained_on not in (None, data.sources[split].digest):
+      raise ConfigMismatchError(
+        f"checkpoint {path} was trained on other videos, labels or images than"
+        f" split {split!r} of {data.path} has: the dataset was built again. Use"
+        " the old dataset, or another --workdir."
+      )
+    if not stage_data.uses_flow(config, name):
+      continue
     try:
       trained = flow_spec.from_dict(metadata["flow_spec"])
     except flow_spec.FlowSpecError as error:
@@ -183,17 +207,33 @@ def run_stage(
   watch: train.Watch,
 ) -> None:
   """Trains a stage and writes its scores, as far as they are missing."""
-  stage = stages.create_stage(config, name, data, workdir)
-  predict = create_predict(config, stage, data)
-  variables = parallel.replicate(
+  if not trained_weights.is_finished(config, name, workdir):
+    if not _is_begun(name, workdir) and is_scored(config, name, workdir, data):
+      return  # Somebody has removed its checkpoints.
+    compute_features(config, name, workdir, data, watch)
+    stage = stages.create_stage(config, name, data, workdir)
+    predict = create_predict(config, stage, len(data.class_names))
     train.train_stage(stage, data, config, workdir / name, predict, watch)
-  )
-  for split in missing_splits(config, name, workdir, data):
-    write_scores(config, stage, data, split, workdir, predict, variables, watch)
+  stage = trained.open_stage(config, name, workdir)
+  for source in stage.sources:
+    if _is_begun(source, workdir):
+      found = trained.open_stage(config, source, workdir)
+      trained.check_source(stage, found, workdir)
+  missing = missing_splits(config, stage, workdir, data)
+  if missing:
+    compute_features(config, name, workdir, data, watch)
+    score_splits(config, stage, data, missing, workdir, workdir, watch)
+
+
+def _is_begun(name: str, workdir: Path) -> bool:
+  directory = trained_weights.folder(workdir, name)
+  return checkpoints.read_metadata(directory) is not None
 
 
 def create_predict(
-  config: ml_collections.ConfigDict, stage: stages.Stage, data: VideoDataset
+  config: ml_collections.ConfigDict,
+  stage: stages.Stage | TrainedStage,
+  num_classes: int,
 ) -> Callable[..., Any]:
   """The pmapped predict step of a stage."""
   return parallel.pmap_predict_step(
@@ -202,62 +242,89 @@ def create_predict(
       model=stage.model,
       preprocess=stage.preprocess,
       views_per_pass=config.eval.views_per_pass,
-      num_classes=len(data.class_names),
+      num_classes=num_classes,
     )
   )
 
 
-def write_scores(
+def score_splits(
   config: ml_collections.ConfigDict,
-  stage: stages.Stage,
+  stage: TrainedStage,
   data: VideoDataset,
-  split: str,
+  splits: Sequence[str],
+  workdir: Path,
   folder: Path,
-  predict: Callable[..., Any],
-  variables: Any,
   watch: train.Watch,
 ) -> None:
-  """Scores a split by a stage's replicated variables; into `folder`/scores."""
-  result = evaluate.evaluate(
-    predict,
-    variables,
-    stage.inputs.eval_rows(
-      split, **train.eval_part(config.eval.views_per_pass)
-    ),
-    protocol=stage.inputs.protocol(),
-    description=f"{stage.name}, {split}",
-    should_stop=watch.should_stop,
-  )
-  if parallel.is_primary():
-    result = dataclasses.replace(result, class_names=tuple(data.class_names))
-    scores.save_scores(scores_path(folder, stage.name, split), result)
-  parallel.barrier(f"scores of {stage.name}, {split}")
+  """Scores splits by a trained stage of `workdir`; into `folder`/scores."""
+  batches = inputs.create_inputs(config, stage.name, data, workdir)
+  predict = create_predict(config, stage, stage.num_classes)
+  variables = parallel.replicate(stage.variables)
+  for split in splits:
+    result = evaluate.evaluate(
+      predict,
+      variables,
+      batches.eval_rows(split, **train.eval_part(config.eval.views_per_pass)),
+      protocol=stage.protocol,
+      description=f"{stage.name}, {split}",
+      should_stop=watch.should_stop,
+    )
+    if parallel.is_primary():
+      result = dataclasses.replace(
+        result,
+        class_names=tuple(data.class_names),
+        weights=stage.digest,
+        videos=data.sources[split].digest,
+      )
+      scores.save_scores(scores_path(folder, stage.name, split), result)
+    parallel.barrier(f"scores of {stage.name}, {split}")
 
 
-def missing_splits(
+def is_scored(
   config: ml_collections.ConfigDict,
   name: str,
   workdir: Path,
   data: VideoDataset,
-) -> list[str]:
-  """Splits without this stage's scores under the run's test protocol."""
-  protocol = stage_views.protocol(config, name)
+) -> bool:
+  """Whether a stage has its scores of all splits that need them.
 
-  def is_scored(split):
+  Where its checkpoints were removed, nothing is left to tell what weights the
+  scores are of, and they are taken as they are.
+  """
+  if not _is_begun(name, workdir):
+    protocol = stage_views.protocol(config, name)
+    return not _missing(config, name, workdir, data, protocol, weights=None)
+  if not trained_weights.is_finished(config, name, workdir):
+    return False
+  stage = trained.open_stage(config, name, workdir)
+  return not missing_splits(config, stage, workdir, data)
+
+
+def missing_splits(
+  config: ml_collections.ConfigDict,
+  stage: TrainedStage,
+  workdir: Path,
+  data: VideoDataset,
+) -> list[str]:
+  """Splits without scores by these weights under the run's test protocol."""
+  return _missing(
+    config, stage.name, workdir, data, stage.protocol, stage.digest
+  )
+
+
+def _missing(config, name, workdir, data, protocol, weights) -> list[str]:
+  def is_there(split):
     path = scores_path(workdir, name, split)
     if not path.exists():
       return False
     found = scores.load_scores(path)
-    return (found.protocol, len(found.ids)) == (
-      protocol,
-      len(data.sources[split]),
+    return (
+      found.protocol == protocol
+      and found.videos == data.sources[split].digest
+      and weights in (None, found.weights)
     )
 
-  return [
-    split
-    for split in stage_data.splits_to_score(config)
-    if not is_scored(split)
-  ]
+  return [s for s in stage_data.splits_to_score(config) if not is_there(s)]
 
 
 def compute_features(
@@ -267,54 +334,56 @@ def compute_features(
   data: VideoDataset,
   watch: train.Watch,
 ) -> None:
-  """Stores the features that a stage reads, as far as they are missing."""
+  """Stores the features that a stage reads, as far as they are missing.
+
+  Raises:
+    TrainedRunError: A stream that it reads is not trained to its end.
+  """
   if config[name].kind != "features":
     return
   wanted = [(split, False) for split in stage_data.splits(config)]
   if stage_data.is_dense(config):
     wanted += [(split, True) for split in stage_data.splits_to_score(config)]
   for source in config[name].sources:
-    feature = config[source].feature
+    stage = trained.open_stage(config, source, workdir)
     missing = []
     for split, dense in wanted:
-      path = features_path(workdir, source, feature, split, dense)
+      path = features_path(workdir, source, stage.feature, split, dense)
       found = read_features(path)
-      description = describe_features(config, source, dense)
-      if found is None or found.description != description:
-        missing.append((split, dense, path, description))
+      facts = {
+        "description": describe_features(config, source, dense),
+        "weights": stage.digest,
+        "videos": data.sources[split].digest,
+      }
+      if found is None or any(getattr(found, k) != facts[k] for k in facts):
+        missing.append((split, dense, path, facts))
     if not missing:
       continue
-    stage = stages.create_stage(config, source, data, workdir)
+    batches = inputs.create_inputs(config, source, data, workdir)
     predict = parallel.pmap_predict_step(
       functools.partial(
         steps.feature_step,
         model=stage.model,
         preprocess=stage.preprocess,
         views_per_pass=config.eval.views_per_pass,
-        feature=feature,
+        feature=stage.feature,
       )
     )
-    with checkpoints.open_manager(
-      workdir / source / "checkpoints", keep=config.train.keep_checkpoints
-    ) as manager:
-      variables = parallel.replicate(checkpoints.restore_variables(manager))
-    for split, dense, path, description in missing:
-      rows = stage.inputs.frame_rows(
+    variables = parallel.replicate(stage.variables)
+    for split, dense, path, facts in missing:
+      rows = batches.frame_rows(
         split, dense=dense, **train.eval_part(config.eval.views_per_pass)
       )
       extracted = evaluate.extract(
         predict,
         variables,
         rows,
-        description=f"{source} {feature}, {split}",
+        description=f"{source} {stage.feature}, {split}",
         should_stop=watch.should_stop,
       )
       if parallel.is_primary():
         write_features(
-          path,
-          extracted,
-          num_sequences=int(rows.counts.sum()),
-          description=description,
+          path, extracted, num_sequences=int(rows.counts.sum()), **facts
         )
       else:
         for _ in extracted:  # Its part of what the primary process writes.
@@ -331,5 +400,5 @@ def describe_features(
   )
   return (
     f"{source} {config[source].feature}, {config.features.num_frames} frames,"
-    f" step {config[source].total_steps}, {'dense, ' * dense}{views}"
+    f" {'dense, ' * dense}{views}"
   )

@@ -30,6 +30,9 @@ class Scores:
       Finite.
     protocol: in words, how the scores came about.
     class_names: of the columns, in their order; () where they are not known.
+    weights: Digest of the weights that scored; "" where it is not known.
+    videos: Digest of the split, see `VideoSource.digest`; "" where it is not
+      known.
   """
 
   ids: tuple[str, ...]
@@ -37,6 +40,8 @@ class Scores:
   logits: np.ndarray
   protocol: str
   class_names: tuple[str, ...] = ()
+  weights: str = ""
+  videos: str = ""
 
   def __post_init__(self):
     b = len(self.ids)
@@ -117,6 +122,8 @@ def save_scores(path: str | os.PathLike, scores: Scores) -> None:
       labels=scores.labels.astype(bool if scores.multi_label else np.int32),
       logits=scores.logits.astype(np.float32),
       protocol=np.array(scores.protocol, dtype=np.str_),
+      weights=np.array(scores.weights, dtype=np.str_),
+      videos=np.array(scores.videos, dtype=np.str_),
       **names,
     )
 
@@ -135,6 +142,8 @@ def load_scores(path: str | os.PathLike) -> Scores:
       logits=arrays["logits"],
       protocol=str(arrays["protocol"]),
       class_names=tuple(arrays.get("class_names", np.empty(0)).tolist()),
+      weights=str(arrays.get("weights", "")),
+      videos=str(arrays.get("videos", "")),
     )
   except KeyError as error:
     raise ScoresError(

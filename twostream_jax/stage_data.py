@@ -12,6 +12,7 @@ def splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   named = (
     config.data.train_split,
     config.data.validation_split,
+    config.fusion.fit_split,
     config.data.test_split,
   )
   return tuple(dict.fromkeys(split for split in named if split))

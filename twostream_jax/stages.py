@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from twostream_jax import (
+  checkpoints,
   inputs,
   losses,
   models,
@@ -21,6 +23,7 @@ from twostream_jax import (
   parallel,
   stage_data,
   steps,
+  trained_weights,
   warm_start,
 )
 from twostream_jax.data.dataset import VideoDataset
@@ -40,6 +43,8 @@ class Stage:
 
   Attributes:
     warm_start: fresh state to the state that training begins with.
+    num_outputs: Outputs of the network, of both heads if it has two.
+    input_numbers: See `describe_preprocess`.
   """
 
   name: str
@@ -55,8 +60,10 @@ class Stage:
   inputs: inputs.Inputs
   warm_start: Callable[[steps.TrainState], steps.TrainState]
   micro_batches: int
+  num_outputs: int
   ema_decay: float
   precision: str
+  input_numbers: Mapping[str, Any]
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
@@ -101,9 +108,12 @@ class Stage:
 
     return count_flops(forward, variables, self.inputs.example())
 
-  def describe_inputs(self) -> dict[str, Any]:
-    """See `describe_preprocess`."""
-    return describe_preprocess(self.preprocess, self.inputs)
+  def facts(self) -> dict[str, Any]:
+    """JSON-ready: what `trained.open_stage` needs beside settings and data."""
+    return {
+      "inputs": dict(self.input_numbers),
+      "num_outputs": self.num_outputs,
+    }
 
 
 def create_stage(
@@ -142,18 +152,17 @@ def create_stage(
     decay_factor=stage.optim.decay_factor,
   )
   batches = inputs.create_inputs(config, name, data, workdir)
-  preprocess = create_preprocess(config, name, data, batches)
-  begin = warm_start.create(
-    config, name, data, workdir, describe_preprocess(preprocess, batches)
-  )
+  preprocess = create_preprocess(config, name, data, batches, workdir)
+  numbers = describe_preprocess(config, preprocess, batches)
+  _check_same_inputs(name, workdir, numbers)
+  begin = warm_start.create(config, name, data, workdir, numbers)
+  num_outputs = stage_data.num_outputs(config, name, data)
   return Stage(
     name=name,
     seed=config.seed,
     batch_size=stage.batch_size,
     total_steps=stage.total_steps,
-    model=create_model(
-      config, name, stage_data.num_outputs(config, name, data)
-    ),
+    model=create_model(config, name, num_outputs),
     tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,
     loss_fn=create_loss(config, name, data),
@@ -166,7 +175,25 @@ def create_stage(
     micro_batches=config.train.micro_batches,
     ema_decay=stage.optim.ema_decay,
     precision=config.precision,
+    input_numbers=numbers,
+    num_outputs=num_outputs,
   )
+
+
+def _check_same_inputs(
+  name: str, workdir: Path, numbers: Mapping[str, Any]
+) -> None:
+  """Refuses to resume a stage on other features than it was begun with."""
+  begun = checkpoints.read_metadata(trained_weights.folder(workdir, name))
+  if begun is None or "sources" not in numbers:
+    return
+  path, metadata = begun
+  if metadata["inputs"] != numbers:
+    raise ValueError(
+      f"{path} was trained on other features than those of stages"
+      f" {list(numbers['sources'])} now: their weights have changed since."
+      f" Remove {workdir / name} to train stage {name!r} again"
+    )
 
 
 def check_kind(config: ml_collections.ConfigDict, name: str) -> None:
@@ -296,9 +323,15 @@ def create_preprocess(
   name: str,
   data: VideoDataset,
   batches: inputs.Inputs,
+  workdir: Path,
 ) -> Callable[[steps.Batch], dict[str, jax.Array]]:
-  """How a stage's batches become inputs of its network."""
+  """How a stage's batches become inputs of its network.
+
+  A stage that is resumed takes it from its checkpoint, so that files of
+  weights may be gone or changed.
+  """
   stage = config[name]
+  begun = checkpoints.read_metadata(trained_weights.folder(workdir, name))
   if stage.kind == "features":
     trained_on = batches.sources[config.data.train_split].sets
     return functools.partial(
@@ -307,30 +340,80 @@ def create_preprocess(
         k: (found.mean, found.std) for k, found in trained_on.items()
       },
     )
-  rgb_mean, rgb_std = warm_start.rgb_statistics(config, name)
+  if begun is not None:
+    return read_preprocess(begun[1]["inputs"], data.flow_spec.bound)
+  rgb_mean, rgb_std = warm_start.rgb_statistics(config, name, workdir)
+  scale, subtract = warm_start.flow_numbers(
+    config, name, workdir, data.flow_spec
+  )
   return Preprocess(
     rgb_mean=rgb_mean,
     rgb_std=rgb_std,
     flow_bound=data.flow_spec.bound,
-    flow_scale=warm_start.flow_scale(config, name, data.flow_spec.bound),
-    subtract_mean_flow=stage.input.subtract_mean_flow,
+    flow_scale=scale,
+    subtract_mean_flow=subtract,
   )
 
 
 def describe_preprocess(
+  config: ml_collections.ConfigDict,
   preprocess: Callable[[steps.Batch], dict[str, jax.Array]],
   batches: inputs.Inputs,
 ) -> dict[str, Any]:
-  """JSON-ready: how a stage's pixels and motion become numbers.
+  """JSON-ready: how a stage's pixels, motion or features become numbers.
 
-  It is stored with the weights, which mean nothing to other numbers. Empty
-  where a stage reads features.
+  It is stored with the weights, which mean nothing to other numbers. Where a
+  stage reads features: the name, the weights and the statistics of each.
   """
   if not isinstance(preprocess, Preprocess):
-    return {}
+    trained_on = batches.sources[config.data.train_split].sets
+    return {
+      "sources": {
+        source: {
+          "feature": config[source].feature,
+          "weights": found.weights,
+          "mean": found.mean.tolist(),
+          "std": found.std.tolist(),
+        }
+        for source, found in trained_on.items()
+      }
+    }
   modalities = batches.train.spec.modalities
   return {
     key: list(value) if isinstance(value, tuple) else value
     for key, value in dataclasses.asdict(preprocess).items()
     if any(modality in key for modality in modalities)
   }
+
+
+def read_preprocess(
+  numbers: Mapping[str, Any], flow_bound: float
+) -> Callable[[steps.Batch], dict[str, jax.Array]]:
+  """What `describe_preprocess` described.
+
+  A stage of one modality states only its numbers; the others are not used.
+
+  Args:
+    numbers: As `describe_preprocess` gives them, read from JSON.
+    flow_bound: Bound of the flow, pixels a frame, where they do not say it.
+  """
+  if "sources" in numbers:
+    return functools.partial(
+      standardise,
+      statistics={
+        source: tuple(np.array(found[k], np.float32) for k in ("mean", "std"))
+        for source, found in numbers["sources"].items()
+      },
+    )
+  unused = {
+    "rgb_mean": (0.0, 0.0, 0.0),
+    "rgb_std": (1.0, 1.0, 1.0),
+    "flow_bound": flow_bound,
+    "flow_scale": 1.0,
+    "subtract_mean_flow": False,
+  }
+  stated = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in numbers.items()
+  }
+  return Preprocess(**unused | stated)

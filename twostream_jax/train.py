@@ -89,7 +89,7 @@ def train_stage(
   directory: Path,
   predict: Callable[..., Any],
   watch: Watch = Watch(),  # noqa: B008, it is frozen
-) -> Any:
+) -> None:
   """Trains a stage to its last step, from its newest checkpoint if any.
 
   Args:
@@ -99,10 +99,6 @@ def train_stage(
     directory: `workdir/<stage>`.
     predict: the stage's pmapped predict step, for validation.
     watch: how the run is watched.
-
-  Returns:
-    model variables of one replica: those of the best checkpoint, where the
-    config names a metric to choose by, otherwise those of the last step.
 
   Raises:
     FloatingPointError: the loss or a gradient is not finite; names stage, step
@@ -121,17 +117,12 @@ def train_stage(
       logging.read_metrics(directory),
       last_step=start,
     )
-    if start >= stage.total_steps or selection.is_over():
-      state = found.state
-    else:
+    if start < stage.total_steps and not selection.is_over():
       trainer = _Trainer(
         stage, data, config, directory, predict, watch, manager, selection
       )
-      state = trainer.run(found)
+      trainer.run(found)
       checkpoints.finish(manager)
-    if config.selection.metric:
-      return checkpoints.restore_variables(manager)
-    return state.variables
 
 
 class _Trainer:
@@ -148,10 +139,8 @@ class _Trainer:
     self._manager = manager
     self._selection = selection
     self._rng = jax.random.fold_in(jax.random.key(stage.seed), 1)
-    self._metadata = identity(data) | {
-      "config": config.to_dict(),
-      "inputs": stage.describe_inputs(),
-    }
+    facts = {"config": config.to_dict()} | stage.facts()
+    self._metadata = identity(data) | facts
     self._flow_bound = data.flow_spec.bound
 
   def run(self, found: checkpoints.Restored | None) -> steps.TrainState:

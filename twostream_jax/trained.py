@@ -1,7 +1,13 @@
-"""A finished run, opened from its workdir alone: no dataset is needed."""
+"""Trained stages and finished runs, opened without their dataset.
+
+All that trained weights need stands in the metadata of their checkpoint.
+Scores, features, class maps, predictions and exports open a `TrainedStage`;
+only training creates a stage from settings.
+"""
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,25 +20,27 @@ import numpy as np
 from flax import linen as nn
 
 from twostream_jax import (
-  checkpoints,
-  logging,
   stage_data,
   stage_views,
   stages,
+  trained_weights,
 )
 from twostream_jax.data.eval_pipeline import EvalTransform, FrameTransform
-from twostream_jax.data.features import FeatureError, read_statistics
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
-from twostream_jax.preprocess import Preprocess, standardise
 from twostream_jax.rules import FusionRule, create_rules
 from twostream_jax.scores import ScoresError
-from twostream_jax.selection import Selection
-from twostream_jax.workdir import CONFIG_FILE, features_path
+from twostream_jax.trained_weights import TrainedRunError
+from twostream_jax.workdir import CONFIG_FILE
 
-
-class TrainedRunError(ValueError):
-  """A folder is not a finished run, or not a whole one."""
+__all__ = [
+  "TrainedRun",
+  "TrainedRunError",
+  "TrainedStage",
+  "check_source",
+  "open_run",
+  "open_stage",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,9 @@ class TrainedStage:
     sources: streams that it reads the features of, in order; () for others.
     example: a batch of one sample of one window or one feature: zeros.
     protocol: in words, as it stands beside the run's scores.
+    digest: Identity of all weights that its answers rest on: its own, and
+      those of the streams whose features it reads.
+    metadata: JSON facts that were saved with the weights.
   """
 
   name: str
@@ -71,6 +82,8 @@ class TrainedStage:
   sources: tuple[str, ...]
   example: Mapping[str, np.ndarray]
   protocol: str
+  digest: str
+  metadata: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +140,13 @@ def open_run(
       with config.unlocked():
         config.eval.protocol = protocol
     spec = flow_spec.from_dict(dataset["flow_spec"])
-    found = {
-      name: _open(config, name, workdir, dataset) for name in config.stages
-    }
+    found = {}
+    for name in config.stages:
+      found[name] = open_stage(config, name, workdir)
+      _check_facts(config, found[name], workdir, dataset)
+    for stage in found.values():
+      for source in stage.sources:
+        check_source(stage, found[source], workdir)
     rules = create_rules(config, workdir)
   except ScoresError as error:
     raise TrainedRunError(f"fusion of {workdir}: {error}") from error
@@ -177,45 +194,58 @@ def _tuples(value: Any) -> Any:
   return value
 
 
-def _open(
+def open_stage(
   config: ml_collections.ConfigDict,
   name: str,
   workdir: Path,
-  dataset: Mapping[str, Any],
+  *,
+  step: int | None = None,
 ) -> TrainedStage:
-  """Opens a stage; see `open_run`."""
+  """Opens a trained stage. It only reads.
+
+  Args:
+    config: Settings of the run; its test protocol is that of the stage.
+    name: Name of the stage.
+    workdir: Folder of the run.
+    step: Step of another checkpoint than the selected one; the stage may then
+      be half-trained.
+
+  Raises:
+    TrainedRunError: The stage is not trained to its end, or its weights do not
+      fit the settings.
+    CheckpointError: A checkpoint can't be read.
+  """
   stages.check_kind(config, name)
-  step, variables, metadata = _read_checkpoint(config, name, workdir)
-  _check_facts(config, name, workdir, dataset, metadata)
-  num_classes = len(dataset["class_names"])
+  weights = trained_weights.read(config, name, workdir, step=step)
+  facts = weights.metadata
+  num_classes = len(facts["class_names"])
   views = frames = None
-  feature, sources, statistics = "", (), {}
+  feature, sources, widths, rested_on = "", (), {}, []
+  flow = flow_spec.from_dict(facts["flow_spec"])
   if config[name].kind == "features":
     sources = tuple(config[name].sources)
-    statistics = {s: _statistics(config, s, workdir) for s in sources}
-    preprocess = functools.partial(standardise, statistics=statistics)
+    read = _sources(facts, name, workdir)
+    widths = {source: len(read[source]["mean"]) for source in sources}
+    rested_on = [read[source]["weights"] for source in sources]
   else:
-    flow = flow_spec.from_dict(dataset["flow_spec"])
     spec = stage_views.input_spec(config, name, flow)
     views = stage_views.create_views(config, spec)
     dense = stage_data.is_dense(config)
     frames = stage_views.create_frames(config, spec, dense=dense)
     feature = config[name].feature
-    preprocess = _preprocess(metadata["inputs"], flow)
-  widths = {source: len(mean) for source, (mean, _) in statistics.items()}
+  preprocess = stages.read_preprocess(facts["inputs"], flow.bound)
   example = _example(views, widths)
-  shapes = functools.partial(_shapes, config, name, preprocess, example)
-  num_outputs = num_classes
-  if config.data.second_dir and config[name].kind != "features":
-    num_outputs = _num_outputs(shapes, num_classes, variables)
-  _check_shapes(name, workdir, shapes(num_outputs), variables)
+  num_outputs = facts.get("num_outputs", num_classes)
+  expected = _shapes(config, name, preprocess, example, num_outputs)
+  _check_shapes(name, workdir, expected, weights.variables)
+  together = "".join([weights.digest, *rested_on])
   return TrainedStage(
     name=name,
     kind=config[name].kind,
-    step=step,
+    step=weights.step,
     model=stages.create_model(config, name, num_outputs),
     preprocess=preprocess,
-    variables=variables,
+    variables=weights.variables,
     num_classes=num_classes,
     num_outputs=num_outputs,
     views=views,
@@ -224,49 +254,55 @@ def _open(
     sources=sources,
     example=example,
     protocol=stage_views.protocol(config, name),
+    digest=hashlib.sha256(together.encode()).hexdigest(),
+    metadata=facts,
   )
 
 
-def _read_checkpoint(
-  config: ml_collections.ConfigDict, name: str, workdir: Path
-) -> tuple[int, dict[str, Any], dict[str, Any]]:
-  """Step, variables and metadata of a stage that is trained to its end."""
-  directory = workdir / name / "checkpoints"
-  found = checkpoints.read_metadata(directory)
-  if found is None:
+def _sources(
+  facts: Mapping[str, Any], name: str, workdir: Path
+) -> Mapping[str, Any]:
+  """What a checkpoint says of the features that its stage read, by stream."""
+  try:
+    return facts["inputs"]["sources"]
+  except KeyError as error:
     raise TrainedRunError(
-      f"stage {name!r} of {workdir} is not trained: nothing in {directory}"
-    )
-  with checkpoints.open_reader(directory) as manager:
-    newest, step = manager.latest_step(), checkpoints.chosen_step(manager)
-    selection = Selection(
-      config.selection.metric,
-      config.selection.patience,
-      logging.read_metrics(workdir / name),
-      last_step=newest,
-    )
-    total = config[name].total_steps
-    if newest < total and not selection.is_over():
-      raise TrainedRunError(
-        f"stage {name!r} of {workdir} is trained to step {newest} of {total};"
-        " give the command of the run again to finish it"
-      )
-    variables = checkpoints.restore_variables(manager)
-  # Orbax gives back an empty tree as None.
-  return step, {k: v or {} for k, v in variables.items()}, found[1]
+      f"the checkpoint of stage {name!r} of {workdir} is of an earlier version,"
+      f" which did not write down the features that it read: remove"
+      f" {workdir / name} and give the command of the run again"
+    ) from error
 
 
-def _check_facts(config, name, workdir, dataset, metadata) -> None:
-  path = workdir / name / "checkpoints"
+def check_source(
+  stage: TrainedStage, source: TrainedStage, workdir: Path
+) -> None:
+  """Refuses a stage that was trained on features of other weights.
+
+  Raises:
+    TrainedRunError: `source` has been trained again since.
+  """
+  trained = stage.metadata["inputs"]["sources"][source.name]["weights"]
+  if trained != source.digest:
+    raise TrainedRunError(
+      f"stage {stage.name!r} of {workdir} was trained on features of"
+      f" {source.name!r} that had other weights: remove"
+      f" {workdir / stage.name} and give the command of the run again"
+    )
+
+
+def _check_facts(config, stage: TrainedStage, workdir, dataset) -> None:
+  """Compares a checkpoint with what config.json says of the dataset."""
+  path = trained_weights.folder(workdir, stage.name)
   for key in ("class_names", "multi_label"):
-    if metadata[key] != dataset[key]:
+    if stage.metadata[key] != dataset[key]:
       raise TrainedRunError(
         f"the {key} of {path} and of {workdir / CONFIG_FILE} differ:"
-        f" {metadata[key]} and {dataset[key]}"
+        f" {stage.metadata[key]} and {dataset[key]}"
       )
-  if stage_data.uses_flow(config, name):
+  if stage_data.uses_flow(config, stage.name):
     trained, stated = (
-      flow_spec.from_dict(facts["flow_spec"]) for facts in (metadata, dataset)
+      flow_spec.from_dict(facts["flow_spec"])
+      for facts in (stage.metadata, dataset)
     )
     differing = flow_spec.differences(trained, stated)
     if differing:
@@ -274,36 +310,6 @@ def _check_facts(config, name, workdir, dataset, metadata) -> None:
         f"{path} was trained on other flow than {workdir / CONFIG_FILE} says:"
         f" {'; '.join(differing)}"
       )
-
-
-def _statistics(config, source: str, workdir: Path):
-  folder = features_path(
-    workdir, source, config[source].feature, config.data.train_split
-  )
-  try:
-    found = read_statistics(folder)
-  except FeatureError as error:
-    raise TrainedRunError(str(error)) from error
-  if found is None:
-    raise TrainedRunError(
-      f"no statistics of the features of {source!r} in {folder}"
-    )
-  return found
-
-
-def _preprocess(numbers: Mapping[str, Any], spec: FlowSpec) -> Preprocess:
-  """How pixels and motion become numbers, as a checkpoint says.
-
-  A stage of one modality states only its numbers; the others are not used.
-  """
-  unused = {
-    "rgb_mean": (0.0, 0.0, 0.0),
-    "rgb_std": (1.0, 1.0, 1.0),
-    "flow_bound": spec.bound,
-    "flow_scale": 1.0,
-    "subtract_mean_flow": False,
-  }
-  return Preprocess(**unused | {k: _tuples(v) for k, v in numbers.items()})
 
 
 def _example(
@@ -330,20 +336,6 @@ def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-
-
-def _num_outputs(shapes, num_classes: int, variables) -> int:
-  """Outputs of a network with two heads, by the shapes of its arrays.
-
-  The second dataset, which gave the second head its classes, may be gone.
-  """
-  fewer, more = shapes(num_classes + 1), shapes(num_classes + 2)
-  saved = _by_path(variables)
-  for path, shape in fewer.items():
-    for axis, sizes in enumerate(zip(shape, more[path], strict=True)):
-      if sizes[0] != sizes[1] and len(saved.get(path, ())) > axis:
-        return saved[path][axis] - sizes[0] + num_classes + 1
-  return num_classes
 
 
 def _check_shapes(name, workdir, expected, variables) -> None:

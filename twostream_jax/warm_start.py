@@ -9,9 +9,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from twostream_jax import checkpoints, pretrained, stage_data
+from twostream_jax import (
+  checkpoints,
+  pretrained,
+  stage_data,
+  trained_weights,
+)
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.flow import spec as flow_spec
+from twostream_jax.flow.spec import FlowSpec
 from twostream_jax.steps import TrainState
 
 TOWERS = ("spatial", "temporal")
@@ -66,39 +72,125 @@ def create(
 
 
 def rgb_statistics(
-  config: ml_collections.ConfigDict, name: str
+  config: ml_collections.ConfigDict, name: str, workdir: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Mean and standard deviation of R, G, B in 0..1 that a network expects.
 
-  Those that its file of weights was trained with, otherwise the settings'.
+  Those that its weights were trained with, otherwise the settings'.
   """
   stage = config[name]
-  spatial = config[stage.towers[0]] if stage.kind == "joint" else stage
-  convention = _convention(spatial) if spatial.modality == "rgb" else None
-  if convention is not None:
-    return convention.rgb_mean, convention.rgb_std
-  return tuple(stage.input.rgb_mean), tuple(stage.input.rgb_std)
+  spatial = _network(config, name, "rgb")
+  own = tuple(stage.input.rgb_mean), tuple(stage.input.rgb_std)
+  if spatial is None:
+    return own
+  if _is_trained_before(config, name, spatial):
+    trained = _numbers(config, spatial, workdir)
+    found = tuple(trained["rgb_mean"]), tuple(trained["rgb_std"])
+    if not config[spatial].init.weights:
+      keys = ("rgb_mean", "rgb_std")
+      for key, ours, theirs in zip(keys, own, found, strict=True):
+        _require_same(name, spatial, key, ours, theirs)
+    return found
+  convention = _convention(config[spatial])
+  if convention is None:
+    return own
+  return convention.rgb_mean, convention.rgb_std
 
 
-def flow_scale(
-  config: ml_collections.ConfigDict, name: str, bound: float
-) -> float:
-  """Pixels of motion that become an input of 1 of a network of flow.
+def flow_numbers(
+  config: ml_collections.ConfigDict, name: str, workdir: Path, spec: FlowSpec
+) -> tuple[float, bool]:
+  """How motion becomes numbers of a network of flow.
 
-  Where it begins with the weights of an image network, what spreads flow as
-  that network's pixels were spread, otherwise the settings'.
+  Where it begins with the weights of an image network, flow is spread as that
+  network's pixels were spread. Where it begins with those of a network of flow,
+  it is as that network was trained. Otherwise it is as the settings say.
 
   Args:
-    config: of the run.
-    name: of the stage.
-    bound: of the stored flow, in pixels.
+    config: Settings of the run.
+    name: Name of the stage.
+    workdir: Folder of the run.
+    spec: Flow of the dataset.
+
+  Returns:
+    Pixels of motion that become an input of 1, and whether the mean of each
+    field is subtracted.
+
+  Raises:
+    FlowSpecError: The weights were trained on other flow.
   """
   stage = config[name]
-  temporal = config[stage.towers[1]] if stage.kind == "joint" else stage
-  convention = _convention(temporal) if temporal.modality == "flow" else None
+  own = stage.input.flow_scale, stage.input.subtract_mean_flow
+  temporal = _network(config, name, "flow")
+  if temporal is None:
+    return own
+  if _is_trained_before(config, name, temporal):
+    trained = _numbers(config, temporal, workdir)
+    found = trained["flow_scale"], trained["subtract_mean_flow"]
+    if not config[temporal].init.weights:
+      for key, ours, theirs in zip(
+        ("flow_scale", "subtract_mean_flow"), own, found, strict=True
+      ):
+        _require_same(name, temporal, key, ours, theirs)
+    return found
+  weights = config[temporal].init.weights
+  if not weights:
+    return own
+  convention = _convention(config[temporal])
   if convention is not None:
-    return convention.flow_scale(bound)
-  return stage.input.flow_scale
+    return convention.flow_scale(spec.bound), own[1]
+  return _flow_of_file(temporal, weights, spec)
+
+
+def _network(
+  config: ml_collections.ConfigDict, name: str, modality: str
+) -> str | None:
+  """Name of the stream whose network a stage has for a modality, if any."""
+  stage = config[name]
+  streams = stage.towers if stage.kind == "joint" else (name,)
+  return next((s for s in streams if config[s].modality == modality), None)
+
+
+def _is_trained_before(
+  config: ml_collections.ConfigDict, name: str, stream: str
+) -> bool:
+  """Whether a joint stage takes a tower that is a stage of the run."""
+  return stream != name and stream in config.stages
+
+
+def _numbers(
+  config: ml_collections.ConfigDict, stream: str, workdir: Path
+) -> Mapping[str, Any]:
+  """How a trained stream's pixels or motion became numbers."""
+  return trained_weights.read_facts(config, stream, workdir)["inputs"]
+
+
+def _require_same(name: str, tower: str, key: str, ours: Any, theirs: Any):
+  """Raises ValueError where a joint stage would show a tower other numbers."""
+  if ours != theirs:
+    raise ValueError(
+      f"config.{name}.input.{key}={ours}, but its tower {tower!r} was trained"
+      f" with {theirs}: set it to that"
+    )
+
+
+def _flow_of_file(stream: str, path: str, spec: FlowSpec) -> tuple[float, bool]:
+  """What the notes of a weight file of a network of flow say."""
+  notes = pretrained.read_metadata(path).notes
+  missing = [key for key in ("flow_spec", "inputs") if key not in notes]
+  if missing:
+    raise pretrained.WeightsError(
+      f"{path}: weights of a network of flow, whose notes do not say what flow"
+      f" they were trained on: {' and '.join(missing)} must be in"
+      " Metadata.notes, as in the metadata of a checkpoint"
+    )
+  flow_spec.require_equal(
+    flow_spec.from_dict(notes["flow_spec"]),
+    spec,
+    model=path,
+    dataset=f"the dataset of stage {stream!r}",
+  )
+  return notes["inputs"]["flow_scale"], notes["inputs"]["subtract_mean_flow"]
 
 
 def _convention(
@@ -154,10 +246,7 @@ def _load_towers(
     if tower not in config.stages:
       result = _load_file(config, tower, result, key=key)
       continue
-    with checkpoints.open_manager(
-      workdir / tower / "checkpoints", keep=config.train.keep_checkpoints
-    ) as manager:
-      trained = checkpoints.restore_variables(manager)
+    trained = trained_weights.read(config, tower, workdir).variables
     fresh = []
     for kind, tree in result.items():
       if key in tree:
@@ -209,24 +298,21 @@ def _load_run(
       model=str(path),
       dataset=str(data.path),
     )
-  theirs = metadata["inputs"]
-  differing = [key for key in numbers if theirs.get(key) != numbers[key]]
+  theirs, ours = _contract(metadata["inputs"]), _contract(numbers)
+  differing = [key for key in ours if theirs.get(key) != ours[key]]
   if differing:
     listed = "\n".join(
-      f"  {key}: {theirs.get(key)} there, {numbers[key]} here"
-      for key in differing
+      f"  {key}: {theirs.get(key)} there, {ours[key]} here" for key in differing
     )
     raise ValueError(
-      f"the inputs of {path} were other numbers than those of stage {name!r};"
-      f" set them in config.{name}.input as they were there:\n{listed}"
+      f"the inputs of {path} were others than those of stage {name!r}; set"
+      f" them as they were there:\n{listed}"
     )
-  with checkpoints.open_manager(
-    folder, keep=config.train.keep_checkpoints
-  ) as manager:
-    trained = checkpoints.restore_variables(manager)
+  other = ml_collections.ConfigDict(metadata["config"])
+  trained = trained_weights.read(other, name, Path(config.init_from)).variables
   fresh, result = [], {}
   for kind, tree in variables.items():
-    result[kind] = _take(tree, trained[kind] or {}, "", fresh)
+    result[kind] = _take(tree, trained[kind], "", fresh)
   counts = [len(jax.tree.leaves(tree)) for tree in (variables, trained)]
   taken = counts[0] - len(fresh)
   if taken < len(fresh):
@@ -240,6 +326,19 @@ def _load_run(
     f" not used: {counts[1] - taken}"
   )
   return result
+
+
+def _contract(numbers: Mapping[str, Any]) -> dict[str, Any]:
+  """What has to be equal for weights to mean the same.
+
+  Statistics of features need not be: they belong to this run's videos.
+  """
+  if "sources" not in numbers:
+    return dict(numbers)
+  return {
+    f"feature of {source!r}": found["feature"]
+    for source, found in numbers["sources"].items()
+  }
 
 
 def _take(

@@ -18,12 +18,28 @@ FREE_KEYS = (
   "config.data.processes",
   "config.data.validation_split",
   "config.data.test_split",
-  "config.train",
+  "config.train.log_every",
+  "config.train.validate_every",
+  "config.train.checkpoint_every",
+  "config.train.keep_checkpoints",
+  "config.train.max_skipped_steps",
   "config.eval",
   "config.fusion",
   "config.report",
-  # Runs of earlier versions do not state it.
-  "dataset.rgb_quality",
+  # Of the splits that are trained on, see `_decides`.
+  "dataset.clips",
+  "dataset.digest",
+)
+# What the choice of a checkpoint depends on, where the config has one.
+_OF_SELECTION = (
+  "config.data.validation_split",
+  "config.train.validate_every",
+  "config.eval.crop_fraction",
+)
+
+_DIGEST_HINT = (
+  " The dataset was built again: a split whose digest differs has other ids,"
+  " labels or images than those that were trained on."
 )
 
 
@@ -53,15 +69,18 @@ def require_writable(folder: Path, flag: str) -> None:
     ) from error
 
 
-def check_config_file(workdir: Path, settings: Mapping[str, Any]) -> None:
+def check_config_file(
+  workdir: Path, settings: Mapping[str, Any], *, to_train: bool = True
+) -> None:
   """Compares the settings with those that the run was begun with, if it was.
 
   Args:
     workdir: folder of the run.
     settings: {"config": the resolved config, "dataset": what it is trained on}.
+    to_train: Whether what the choice of checkpoints depends on counts as well.
 
   Raises:
-    ConfigMismatchError: a setting outside `FREE_KEYS` differs; the message
+    ConfigMismatchError: a setting that training depends on differs; the message
       names every such key with both values.
   """
   path = workdir / CONFIG_FILE
@@ -70,17 +89,34 @@ def check_config_file(workdir: Path, settings: Mapping[str, Any]) -> None:
   # Through JSON, so that tuples compare equal to what a file gives back.
   ours = _flatten(json.loads(json.dumps(settings)))
   theirs = _flatten(json.loads(path.read_text()))
+  decisive = _decisive(settings["config"], to_train)
   changed = [
     f"  {key}: {theirs.get(key)!r} in the workdir, {ours.get(key)!r} now"
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and not _is_free(key)
+    if ours.get(key) != theirs.get(key)
+    and (key in decisive or not _is_free(key))
+    # Earlier versions wrote fewer facts of the dataset.
+    and (key in theirs or not key.startswith("dataset."))
   ]
   if changed:
     raise ConfigMismatchError(
       f"{workdir} was begun with other settings:\n"
       + "\n".join(changed)
       + "\nUse the old settings, or another --workdir."
+      + _DIGEST_HINT * any("dataset.digest" in line for line in changed)
     )
+
+
+def _decisive(config: Mapping[str, Any], to_train: bool) -> set[str]:
+  """Keys below `FREE_KEYS` that this run depends on after all."""
+  data = config["data"]
+  splits, keys = {data["train_split"]}, set()
+  if to_train and config["selection"]["metric"]:
+    splits.add(data["validation_split"])
+    keys.update(_OF_SELECTION)
+  for split in splits:
+    keys |= {f"dataset.clips.{split}", f"dataset.digest.{split}"}
+  return keys
 
 
 def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:

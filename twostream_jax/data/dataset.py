@@ -252,6 +252,7 @@ def identity(data: VideoDataset) -> dict[str, Any]:
     "flow_spec": to_dict(data.flow_spec),
     "rgb_quality": data.rgb_quality,
     "clips": {split: len(source) for split, source in data.sources.items()},
+    "digest": {split: source.digest for split, source in data.sources.items()},
   }
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class FeatureSet:
     mean: float32 [d]: over all frames that are there.
     std: float32 [d]: likewise, population standard deviation.
     description: what they are of, in words.
+    weights: Digest of the weights of the stream.
+    videos: Digest of the split, see `VideoSource.digest`.
   """
 
   ids: tuple[str, ...]
@@ -44,13 +46,8 @@ class FeatureSet:
   mean: np.ndarray
   std: np.ndarray
   description: str
-
-
-class FeatureStatistics(NamedTuple):
-  """Mean and standard deviation of features, see `FeatureSet`."""
-
-  mean: np.ndarray
-  std: np.ndarray
+  weights: str
+  videos: str
 
 
 def write_features(
@@ -59,6 +56,8 @@ def write_features(
   *,
   num_sequences: int,
   description: str,
+  weights: str,
+  videos: str,
 ) -> None:
   """Writes the features of a split; memory holds a batch at a time.
 
@@ -68,6 +67,8 @@ def write_features(
       "values" float [b frames d].
     num_sequences: of the split.
     description: see `FeatureSet`.
+    weights: See `FeatureSet`.
+    videos: See `FeatureSet`.
 
   Raises:
     FeatureError: a feature is not finite in half precision.
@@ -112,6 +113,8 @@ def write_features(
     mean=mean.astype(np.float32),
     std=np.sqrt(variance).astype(np.float32),
     description=np.array(description),
+    weights=np.array(weights),
+    videos=np.array(videos),
   )
   if folder.exists():
     shutil.rmtree(folder)
@@ -132,25 +135,10 @@ def read_features(folder: str | os.PathLike) -> FeatureSet | None:
       mean=index["mean"],
       std=index["std"],
       description=str(index["description"]),
+      # Those of earlier versions do not say it, and are computed again.
+      weights=str(index.get("weights", "")),
+      videos=str(index.get("videos", "")),
     )
-
-
-def read_statistics(folder: str | os.PathLike) -> FeatureStatistics | None:
-  """What the features of a split are standardised by; None where none are.
-
-  Only the index is read: the features themselves may be gone.
-
-  Raises:
-    FeatureError: the index can't be read.
-  """
-  path = Path(folder) / "index.npz"
-  if not path.exists():
-    return None
-  try:
-    with np.load(path) as index:
-      return FeatureStatistics(index["mean"], index["std"])
-  except Exception as error:
-    raise FeatureError(f"{path} can't be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

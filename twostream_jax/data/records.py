@@ -6,6 +6,7 @@ images. A sample reads just the bytes that it shows, by the split's index
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from twostream_jax.data.record_index import (
 _PER_VIDEO = ("fps", "pixel_aspect", "num_damaged")
 # Files that a source holds open at once; a process may have about 1000.
 _OPEN_FILES = 128
+# Numbers that are hashed at once: the sizes of all images are a large array.
+_PIECE = 1 << 20
 
 
 class Images(Sequence[bytes]):
@@ -159,6 +162,23 @@ class VideoSource:
     int32; see `dataset.Record`.
     """
     return self._index.videos[[*_PER_VIDEO, *SIZES]]
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """SHA-256 of ids, labels and sizes of images, in order; no image is read.
+
+    It tells a split that was built again with other labels, videos or images.
+    How records are divided into files makes no difference.
+    """
+    found = hashlib.sha256("\n".join(self.video_ids).encode())
+    index = self._index
+    counts = (index.videos[name] for name in ("labels", *SIZES, *IMAGES))
+    for values in (*counts, index.labels, index.images[:, 1]):
+      found.update(len(values).to_bytes(8, "little"))
+      for first in range(0, len(values), _PIECE):
+        piece = values[first : first + _PIECE]
+        found.update(np.ascontiguousarray(piece, "<i8"))
+    return found.hexdigest()
 
   @property
   def video_ids(self) -> tuple[str, ...]:
