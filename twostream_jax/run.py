@@ -166,13 +166,6 @@ def check_selection(config: ml_collections.ConfigDict) -> None:
     raise ValueError(
       f"config.selection.metric={metric!r} needs config.data.validation_split"
     )
-  cadence = config.train
-  if cadence.checkpoint_every % cadence.validate_every:
-    raise ValueError(
-      f"config.train.checkpoint_every={cadence.checkpoint_every} must be a"
-      f" multiple of validate_every={cadence.validate_every}, so that every"
-      " checkpoint has the metric that config.selection names"
-    )
 
 
 def run_stage(
@@ -294,9 +287,7 @@ def compute_features(
         feature=feature,
       )
     )
-    with checkpoints.open_manager(
-      workdir / source / "checkpoints", keep=config.train.keep_checkpoints
-    ) as manager:
+    with checkpoints.open_reader(workdir / source / "checkpoints") as manager:
       variables = parallel.replicate(checkpoints.restore_variables(manager))
     for split, dense, path, description in missing:
       rows = stage.inputs.frame_rows(

@@ -55,11 +55,12 @@ def create(
     variables = state.variables
     for step in load:
       variables = step(variables)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables["batch_stats"]
     return state.replace(
       params=params,
+      batch_stats=batch_stats,
       ema_params=params if state.ema_params else {},
-      batch_stats=variables["batch_stats"],
+      ema_batch_stats=batch_stats if state.ema_params else {},
     )
 
   return begin
@@ -154,9 +155,7 @@ def _load_towers(
     if tower not in config.stages:
       result = _load_file(config, tower, result, key=key)
       continue
-    with checkpoints.open_manager(
-      workdir / tower / "checkpoints", keep=config.train.keep_checkpoints
-    ) as manager:
+    with checkpoints.open_reader(workdir / tower / "checkpoints") as manager:
       trained = checkpoints.restore_variables(manager)
     fresh = []
     for kind, tree in result.items():
@@ -220,9 +219,7 @@ def _load_run(
       f"the inputs of {path} were other numbers than those of stage {name!r};"
       f" set them in config.{name}.input as they were there:\n{listed}"
     )
-  with checkpoints.open_manager(
-    folder, keep=config.train.keep_checkpoints
-  ) as manager:
+  with checkpoints.open_reader(folder) as manager:
     trained = checkpoints.restore_variables(manager)
   fresh, result = [], {}
   for kind, tree in variables.items():
