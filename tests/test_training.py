@@ -15,7 +15,9 @@ from twostream_jax import (
   parallel,
   run,
   stages,
+  steps,
   train,
+  warm_start,
   window,
 )
 from twostream_jax.flow import spec as flow_spec
@@ -104,8 +106,8 @@ def test_the_best_counts_and_patience_ends_a_stage(
   ):
     assert kept.dtype == np.float32
     np.testing.assert_allclose(kept, averaged, atol=1e-6)
-  steps = [record["step"] for record in logging.read_metrics(folder)]
-  assert max(steps) == 6
+  recorded = [record["step"] for record in logging.read_metrics(folder)]
+  assert max(recorded) == 6
   # What is watched beside it.
   assert any((folder / "profile").rglob("*.xplane.pb"))
   events = b"".join(p.read_bytes() for p in (folder / "tensorboard").iterdir())
@@ -162,6 +164,26 @@ def test_a_run_begins_with_the_weights_of_another(
     ):
       np.testing.assert_array_equal(a, b)
   assert state.step == 0
+
+
+def test_an_average_begins_with_the_statistics_of_loaded_weights(
+  config, tiny, tmp_path, monkeypatch
+):
+  loaded = {"params": {"kernel": 1.0}, "batch_stats": {"mean": 2.0}}
+  monkeypatch.setattr(warm_start, "_load_file", lambda *args, **kwargs: loaded)
+  fresh = {"params": {"kernel": 0.0}, "batch_stats": {"mean": 0.0}}
+  state = steps.TrainState(
+    step=0,
+    skipped=0,
+    **fresh,
+    ema_params=fresh["params"],
+    ema_batch_stats=fresh["batch_stats"],
+    opt_state=(),
+  )
+  begin = warm_start.create(config, "temporal", tiny, tmp_path, {})
+  found = begin(state)
+  assert found.variables == loaded
+  assert (found.params, found.batch_stats) == tuple(loaded.values())
 
 
 def test_what_does_not_fit_another_run_stays_fresh_and_is_named(
@@ -233,4 +255,5 @@ def test_skipped_steps_are_named_and_do_not_count(capsys):
   seen.add(9, ids, sums(np.inf, 2))
   with pytest.raises(FloatingPointError, match="step 9.*a.avi, b.avi") as error:
     seen.settle()
+  assert "2 steps of this stage had no update" in str(error.value)
   assert "config.train.max_skipped_steps=1" in str(error.value)

@@ -389,8 +389,9 @@ def _check_fits(manager, step, template) -> None:
   if differing:
     shown = differing[:10] + ["  ..."] * (len(differing) > 10)
     raise CheckpointError(
-      f"checkpoint {step} in {manager.directory} does not fit this model:"
-      f" {len(differing)} arrays differ\n" + "\n".join(shown)
+      f"checkpoint {step} in {manager.directory} does not fit this model, or is"
+      f" of another version of twostream_jax: {len(differing)} arrays differ\n"
+      + "\n".join(shown)
     )
 
 
