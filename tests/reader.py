@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from tests import faults_config
-from twostream_jax import checkpoints, logging, rescore, trained
+from twostream_jax import checkpoints, logging, rescore, stages, trained
 from twostream_jax.data import dataset
 
 RESCORED = "temporal"  # It keeps an average.
@@ -36,12 +36,16 @@ def read(workdir, config):
 
 
 def score(workdir, config, data):
-  """Scores a stage by its checkpoint so far."""
+  """Scores a stage by its checkpoint so far, and begins another run from it."""
   try:
     rescore.checkpoint_steps(config, workdir, only_stage=RESCORED)
   except ValueError:
     return  # Not trained yet.
   rescore.rescore(config, workdir, data, only_stage=RESCORED)
+  other = config.copy_and_resolve_references()
+  other.init_from = str(workdir)
+  stage = stages.create_stage(other, RESCORED, data, workdir.parent / "beside")
+  stage.warm_start(stage.init_state())
 
 
 def main(folder, directory):

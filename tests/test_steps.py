@@ -171,10 +171,9 @@ def test_micro_batches_pass_on_the_statistics_of_batch_norm():
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
   parts, batch = make_parts("rgb", sync_batch_norm=True), make_batch("rgb")
+  state = init(parts, batch, keep_ema=True)
   parts["ema_decay"] = 0.5
-  state, _ = run_step(
-    parts, init(parts, batch, keep_ema=True), batch, 2, count=1
-  )
+  state, _ = run_step(parts, state, batch, 2, count=1)
   batch["rgb_shift"][3, 1] = np.nan
   after, metrics = run_step(parts, state, batch, 2, count=1)
   assert not metrics["finite"]

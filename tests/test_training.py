@@ -94,11 +94,11 @@ def test_the_best_counts_and_patience_ends_a_stage(
   )
   # Nothing is learned, so that the first validation stays the best.
   folder = tmp_path / "temporal"
-  with checkpoints.open_manager(folder / "checkpoints", keep=1) as manager:
-    assert sorted(manager.all_steps()) == [2, 6]
-    assert checkpoints.chosen_step(manager) == 2
+  with checkpoints.open_reader(folder / "checkpoints") as reader:
+    assert sorted(reader.all_steps()) == [2, 6]
+    assert checkpoints.chosen_step(reader) == 2
     stage = stages.create_stage(settled, "temporal", tiny, tmp_path)
-    state = checkpoints.restore_newest(manager, stage.state_shapes()).state
+    state = checkpoints.restore_newest(reader, stage.state_shapes()).state
   for kept, averaged in zip(
     jax.tree.leaves(state.params),
     jax.tree.leaves(state.ema_params),
@@ -150,13 +150,15 @@ def begun_from(config, folder, data, **settings):
 def test_a_run_begins_with_the_weights_of_another(
   finished, config, tiny, capsys
 ):
-  with checkpoints.open_manager(
-    finished / "temporal" / "checkpoints", keep=2
-  ) as manager:
-    trained = checkpoints.restore_variables(manager)["params"]
+  with checkpoints.open_reader(finished / "temporal" / "checkpoints") as reader:
+    trained = checkpoints.restore_variables(reader)["params"]
+  # That run goes on: a save is under way.
+  under_way = finished / "temporal" / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+  under_way.mkdir()
   state = begun_from(
     config, finished, tiny, **{"temporal.optim.ema_decay": 0.9}
   )
+  under_way.rmdir()  # Still there.
   assert "16 arrays" in capsys.readouterr().out
   for tree in (state.params, state.ema_params):
     for a, b in zip(
