@@ -122,8 +122,8 @@ def get_optim() -> ml_collections.ConfigDict:
   optim.max_grad_norm = 0.0
   # Probability mass spread over all classes, 0..1.
   optim.label_smoothing = 0.0
-  # Decay of a moving average of the parameters, which then is what predicts,
-  # 0..1; 0 keeps none.
+  # Decay of a moving average of parameters and batch statistics, which then is
+  # what predicts, 0..1; 0 keeps none.
   optim.ema_decay = 0.0
   # Pairs of a regular expression and a factor on the learning rate of the
   # parameters whose path it matches from the start ("backbone/conv"); 0 freezes
@@ -235,18 +235,18 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.validate_every = 500
   # Steps between two checkpoints.
   config.train.checkpoint_every = 500
-  # How many of the newest checkpoints are kept.
+  # How many of the newest checkpoints are kept, beside the best one.
   config.train.keep_checkpoints = 2
   # Parts of each batch that pass through a network one after the other, for
   # less memory (gradient accumulation). Batch norm sees each for itself.
   config.train.micro_batches = 1
   # Steps of a stage that may be left out because the loss or a gradient is not
-  # finite; one more ends the run.
+  # finite; one more ends the run. The learning rate goes on with them.
   config.train.max_skipped_steps = 0
 
   config.selection = ml_collections.ConfigDict()
-  # Metric of the validation split by which the best checkpoint is kept, scored
-  # and read by later stages: "accuracy", "map" or "loss"; "": the last counts.
+  # Metric of the validation split by which the best state is saved, scored and
+  # read by later stages: "accuracy", "map" or "loss"; "": the last counts.
   config.selection.metric = ""
   # Validations in a row without a better one that end a stage; 0 is never.
   config.selection.patience = 0

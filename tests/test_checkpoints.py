@@ -13,13 +13,14 @@ from twostream_jax import checkpoints
 def state(value):
   return {
     "params": {"kernel": np.full((30, 40), value, np.float32)},
-    "ema_params": {},
     "batch_stats": {},
+    "ema_params": {},
+    "ema_batch_stats": {},
     "step": np.int32(value),
   }
 
 
-def write(folder, scores, keep=2):
+def write(folder, scores, keep=2, unscheduled=()):
   """Checkpoints 1, 2, ... with these scores."""
   with checkpoints.open_manager(folder, keep=keep) as manager:
     for step, score in enumerate(scores, start=1):
@@ -30,8 +31,22 @@ def write(folder, scores, keep=2):
         progress={"next_batch": step, "window": [[0.1, step]]},
         metadata={"step": step},
         score=score,
+        scheduled=step not in unscheduled,
       )
     checkpoints.finish(manager)
+
+
+def listed(folder):
+  with checkpoints.open_reader(folder) as reader:
+    return sorted(reader.all_steps())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """Folder of the checkpoints 1 and 2."""
+  folder = tmp_path_factory.mktemp("two") / "checkpoints"
+  write(folder, [None, None])
+  return folder
 
 
 @pytest.mark.parametrize(
@@ -59,7 +74,103 @@ def test_the_newest_and_the_best_stay_and_the_best_counts(
       "next_batch": 4,
       "window": [[0.1, 4]],
       "score": scores[-1],
+      "scheduled": True,
     }
+
+
+def test_the_best_gives_way_to_a_better_one_at_once(tmp_path):
+  """The policy knows the score of what it saves, whatever the disk says."""
+  folder = tmp_path / "c"
+  write(folder, [0.1, 0.9, 0.3, 0.95], keep=1)
+  assert listed(folder) == [4]
+
+
+def test_an_interruption_s_checkpoint_displaces_no_other(tmp_path):
+  folder = tmp_path / "c"
+  write(folder, [0.9, 0.1, None, None], unscheduled=(4,))
+  assert listed(folder) == [1, 2, 3, 4]
+  with checkpoints.open_manager(folder, keep=2) as manager:
+    # As the newest it is where training goes on.
+    assert checkpoints.restore_newest(manager, state(0)).step == 4
+    checkpoints.save(manager, 5, state(5), {}, {})
+    checkpoints.finish(manager)
+  assert listed(folder) == [1, 3, 5]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_removal_that_was_cut_off_is_made_good(tmp_path, whole):
+  folder, aside = tmp_path / "c", tmp_path / "aside"
+  write(folder, [None] * 3, unscheduled=(3,))
+  shutil.copytree(folder / "3", aside)
+  with checkpoints.open_manager(folder, keep=2) as manager:
+    checkpoints.save(manager, 4, state(4), {}, {})
+    checkpoints.finish(manager)
+  if not whole:
+    shutil.rmtree(aside / "progress")
+  aside.rename(folder / "3")
+  with checkpoints.open_manager(folder, keep=2):
+    pass
+  assert listed(folder) == [2, 4]
+
+
+def test_a_score_that_is_not_a_number_is_none(tmp_path):
+  write(tmp_path / "c", [float("nan"), 0.5, float("nan"), 0.4], keep=9)
+  with checkpoints.open_reader(tmp_path / "c") as reader:
+    assert checkpoints.chosen_step(reader) == 2
+
+
+def test_averaged_parameters_come_with_their_statistics(tmp_path):
+  tree = {"bn": {"mean": np.ones(3, np.float32)}}
+  double = {"bn": {"mean": np.full(3, 2.0, np.float32)}}
+  averaged = state(1) | {
+    "ema_params": {"kernel": np.zeros((30, 40), np.float32)},
+    "batch_stats": tree,
+    "ema_batch_stats": double,
+  }
+  earlier = {k: v for k, v in averaged.items() if k != "ema_batch_stats"}
+  with checkpoints.open_manager(tmp_path, keep=2) as manager:
+    for step, tree in enumerate((averaged, earlier)):
+      checkpoints.save(manager, step, tree, {}, {})
+    checkpoints.finish(manager)
+  with checkpoints.open_reader(tmp_path) as reader:
+    found = checkpoints.restore_variables(reader, 0)
+    assert not found["params"]["kernel"].any()
+    np.testing.assert_array_equal(found["batch_stats"]["bn"]["mean"], 2.0)
+    with pytest.raises(checkpoints.CheckpointError, match="earlier version"):
+      checkpoints.restore_variables(reader, 1)
+
+
+def test_reading_leaves_a_save_that_is_under_way(two, tmp_path):
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(two, folder)
+  under_way = folder / "3.orbax-checkpoint-tmp-7"
+  shutil.copytree(folder / "2", under_way)
+
+  def tree():
+    paths = (folder, *sorted(folder.rglob("*")))
+    return [(path, path.stat().st_mtime_ns) for path in paths]
+
+  before = tree()
+  with checkpoints.open_reader(folder) as reader:
+    checkpoints.restore_variables(reader)
+  checkpoints.read_metadata(folder)
+  assert tree() == before
+  # It is the trainer that tidies up.
+  with checkpoints.open_manager(folder, keep=2) as manager:
+    checkpoints.save(manager, 3, state(3), {}, {})
+    checkpoints.finish(manager)
+  assert not under_way.exists()
+
+
+def test_a_reader_follows_a_trainer_that_removes_what_it_reads(tmp_path):
+  write(tmp_path, [None])
+  with checkpoints.open_reader(tmp_path) as reader:
+    assert checkpoints.chosen_step(reader) == 1
+    with checkpoints.open_manager(tmp_path, keep=1) as manager:
+      checkpoints.save(manager, 2, state(2), {}, {})
+      checkpoints.finish(manager)
+    found = checkpoints.restore_variables(reader)
+  np.testing.assert_array_equal(found["params"]["kernel"], 2.0)
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -67,14 +178,6 @@ def test_no_checkpoint_is_none(tmp_path):
     assert checkpoints.restore_newest(manager, state(0)) is None
     with pytest.raises(checkpoints.CheckpointError, match="no checkpoint"):
       checkpoints.restore_variables(manager)
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-  """Folder of the checkpoints 1 and 2."""
-  folder = tmp_path_factory.mktemp("two") / "checkpoints"
-  write(folder, [None, None])
-  return folder
 
 
 def cut_in_half(path):
@@ -156,7 +259,7 @@ def test_what_a_thread_writes_later_is_a_copy(tmp_path, monkeypatch):
     progress["window"].append([2.0])
     metadata["names"].append("b")
   assert handed_over == [
-    {"window": [[1.0]], "score": None},
+    {"window": [[1.0]], "score": None, "scheduled": True},
     {"names": ["a"]},
   ]
 

@@ -1,5 +1,6 @@
-"""A real training process, killed at 30 moments: the same bits in the end."""
+"""A real training process, ended at 30 moments: the same bits in the end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,20 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests import tiny_config
+from tests import faults_config
 from tests.xla_flags import COMPILE_FAST
-from twostream_jax import checkpoints, interrupts, stages
+from twostream_jax import checkpoints, interrupts, scores, stages
 from twostream_jax.data import dataset
 
 ROOT = Path(__file__).parent.parent
-KILLS = 10  # Of each seed.
-SETTINGS = {
-  "train.checkpoint_every": 4,
-  "train.validate_every": 6,
-  "train.log_every": 3,
-  "spatial.total_steps": 16,
-  "temporal.total_steps": 16,
-}
+ENDS = 10  # Of each seed.
 
 
 class Command:
@@ -47,12 +41,10 @@ class Command:
 
   def start(self, workdir, *flags):
     """Starts a run; its process id."""
-    settings = [f"--config.{k}={v}" for k, v in SETTINGS.items()]
     argv = [
-      "--config=tests/tiny_config.py",
+      "--config=tests/faults_config.py",
       f"--workdir={workdir}",
       f"--config.data.dir={self._data}",
-      *settings,
       *flags,
     ]
     job = json.dumps({"argv": argv, "log": str(self.log)})
@@ -97,26 +89,51 @@ def moments(workdir):
   def save():
     return any(workdir.glob("*/checkpoints/*tmp*"))
 
+  def removal():
+    return any(len(kept) > 3 for kept in listed())
+
+  def validation():
+    return any(
+      '"validation"' in path.read_text()
+      for path in workdir.glob("*/metrics.jsonl")
+    )
+
+  def listed():
+    for folder in workdir.glob("*/checkpoints"):
+      yield [path for path in folder.iterdir() if path.name.isdigit()]
+
   def evaluation():
-    return (workdir / "spatial" / "checkpoints" / "16").exists()
+    return (workdir / "spatial" / "checkpoints" / "10").exists()
 
   def between_stages():
     return (workdir / "scores" / "spatial-test.npz").exists()
 
-  def last_evaluation():
-    return (workdir / "temporal" / "checkpoints" / "16").exists()
+  def features():
+    return any(workdir.glob("features/*/*"))
+
+  def lstm():
+    return (workdir / "lstm" / "checkpoints").exists()
+
+  def network():
+    return (workdir / "network" / "checkpoints").exists()
+
+  def joint():
+    return (workdir / "joint" / "checkpoints").exists()
 
   def last_score():
-    return (workdir / "scores" / "temporal-test.npz").exists()
+    return (workdir / "scores" / "joint-test.npz").exists()
 
   return [
     first_step,
     save,
+    removal,
+    validation,
     evaluation,
-    save,
     between_stages,
-    save,
-    last_evaluation,
+    features,
+    lstm,
+    network,
+    joint,
     last_score,
   ]
 
@@ -128,17 +145,20 @@ def final_files(workdir, data):
     for pattern in ("*/metrics.jsonl", "results.json", "config.json")
     for path in workdir.glob(pattern)
   }
-  config = tiny_config.get_config()
-  for name in ("spatial", "temporal"):
+  config = faults_config.get_config()
+  for name in config.stages:
     stage = stages.create_stage(config, name, data, workdir)
-    with checkpoints.open_manager(
-      workdir / name / "checkpoints", keep=2
-    ) as manager:
-      last = checkpoints.restore_newest(manager, stage.state_shapes())
-    assert last.step == SETTINGS[f"{name}.total_steps"]
-    leaves = jax.tree_util.tree_leaves_with_path(last.state)
-    for path, leaf in leaves:
-      found[f"{name}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+    with checkpoints.open_reader(workdir / name / "checkpoints") as reader:
+      last = checkpoints.restore_newest(reader, stage.state_shapes())
+      found[f"{name}: kept"] = np.array(sorted(reader.all_steps()))
+      found[f"{name}: chosen"] = np.array(checkpoints.chosen_step(reader))
+      chosen = checkpoints.restore_variables(reader)
+    assert last.step == config[name].total_steps
+    for what, tree in (("last", last.state), ("chosen", chosen)):
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        found[f"{name}: {what}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+  for path in (workdir / "scores").iterdir():
+    found[path.name] = scores.load_scores(path).logits
   return found
 
 
@@ -152,8 +172,8 @@ def assert_same(workdir, other, data):
       np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
-def kill(command, workdir, condition, delay):
-  """Kills a run `delay` after a condition first holds; False if it ended."""
+def end(command, workdir, condition, delay, number):
+  """Ends a run `delay` after a condition first holds; False if it had ended."""
   pid = command.start(workdir)
   while not condition():
     if not alive(pid):
@@ -161,10 +181,37 @@ def kill(command, workdir, condition, delay):
     time.sleep(0.002)
   time.sleep(delay)
   if alive(pid):
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
   code = command.wait()
-  assert code in (0, -signal.SIGKILL), command.log.read_text()
+  # What a signal meets before the run listens ends as it always did.
+  expected = {0, -number}
+  if number != signal.SIGKILL:
+    expected |= {interrupts.EXIT_CODE, 128 + number}
+  assert code in expected, (code, command.log.read_text())
   return code != 0
+
+
+@contextlib.contextmanager
+def reading(folder, data):
+  """A process that reads and scores the runs in a folder all the while."""
+  process = subprocess.Popen(
+    [sys.executable, "-m", "tests.reader", folder, data],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+    yield
+    said, errors = process.communicate("", timeout=120)
+    assert process.returncode == 0, errors
+    assert int(said.split()[0]) > 0
+    print(f"\nbeside: {said.strip()}")
+  finally:
+    process.kill()
 
 
 def alive(pid):
@@ -178,31 +225,35 @@ def alive(pid):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(3))
-def test_kills_change_no_bit(command, whole, tiny_dir, tmp_path, seed):
+def test_neither_ends_nor_readers_change_a_bit(
+  command, whole, tiny_dir, tmp_path, seed
+):
+  """Killed, asked to end and read: the same bits, and the same choice."""
   reference, duration = whole
   data = dataset.open_dataset(tiny_dir)
   rng = np.random.default_rng(seed)
-  kills, runs, at = 0, 0, []
+  runs, at = 0, []
   workdir = tmp_path / "run0"
-  while kills < KILLS:
-    if kills % 3:
-      planned = moments(workdir)
-      condition = planned[rng.integers(len(planned))]
-      delay = rng.uniform(0.0, 0.05)
-    else:
-      condition, delay = (lambda: True), rng.uniform(0.0, duration)
-    if kill(command, workdir, condition, delay):
-      kills += 1
-      at.append(getattr(condition, "__name__", "?"))
-    elif (workdir / "results.json").exists():
-      # This run came to its end: begin another one.
-      assert_same(reference, workdir, data)
-      runs += 1
-      workdir = tmp_path / f"run{runs}"
-  command.start(workdir)
-  assert command.wait() == 0, command.log.read_text()
-  assert_same(reference, workdir, data)
-  print(f"\n{kills} kills in {runs + 1} runs: {sorted(at)}")
+  with reading(tmp_path, tiny_dir):
+    while len(at) < ENDS:
+      number = rng.choice([signal.SIGKILL, signal.SIGTERM])
+      if len(at) % 3:
+        planned = moments(workdir)
+        condition = planned[rng.integers(len(planned))]
+        delay = rng.uniform(0.0, 0.2)
+      else:
+        condition, delay = (lambda: True), rng.uniform(0.0, duration)
+      if end(command, workdir, condition, delay, int(number)):
+        at.append(f"{signal.Signals(number).name} {condition.__name__}")
+      elif (workdir / "results.json").exists():
+        # This run came to its end: begin another one.
+        assert_same(reference, workdir, data)
+        runs += 1
+        workdir = tmp_path / f"run{runs}"
+    command.start(workdir)
+    assert command.wait() == 0, command.log.read_text()
+    assert_same(reference, workdir, data)
+  print(f"\n{len(at)} ends in {runs + 1} runs: {sorted(at)}")
 
 
 @pytest.mark.faults

@@ -79,10 +79,8 @@ def test_every_stage_and_fusion_has_its_row(finished, config):
 def test_features_are_those_of_the_trained_stream(finished, config, tiny):
   folder, _ = finished
   stage = stages.create_stage(config, "temporal", tiny, folder)
-  with checkpoints.open_manager(
-    folder / "temporal" / "checkpoints", keep=2
-  ) as manager:
-    variables = checkpoints.restore_variables(manager)
+  with checkpoints.open_reader(folder / "temporal" / "checkpoints") as reader:
+    variables = checkpoints.restore_variables(reader)
   found = features.read_features(
     features_path(folder, "temporal", "fc6", "test")
   )
@@ -115,21 +113,26 @@ def test_a_stage_done_again_gives_the_same(finished, config, tiny, tmp_path):
   shutil.copytree(folder, copy)
   shutil.rmtree(copy / "network")
   shutil.rmtree(copy / "features" / "spatial-fc6" / "train")
+  # Another process trains the stream: a save is under way.
+  under_way = copy / "spatial" / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+  under_way.mkdir()
   (copy / "scores" / "network-test.npz").unlink()
   (copy / "scores" / "network-validation.npz").unlink()
   assert run.train_and_evaluate(config, copy, tiny) == outcome
+  assert under_way.exists()
 
 
 def test_towers_begin_with_the_weights_of_their_streams(finished, config, tiny):
   folder, _ = finished
   stage = stages.create_stage(config, "joint", tiny, folder)
   fresh = stage.init_state()
+  under_way = folder / "spatial" / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+  under_way.mkdir()
   state = stage.warm_start(fresh)
+  under_way.rmdir()  # A save that is under way is left alone.
   for tower in ("spatial", "temporal"):
-    with checkpoints.open_manager(
-      folder / tower / "checkpoints", keep=2
-    ) as manager:
-      trained = checkpoints.restore_variables(manager)["params"]["backbone"]
+    with checkpoints.open_reader(folder / tower / "checkpoints") as reader:
+      trained = checkpoints.restore_variables(reader)["params"]["backbone"]
     for layer in state.params[tower]:
       jax.tree.map(
         np.testing.assert_array_equal,
@@ -137,10 +140,8 @@ def test_towers_begin_with_the_weights_of_their_streams(finished, config, tiny):
         trained[layer],
       )
   # With a learning rate of zero they are still there at the end.
-  with checkpoints.open_manager(
-    folder / "joint" / "checkpoints", keep=2
-  ) as manager:
-    last = checkpoints.restore_variables(manager)["params"]
+  with checkpoints.open_reader(folder / "joint" / "checkpoints") as reader:
+    last = checkpoints.restore_variables(reader)["params"]
   jax.tree.map(np.testing.assert_array_equal, last, dict(state.params))
 
 
@@ -246,10 +247,8 @@ def test_maps_are_of_the_answer_in_the_middle_of_the_clip(
   }
   assert [e.video_id for e in shown] == list(chosen)
   stage = stages.create_stage(with_maps, "temporal", tiny, folder)
-  with checkpoints.open_manager(
-    folder / "temporal" / "checkpoints", keep=2
-  ) as manager:
-    variables = checkpoints.restore_variables(manager)
+  with checkpoints.open_reader(folder / "temporal" / "checkpoints") as reader:
+    variables = checkpoints.restore_variables(reader)
   rows = stage.inputs.eval_rows(
     "test", quick=True, views_per_pass=12, replicas=1
   )

@@ -215,14 +215,22 @@ def test_layers_do_not_see_each_other_s_libraries(module):
   assert not seen & forbidden
 
 
-def test_no_module_but_parallel_names_pmap():
+@pytest.mark.parametrize(
+  "attribute, allowed",
+  [
+    ("pmap", "parallel"),
+    # It removes saves that are under way: all others read by `open_reader`.
+    ("open_manager", "train"),
+  ],
+)
+def test_one_module_alone_names_it(attribute, allowed):
   naming = {
     module
     for module, path in modules().items()
     for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Attribute) and node.attr == "pmap"
+    if isinstance(node, ast.Attribute) and node.attr == attribute
   }
-  assert naming == {"parallel"}
+  assert naming == {allowed}
 
 
 def test_nothing_imports_from_the_folders_of_what_is_run():

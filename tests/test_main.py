@@ -74,10 +74,10 @@ def final_parameters(directory, name):
   data = dataset.open_dataset(directory / "data")
   stage = stages.create_stage(config, name, data, directory)
   folder = directory / "run" / name / "checkpoints"
-  with checkpoints.open_manager(folder, keep=2) as manager:
-    assert manager.latest_step() == config[name].total_steps
+  with checkpoints.open_reader(folder) as reader:
+    assert reader.latest_step() == config[name].total_steps
     template = stage.state_shapes()
-    return checkpoints.restore_newest(manager, template).state
+    return checkpoints.restore_newest(reader, template).state
 
 
 @pytest.mark.faults

@@ -84,7 +84,7 @@ def test_sgd_is_the_textbook_s(nesterov):
       velocity = 0.9 * velocity + gradient
       step = gradient + 0.9 * velocity if nesterov else velocity
       weight -= 0.1 * step
-      updates, opt = tx.update(grads, opt, tree)
+      updates, opt = tx.update(grads, opt, tree, step=0)
       tree = {k: tree[k] + updates[k] for k in tree}
       np.testing.assert_allclose(tree[key], weight, rtol=1e-5)
 
@@ -102,7 +102,7 @@ def test_gradients_are_clipped_to_the_global_norm():
     "a": np.array([3.0, 0.0], np.float32),
     "b": np.array([0.0, 4.0], np.float32),
   }
-  updates, _ = tx.update(grads, tx.init(params), params)
+  updates, _ = tx.update(grads, tx.init(params), params, step=0)
   np.testing.assert_allclose(updates["a"], [-0.6, 0], rtol=1e-5)
   np.testing.assert_allclose(updates["b"], [0, -0.8], rtol=1e-5)
 
@@ -140,9 +140,9 @@ def _network():
 def _run(tx, params, grads, steps=3):
   """Parameters after some steps with the same gradients."""
   state = tx.init(params)
-  update = jax.jit(tx.update)
-  for _ in range(steps):
-    updates, state = update(grads, state, params)
+  update = jax.jit(optax.with_extra_args_support(tx).update)
+  for step in range(steps):
+    updates, state = update(grads, state, params, step=step)
     params = optax.apply_updates(params, updates)
   return jax.tree.map(np.asarray, params)
 
@@ -176,8 +176,8 @@ def test_multipliers_scale_each_step_exactly(name):
   }
   state, scaled_state = plain.init(params), scaled.init(params)
   for _ in range(2):
-    one, state = plain.update(grads, state, params)
-    other, scaled_state = scaled.update(grads, scaled_state, params)
+    one, state = plain.update(grads, state, params, step=0)
+    other, scaled_state = scaled.update(grads, scaled_state, params, step=0)
     expected = jax.tree.map(lambda u, factor: u * factor, one, factors)
     jax.tree.map(np.testing.assert_array_equal, other, expected)
 
@@ -281,13 +281,13 @@ def _descend(tx, v, steps=600):
 
   @jax.jit
   def run(w):
-    def step(carry, _):
+    def step(carry, number):
       w, state = carry
       grads = {"fusion": {"kernel": w["fusion"]["kernel"] - v}}
-      updates, state = tx.update(grads, state, w)
+      updates, state = tx.update(grads, state, w, step=number)
       return (optax.apply_updates(w, updates), state), None
 
-    return jax.lax.scan(step, (w, tx.init(w)), length=steps)[0][0]
+    return jax.lax.scan(step, (w, tx.init(w)), np.arange(steps))[0][0]
 
   w = run({"fusion": {"kernel": np.ones_like(v)}})
   return np.asarray(w["fusion"]["kernel"])
@@ -301,15 +301,23 @@ def _descend(tx, v, steps=600):
     {"momentum": 0.9, "nesterov": True},
     {"momentum": 0.5, "multipliers": (("fusion", 0.3),)},
     {"momentum": 0.5, "weight_decay": 1.0},
+    {"momentum": 0.0, "max_grad_norm": 0.5},
+    {"momentum": 0.9, "max_grad_norm": 0.5},
+    {"momentum": 0.5, "nesterov": True, "max_grad_norm": 0.5},
+    {"momentum": 0.5, "multipliers": (("fusion", 0.3),), "max_grad_norm": 1.0},
   ],
 )
-def test_penalties_mean_the_same_whatever_the_momentum(settings):
-  """The minimum is known; weight decay must not act on what is penalised."""
+def test_penalties_mean_the_same_whatever_the_momentum_and_the_clip(settings):
+  """The minimum is known; weight decay must not act on what is penalised.
+
+  At the minimum the gradient is as steep as the penalty: it stays clipped.
+  """
   v = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
   v *= np.linspace(0.3, 2, 6, dtype=np.float32)
   penalty = {"l1": 0.2, "l21": 0.5}
   tx = _create(**settings, penalised="fusion/kernel", **penalty)
   expected = np.asarray(optim.proximal_point(v, **penalty))
+  assert np.linalg.norm(expected - v) > settings.get("max_grad_norm", 0.0)
   got = _descend(tx, v)
   np.testing.assert_allclose(got, expected, atol=1e-4)
   np.testing.assert_array_equal(got == 0, expected == 0)
@@ -362,8 +370,37 @@ def test_a_pattern_without_a_parameter_is_refused(settings):
     _create(**settings).init(params)
 
 
+def test_the_learning_rate_is_that_of_the_step_whatever_was_left_out():
+  """Updates that were left out must not slow the schedule down."""
+  params, grads = _network()
+  tx = optim.create_optimizer(
+    lambda step: 0.5**step,
+    momentum=0.0,
+    nesterov=False,
+    weight_decay=0.0,
+    max_grad_norm=0.0,
+    penalised="fusion/kernel",
+    l1=0.01,
+  )
+  state = tx.init(params)
+  early, _ = tx.update(grads, state, params, step=0)
+  late, _ = tx.update(grads, state, params, step=3)
+  for layer in ("backbone", "logits"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b * 0.125, rtol=1e-6),
+      late[layer],
+      early[layer],
+    )
+  kernel, slope = (tree["fusion"]["kernel"] for tree in (params, grads))
+  for eta, found in ((1.0, early), (0.125, late)):
+    point = optim.proximal_point(kernel - eta * slope, l1=eta * 0.01, l21=0.0)
+    np.testing.assert_allclose(
+      found["fusion"]["kernel"], point - kernel, atol=1e-6
+    )
+
+
 def test_proximal_needs_the_parameters():
   params, grads = _network()
   tx = _create(penalised="fusion/kernel", l1=0.1)
   with pytest.raises(ValueError, match="needs the parameters"):
-    tx.update(grads, tx.init(params))
+    tx.update(grads, tx.init(params), step=0)

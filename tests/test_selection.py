@@ -24,11 +24,16 @@ def records(metric, values):
 def test_two_validations_without_a_better_one_end_it(
   metric, values, over_after
 ):
-  selection = Selection(metric, 2)
+  selection, best = Selection(metric, 2), None
   for record in records(metric, values):
     assert not selection.is_over()
     score = selection.add(record["step"], record)
-    assert score == (-1 if metric == "loss" else 1) * record[metric]
+    # Of equals the first is the best.
+    value = (-1 if metric == "loss" else 1) * record[metric]
+    if best is None or value > best:
+      assert score == (best := value)
+    else:
+      assert score is None
     if record["step"] == over_after:
       break
   assert selection.is_over() == (over_after is not None)
@@ -40,6 +45,15 @@ def test_it_goes_on_from_the_records_of_a_run_up_to_a_step():
   assert not Selection("accuracy", 2, found, last_step=2).is_over()
   assert Selection("accuracy", 2, found, last_step=3).is_over()
   assert not Selection("accuracy", 2, found, last_step=4).is_over()
+
+
+def test_what_is_not_a_number_is_never_the_best():
+  selection = Selection("loss", 2)
+  scores = [
+    selection.add(record["step"], record)
+    for record in records("loss", [float("nan"), 3.0, float("nan"), 2.0])
+  ]
+  assert scores == [None, -3.0, None, -2.0]
 
 
 def test_nothing_is_followed_without_a_metric():

@@ -171,7 +171,9 @@ def test_micro_batches_pass_on_the_statistics_of_batch_norm():
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
   parts, batch = make_parts("rgb", sync_batch_norm=True), make_batch("rgb")
-  state, _ = run_step(parts, init(parts, batch), batch, 2, count=1)
+  state = init(parts, batch, keep_ema=True)
+  parts["ema_decay"] = 0.5
+  state, _ = run_step(parts, state, batch, 2, count=1)
   batch["rgb_shift"][3, 1] = np.nan
   after, metrics = run_step(parts, state, batch, 2, count=1)
   assert not metrics["finite"]
@@ -188,25 +190,31 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
   assert np.isfinite(metrics["loss"])
 
 
-def test_the_average_of_parameters_follows_its_formula():
-  parts, batch = make_parts(), make_batch()
+def test_parameters_and_their_statistics_are_averaged_by_one_formula():
+  """To predict, averaged parameters come with averaged statistics."""
+  parts = make_parts("rgb", sync_batch_norm=True)
+  batch = make_batch("rgb")
   state = init(parts, batch, keep_ema=True)
-  expected = jax.tree.map(np.asarray, state.params)
+
+  def newest(state):
+    found = {"params": state.params, "batch_stats": state.batch_stats}
+    return jax.tree.map(np.asarray, found)
+
+  expected = newest(state)
   for step in range(3):
     state, _ = run_step(parts | {"ema_decay": 0.15}, state, batch, 1, count=1)
     decay = min(0.15, (1 + step) / (10 + step))
     expected = jax.tree.map(
-      lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.params
+      lambda old, new, d=decay: d * old + (1 - d) * new, expected, newest(state)
     )
-  for a, b in zip(
-    jax.tree.leaves(state.variables["params"]),
-    jax.tree.leaves(expected),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-  assert not np.allclose(
-    jax.tree.leaves(state.params)[1], jax.tree.leaves(expected)[1]
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    state.variables,
+    expected,
   )
+  for kind, tree in newest(state).items():
+    kept, averaged = (jax.tree.leaves(x) for x in (tree, expected[kind]))
+    assert not np.allclose(kept[0], averaged[0])
 
 
 def test_masked_examples_do_not_count():

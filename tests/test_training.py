@@ -15,7 +15,9 @@ from twostream_jax import (
   parallel,
   run,
   stages,
+  steps,
   train,
+  warm_start,
   window,
 )
 from twostream_jax.flow import spec as flow_spec
@@ -92,11 +94,11 @@ def test_the_best_counts_and_patience_ends_a_stage(
   )
   # Nothing is learned, so that the first validation stays the best.
   folder = tmp_path / "temporal"
-  with checkpoints.open_manager(folder / "checkpoints", keep=1) as manager:
-    assert sorted(manager.all_steps()) == [2, 6]
-    assert checkpoints.chosen_step(manager) == 2
+  with checkpoints.open_reader(folder / "checkpoints") as reader:
+    assert sorted(reader.all_steps()) == [2, 6]
+    assert checkpoints.chosen_step(reader) == 2
     stage = stages.create_stage(settled, "temporal", tiny, tmp_path)
-    state = checkpoints.restore_newest(manager, stage.state_shapes()).state
+    state = checkpoints.restore_newest(reader, stage.state_shapes()).state
   for kept, averaged in zip(
     jax.tree.leaves(state.params),
     jax.tree.leaves(state.ema_params),
@@ -104,8 +106,8 @@ def test_the_best_counts_and_patience_ends_a_stage(
   ):
     assert kept.dtype == np.float32
     np.testing.assert_allclose(kept, averaged, atol=1e-6)
-  steps = [record["step"] for record in logging.read_metrics(folder)]
-  assert max(steps) == 6
+  recorded = [record["step"] for record in logging.read_metrics(folder)]
+  assert max(recorded) == 6
   # What is watched beside it.
   assert any((folder / "profile").rglob("*.xplane.pb"))
   events = b"".join(p.read_bytes() for p in (folder / "tensorboard").iterdir())
@@ -148,13 +150,15 @@ def begun_from(config, folder, data, **settings):
 def test_a_run_begins_with_the_weights_of_another(
   finished, config, tiny, capsys
 ):
-  with checkpoints.open_manager(
-    finished / "temporal" / "checkpoints", keep=2
-  ) as manager:
-    trained = checkpoints.restore_variables(manager)["params"]
+  with checkpoints.open_reader(finished / "temporal" / "checkpoints") as reader:
+    trained = checkpoints.restore_variables(reader)["params"]
+  # That run goes on: a save is under way.
+  under_way = finished / "temporal" / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+  under_way.mkdir()
   state = begun_from(
     config, finished, tiny, **{"temporal.optim.ema_decay": 0.9}
   )
+  under_way.rmdir()  # Still there.
   assert "16 arrays" in capsys.readouterr().out
   for tree in (state.params, state.ema_params):
     for a, b in zip(
@@ -162,6 +166,26 @@ def test_a_run_begins_with_the_weights_of_another(
     ):
       np.testing.assert_array_equal(a, b)
   assert state.step == 0
+
+
+def test_an_average_begins_with_the_statistics_of_loaded_weights(
+  config, tiny, tmp_path, monkeypatch
+):
+  loaded = {"params": {"kernel": 1.0}, "batch_stats": {"mean": 2.0}}
+  monkeypatch.setattr(warm_start, "_load_file", lambda *args, **kwargs: loaded)
+  fresh = {"params": {"kernel": 0.0}, "batch_stats": {"mean": 0.0}}
+  state = steps.TrainState(
+    step=0,
+    skipped=0,
+    **fresh,
+    ema_params=fresh["params"],
+    ema_batch_stats=fresh["batch_stats"],
+    opt_state=(),
+  )
+  begin = warm_start.create(config, "temporal", tiny, tmp_path, {})
+  found = begin(state)
+  assert found.variables == loaded
+  assert (found.params, found.batch_stats) == tuple(loaded.values())
 
 
 def test_what_does_not_fit_another_run_stays_fresh_and_is_named(
@@ -233,4 +257,5 @@ def test_skipped_steps_are_named_and_do_not_count(capsys):
   seen.add(9, ids, sums(np.inf, 2))
   with pytest.raises(FloatingPointError, match="step 9.*a.avi, b.avi") as error:
     seen.settle()
+  assert "2 steps of this stage had no update" in str(error.value)
   assert "config.train.max_skipped_steps=1" in str(error.value)

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
 import warnings
@@ -45,32 +46,48 @@ def open_manager(
 ) -> ocp.CheckpointManager:
   """Opens a stage's checkpoint folder, made if missing.
 
-  A save that was cut off is not listed: Orbax writes under a temporary name
-  and renames. What it left behind is removed here.
+  For the one process (or processes of one run) that trains the stage; all
+  others take `open_reader`. A save that was cut off is not listed: Orbax writes
+  under a temporary name and renames. What it left behind is removed here, and
+  so are old checkpoints that it had still to remove.
 
   Args:
     directory: `workdir/<stage>/checkpoints`.
-    keep: how many of the newest checkpoints stay. The best of those that were
-      saved with a score stays as well.
+    keep: Number of the newest scheduled checkpoints that stay. The best of
+      those with a score stays as well, and so does the newest of all.
   """
+  policy = _NewestAndBest(Path(directory), keep)
   options = ocp.CheckpointManagerOptions(
-    preservation_policy=_NewestAndBest(Path(directory), keep),
+    preservation_policy=policy,
     create=True,
     cleanup_tmp_directories=True,
     # The caller decides when; Orbax is not to skip a step it is asked for.
     save_interval_steps=1,
   )
-  return ocp.CheckpointManager(
+  manager = ocp.CheckpointManager(
     Path(directory).absolute(),
     options=options,
     item_handlers=_handlers(),
   )
+  # All processes have listed the same before the first one removes anything.
+  _wait_for_processes("opened checkpoints")
+  steps = manager.all_steps()
+  kept = _kept(_read_facts(Path(directory), steps), keep)
+  for step in sorted(set(steps) - kept):
+    manager.delete(step)
+  return manager
+
+
+def _wait_for_processes(name: str) -> None:
+  if jax.process_count() > 1:
+    jax.experimental.multihost_utils.sync_global_devices(name)
 
 
 def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
-  """Opens a checkpoint folder; nothing is made or removed.
+  """Opens a checkpoint folder to read; nothing is made or removed.
 
-  Another process may be saving there, or the disk may be read-only.
+  Another process may be saving there, or the disk may be read-only. The folder
+  may be missing: it then has no checkpoints.
   """
   return ocp.CheckpointManager(
     Path(directory).absolute(),
@@ -87,6 +104,18 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
   }
 
 
+class _Facts(NamedTuple):
+  """What decides whether a checkpoint stays.
+
+  Attributes:
+    score: None without one.
+    scheduled: whether a run saves it that nothing interrupts.
+  """
+
+  score: float | None = None
+  scheduled: bool = True
+
+
 @dataclasses.dataclass(frozen=True)
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):
   """Keeps some of the newest checkpoints and the best of those with a score."""
@@ -97,28 +126,51 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*sorted(steps)[-self.keep :], _best(_ranks(self.directory, steps))}
+    facts = _read_facts(self.directory, steps)
+    for checkpoint in checkpoints:
+      # The one that is being saved may have no file yet.
+      if checkpoint.metrics is not None:
+        facts[checkpoint.step] = _Facts(**checkpoint.metrics)
+    kept = _kept(facts, self.keep)
     return [step in kept for step in steps]
 
 
-def _ranks(
-  directory: Path, steps: Iterable[int]
-) -> dict[int, tuple[float, int] | None]:
-  """By step: its score, and an earlier one before a later one of the same."""
-  ranks = {}
+def _kept(facts: Mapping[int, _Facts], keep: int) -> set[int]:
+  """The steps that stay.
+
+  A checkpoint that only an interruption made stays while it is the newest. It
+  displaces no other, so that those that stay in the end are those of a run that
+  was never interrupted.
+  """
+  scheduled = sorted(step for step in facts if facts[step].scheduled)
+  kept = {*scheduled[-keep:], max(facts, default=None), _best(facts)}
+  return kept - {None}
+
+
+def _read_facts(directory: Path, steps: Iterable[int]) -> dict[int, _Facts]:
+  """The facts of checkpoints by step."""
+  facts = {}
   for step in steps:
+    # One that is damaged, or whose removal was cut off, displaces no other.
+    facts[step] = _Facts(scheduled=False)
     # Not Orbax's own metrics: where one is damaged it opens no checkpoint.
     path = directory / str(step) / "progress" / _PROGRESS_FILE
-    with contextlib.suppress(OSError, ValueError, KeyError):
-      score = json.loads(path.read_text())["score"]
-      ranks[step] = None if score is None else (score, -step)
-  return ranks
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+      progress = json.loads(path.read_text())
+      # Runs of earlier versions do not state the second.
+      facts[step] = _Facts(progress["score"], progress.get("scheduled", True))
+  return facts
 
 
-def _best(ranks: Mapping[int, tuple[float, int] | None]) -> int | None:
-  """The step of the highest rank, if any has one."""
-  ranked = {step: rank for step, rank in ranks.items() if rank is not None}
-  return max(ranked, key=ranked.get) if ranked else None
+def _best(facts: Mapping[int, _Facts]) -> int | None:
+  """The step of the highest score, the first of equals; None without any."""
+  # A NaN compares with nothing: it would win or lose by its place.
+  scores = {
+    step: fact.score
+    for step, fact in facts.items()
+    if fact.score is not None and not math.isnan(fact.score)
+  }
+  return max(scores, key=lambda step: (scores[step], -step), default=None)
 
 
 def save(
@@ -128,6 +180,7 @@ def save(
   progress: Mapping[str, Any],
   metadata: Mapping[str, Any],
   score: float | None = None,
+  scheduled: bool = True,
 ) -> None:
   """Starts to save; training may go on, for everything is copied first.
 
@@ -139,7 +192,8 @@ def save(
       stopped: position in the data, random key, unfinished sums.
     metadata: JSON-ready facts that give the weights their meaning (FlowSpec,
       class names, settings).
-    score: how good the state is; the highest is the best.
+    score: Score of the state, of which more is better; None without one.
+    scheduled: Whether a run saves here that nothing interrupts. See `_kept`.
 
   Raises:
     CheckpointError: the disk is full, or this or the save before failed in
@@ -147,15 +201,18 @@ def save(
   """
   # A thread writes it later, when training has changed what it was given.
   progress, metadata = copy.deepcopy((dict(progress), dict(metadata)))
+  facts = _Facts(score, scheduled)._asdict()
   with _explaining(manager):
     _check_room(manager, state)
     manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        progress=ocp.args.JsonSave(progress | {"score": score}),
+        progress=ocp.args.JsonSave(progress | facts),
         metadata=ocp.args.JsonSave(metadata),
       ),
+      # Kept in memory only, for the policy.
+      metrics=facts,
     )
 
 
@@ -264,8 +321,7 @@ def _set_aside(manager, step: int) -> Path:
     taken = len(list(target.parent.glob(f"{step}*")))
     target = target.with_name(f"{step}-{taken}" if taken else f"{step}")
     source.rename(target)
-  if jax.process_count() > 1:
-    jax.experimental.multihost_utils.sync_global_devices("set aside")
+  _wait_for_processes("set aside")
   manager.reload()
   return target
 
@@ -275,7 +331,7 @@ def chosen_step(manager: ocp.CheckpointManager) -> int | None:
 
   Only checkpoints that were saved with a score are compared.
   """
-  best = _best(_ranks(Path(manager.directory), manager.all_steps()))
+  best = _best(_read_facts(Path(manager.directory), manager.all_steps()))
   return manager.latest_step() if best is None else best
 
 
@@ -284,26 +340,38 @@ def restore_variables(
 ) -> dict[str, Any]:
   """Variables to predict with, of a step or of the checkpoint that counts.
 
-  They are "params" (their average, if one was kept) and "batch_stats", NumPy.
+  They are "params" and "batch_stats", NumPy arrays: the averages of both, if
+  they were kept.
 
   Raises:
-    CheckpointError: there is no checkpoint, or it can't be read.
+    CheckpointError: there is no checkpoint, it can't be read, or it lacks the
+      statistics of averaged parameters.
   """
-  step = chosen_step(manager) if step is None else step
-  if step is None:
+  chosen = chosen_step(manager) if step is None else step
+  if chosen is None:
     raise CheckpointError(f"no checkpoint in {manager.directory}")
   args = ocp.args.Composite(state=ocp.args.StandardRestore())
   try:
-    state = jax.device_get(manager.restore(step, args=args)["state"])
+    state = jax.device_get(manager.restore(chosen, args=args)["state"])
   except Exception as error:
+    manager.reload()
+    if step is None and chosen_step(manager) not in (None, chosen):
+      # Whoever trains has removed it after saving the next one.
+      return restore_variables(manager)
     raise CheckpointError(
-      f"checkpoint {step} in {manager.directory} can't be read"
+      f"checkpoint {chosen} in {manager.directory} can't be read"
       f" ({_first_line(error)}); remove it and train the stage again"
     ) from error
-  return {
-    "params": state["ema_params"] or state["params"],
-    "batch_stats": state["batch_stats"],
-  }
+  if not state["ema_params"]:
+    return {"params": state["params"], "batch_stats": state["batch_stats"]}
+  averaged = state.get("ema_batch_stats")
+  if state["batch_stats"] and not averaged:
+    raise CheckpointError(
+      f"checkpoint {chosen} in {manager.directory} is of an earlier version: it"
+      " has an average of the parameters, but not of the batch statistics that"
+      " belong to it; train the stage again"
+    )
+  return {"params": state["ema_params"], "batch_stats": averaged}
 
 
 def _check_fits(manager, step, template) -> None:
@@ -321,8 +389,9 @@ def _check_fits(manager, step, template) -> None:
   if differing:
     shown = differing[:10] + ["  ..."] * (len(differing) > 10)
     raise CheckpointError(
-      f"checkpoint {step} in {manager.directory} does not fit this model:"
-      f" {len(differing)} arrays differ\n" + "\n".join(shown)
+      f"checkpoint {step} in {manager.directory} does not fit this model, or is"
+      f" of another version of twostream_jax: {len(differing)} arrays differ\n"
+      + "\n".join(shown)
     )
 
 

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +79,25 @@ def create_optimizer(
   penalised: str = "",
   l1: float = 0.0,
   l21: float = 0.0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """SGD with momentum, or Adam, with regularisation.
 
-  The penalties l1 and l21 are those of the objective, whatever the momentum:
-  as momentum m makes the gradient's effective step 1 / (1 - m) times the
-  learning rate, the proximal step is made as long.
+  The penalties l1 and l21 are those of the objective, whatever the momentum
+  and the clipping: the proximal step is as long as the gradient's. Momentum m
+  makes that 1 / (1 - m) times the learning rate, clipping shortens it by the
+  factor of the gradients.
+
+  The result is an `optax.GradientTransformationExtraArgs`. Its `update` takes
+  `step`, the steps before this one. It keeps no count of its own, so that the
+  learning rate in use is that of the step whatever became of earlier updates.
 
   Args:
     schedule: learning rate by step.
     momentum: 0..1 (excluded); of Adam, the decay of the mean gradient (b1).
     nesterov: whether the momentum is Nesterov's.
     weight_decay: L2 coefficient, added to the gradient of kernels only; not
-      to that of penalised or frozen ones.
+      to that of penalised or frozen ones. It is added after clipping, as in
+      Caffe and PyTorch, and so not clipped itself.
     max_grad_norm: the global norm to which gradients are clipped; 0 is never.
       Frozen parameters do not count in it.
     name: "sgd" or "adam".
@@ -123,9 +129,10 @@ def create_optimizer(
     mask = functools.partial(_map_with_path, is_decayed)
     parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
   if name == "sgd":
-    parts.append(optax.sgd(schedule, momentum=momentum, nesterov=nesterov))
+    parts.append(optax.trace(decay=momentum, nesterov=nesterov))
   else:
-    parts.append(optax.adam(schedule, b1=momentum, nesterov=nesterov))
+    parts.append(optax.scale_by_adam(b1=momentum, nesterov=nesterov))
+  parts.append(_descend(schedule))
   tx = optax.chain(*parts)
   if multipliers:
     tx = scale_by_path(tx, multipliers)
@@ -137,13 +144,26 @@ def create_optimizer(
       l21=l21,
       select=is_penalised,
       multipliers=multipliers,
+      max_grad_norm=max_grad_norm,
     )
   return tx
 
 
+def _descend(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+  """Multiplies updates by minus the learning rate of `step`."""
+
+  def update(updates, state, params=None, *, step, **extra_args):
+    del params, extra_args
+    rate = -schedule(step)
+    scaled = jax.tree.map(lambda x: jnp.asarray(rate, x.dtype) * x, updates)
+    return scaled, state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def scale_by_path(
   tx: optax.GradientTransformation, multipliers: Multipliers
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Multiplies the learning rate of some parameters, or freezes them.
 
   The path of a parameter is its keys joined by "/", as in
@@ -192,7 +212,7 @@ def scale_by_path(
       _require_match(lambda path, p=pattern: re.match(p, path), pattern, params)
     return partitioned.init(params)
 
-  return optax.GradientTransformation(init, partitioned.update)
+  return optax.GradientTransformationExtraArgs(init, partitioned.update)
 
 
 def stop_frozen(params: Any, multipliers: Multipliers) -> Any:
@@ -213,13 +233,6 @@ def stop_frozen(params: Any, multipliers: Multipliers) -> Any:
   )
 
 
-class ProximalState(NamedTuple):
-  """State of `proximal`: steps done, and the state of what it wraps."""
-
-  count: jax.Array
-  inner: Any
-
-
 def proximal(
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
@@ -228,7 +241,8 @@ def proximal(
   l21: float,
   select: Callable[[str], bool],
   multipliers: Multipliers = (),
-) -> optax.GradientTransformation:
+  max_grad_norm: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
   """Proximal gradient descent: exact zeros by l1 and l2,1 norms.
 
   Minimises  loss(W) + l1 * sum |W| + l21 * sum_j ||W_:j||_2  over the selected
@@ -244,15 +258,20 @@ def proximal(
 
   eta must be the step length of `tx`: update = -eta * gradient. Where `tx` has
   momentum m, its effective step is eta / (1 - m); a schedule without that
-  factor minimises the objective with penalties 1 - m times as large.
+  factor minimises the objective with penalties 1 - m times as large. Where
+  `tx` clips gradients g to the norm M, its step is min(1, M / ||g||) times as
+  long, and so is eta here: a step of full length would minimise the objective
+  with penalties ||g|| / M times as large.
 
   Args:
     tx: optimiser of the loss.
-    schedule: eta by step.
+    schedule: eta by `step`, which `update` takes, before clipping.
     l1, l21: weights of the penalties, at least 0.
     select: whether a parameter is penalised, by its path (see
       `scale_by_path`).
     multipliers: those that `tx` applies; they multiply eta as well.
+    max_grad_norm: M, the global norm of the gradients of trained parameters to
+      which `tx` clips; 0 is never.
 
   Raises:
     ValueError: a weight is negative; at `init`, where nothing is selected; at
@@ -261,27 +280,42 @@ def proximal(
   if l1 < 0.0 or l21 < 0.0:
     raise ValueError(f"l1={l1} and l21={l21} must be at least 0")
 
+  inner = optax.with_extra_args_support(tx)
+
   def init(params):
     _require_match(select, "select", params)
-    return ProximalState(jnp.zeros((), jnp.int32), tx.init(params))
+    return inner.init(params)
 
-  def update(updates, state, params=None):
+  def update(updates, state, params=None, *, step, **extra_args):
     if params is None:
       raise ValueError("proximal needs the parameters: update(..., params)")
-    updates, inner = tx.update(updates, state.inner, params)
-    eta = schedule(state.count)
+    eta = schedule(step)
+    if max_grad_norm:
+      eta = eta * _clip_factor(updates, max_grad_norm, multipliers)
+    updates, state = inner.update(
+      updates, state, params, step=step, **extra_args
+    )
 
-    def step(path, change, weights):
+    def shrink(path, change, weights):
       if not select(path):
         return change
       own = eta * _factor(path, multipliers)
       point = proximal_point(weights + change, l1=own * l1, l21=own * l21)
       return point - weights
 
-    updates = _map_with_path(step, updates, params)
-    return updates, ProximalState(state.count + 1, inner)
+    return _map_with_path(shrink, updates, params), state
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _clip_factor(
+  grads: Any, max_norm: float, multipliers: Multipliers
+) -> jax.Array:
+  """Factor of the gradients when those of trained parameters are clipped."""
+  trained = _map_with_path(
+    lambda path, leaf: leaf if _factor(path, multipliers) else None, grads
+  )
+  return jnp.minimum(1.0, max_norm / optax.tree.norm(trained))
 
 
 def proximal_point(

@@ -190,13 +190,6 @@ def check_selection(config: ml_collections.ConfigDict) -> None:
     raise ValueError(
       f"config.selection.metric={metric!r} needs config.data.validation_split"
     )
-  cadence = config.train
-  if cadence.checkpoint_every % cadence.validate_every:
-    raise ValueError(
-      f"config.train.checkpoint_every={cadence.checkpoint_every} must be a"
-      f" multiple of validate_every={cadence.validate_every}, so that every"
-      " checkpoint has the metric that config.selection names"
-    )
 
 
 def run_stage(

@@ -54,14 +54,15 @@ class Selection:
         self.add(record["step"], record)
 
   def add(self, step: int, record: Mapping[str, Any]) -> float | None:
-    """Counts a validation.
+    """Adds a validation.
 
     Args:
-      step: for messages.
-      record: "loss", "accuracy" and maybe "map".
+      step: Step of the validation, for messages.
+      record: "loss", "accuracy" and optionally "map".
 
     Returns:
-      The score, of which more is better; None where nothing is followed.
+      The score, of which more is better, if no earlier one was as good; None
+      otherwise, or without a metric. A NaN is never the best.
 
     Raises:
       ValueError: the record has no such metric.
@@ -77,9 +78,9 @@ class Selection:
     score = value if METRICS[self._metric] else -value
     if score > self._best:
       self._best, self._since_best = score, 0
-    else:
-      self._since_best += 1
-    return score
+      return score
+    self._since_best += 1
+    return None
 
   def is_over(self) -> bool:
     """Whether training is to end."""

@@ -4,6 +4,7 @@
 how many there are.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,28 +22,31 @@ class TrainState:
   """What training changes; everything a checkpoint needs of the model.
 
   Attributes:
-    step: int32, batches seen.
-    skipped: int32, those of them that changed nothing: see `train_step`.
+    step: int32, batches seen. The one clock of training: the learning rate, the
+      dropout keys and the place in the data follow it, skipped steps included.
+    skipped: int32, steps without an update: see `train_step`.
     params: float32, whatever the compute dtype.
-    ema_params: their exponential moving average; {} where none is kept.
     batch_stats: running statistics of batch norms.
-    opt_state: of the optimiser.
+    ema_params: exponential moving average of `params`; {} without one.
+    ema_batch_stats: the same average of `batch_stats`. Running statistics
+      belong to the parameters that they were taken with.
+    opt_state: state of the optimiser.
   """
 
   step: jax.Array
   skipped: jax.Array
   params: Any
-  ema_params: Any
   batch_stats: Any
+  ema_params: Any
+  ema_batch_stats: Any
   opt_state: Any
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes to predict: averaged parameters, if any."""
-    return {
-      "params": self.ema_params or self.params,
-      "batch_stats": self.batch_stats,
-    }
+    """Variables to predict with: the averaged ones, if they are kept."""
+    if self.ema_params:
+      return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
+    return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -76,7 +80,7 @@ def create_train_state(
     preprocess: batches to the network's inputs, such as
       `preprocess.Preprocess`.
     batch: a training batch; only its shapes matter.
-    keep_ema: whether to keep an average of the parameters.
+    keep_ema: whether to keep an average of parameters and batch statistics.
   """
   inputs = {name: array[:1] for name, array in batch.items()}
 
@@ -84,12 +88,14 @@ def create_train_state(
   def init():
     variables = model.init({"params": rng}, preprocess(inputs), train=False)
     params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       skipped=jnp.zeros((), jnp.int32),
       params=params,
+      batch_stats=batch_stats,
       ema_params=jax.tree.map(jnp.copy, params) if keep_ema else {},
-      batch_stats=variables.get("batch_stats", {}),
+      ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if keep_ema else {},
       opt_state=tx.init(params),
     )
 
@@ -122,7 +128,8 @@ def train_step(
       batch, which its dropout depends on. With micro-batches [k b ...].
     rng: key of the whole run, the same on every replica and in every step.
     model: maps inputs to logits [b n] and features.
-    tx: optimiser.
+    tx: optimiser; one that takes extra arguments gets `step`, the steps before
+      this one.
     preprocess: see `preprocess.Preprocess`.
     loss_fn: logits [b n] and labels to a loss per example [b].
     axis_name: the axis over replicas.
@@ -131,8 +138,9 @@ def train_step(
     micro_batches: k, parts of the batch that pass through the network one
       after the other, for less memory; their gradients are added up. Batch
       norm sees each part for itself.
-    ema_decay: of the average of the parameters, in [0, 1); 0 where the state
-      keeps none. Early on it is (1 + step) / (10 + step) if that is less.
+    ema_decay: decay of the average of parameters and batch statistics, in
+      [0, 1); 0 where the state keeps none. Early on it is
+      (1 + step) / (10 + step) if that is less.
 
   Returns:
     The new state and sums over the global batch: loss, correct, count; the
@@ -177,24 +185,23 @@ def train_step(
     local = jax.lax.psum(local, axis_name)
   grads, loss, correct = local
   batch_stats = jax.lax.pmean(batch_stats, axis_name)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  updates, opt_state = optax.with_extra_args_support(tx).update(
+    grads, state.opt_state, state.params, step=state.step
+  )
   params = optax.apply_updates(state.params, updates)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-  kept = (state.params, state.ema_params, state.batch_stats, state.opt_state)
-  ema_params = _average(state.ema_params, params, state.step, ema_decay)
-  changed = (params, ema_params, batch_stats, opt_state)
-  params, ema_params, batch_stats, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), changed, kept
-  )
-  new_state = TrainState(
-    step=state.step + 1,
-    skipped=state.skipped + ~finite,
+  average = functools.partial(_average, step=state.step, decay=ema_decay)
+  updated = state.replace(
     params=params,
-    ema_params=ema_params,
     batch_stats=batch_stats,
+    ema_params=average(state.ema_params, params),
+    ema_batch_stats=average(state.ema_batch_stats, batch_stats),
     opt_state=opt_state,
   )
+  new_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), updated, state
+  ).replace(step=state.step + 1, skipped=state.skipped + ~finite)
   return new_state, {
     "loss": loss * count,
     "correct": correct,
@@ -218,13 +225,13 @@ def _sum_over_parts(of_part, batch_stats, batch, params):
   return carry
 
 
-def _average(ema_params, params, step, decay):
+def _average(averaged, newest, *, step, decay):
   if not decay:
-    return ema_params
+    return averaged
   step = step.astype(jnp.float32)
   share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(
-    lambda old, new: old + share * (new - old), ema_params, params
+    lambda old, new: old + share * (new - old), averaged, newest
   )
 
 

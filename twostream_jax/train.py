@@ -209,9 +209,10 @@ class _Trainer:
       bar.update()
       if is_due(step, cadence.log_every, total):
         record, timing = window.compute_and_reset()
-        logger.write(step, "train", record)
+        if record:
+          logger.write(step, "train", record)
+          bar.set_postfix_str(_postfix(record, timing))
         logger.write_timing(step, timing)
-        bar.set_postfix_str(_postfix(record, timing))
       score = None
       if validate and is_due(step, cadence.validate_every, total):
         with window.pause():
@@ -220,9 +221,13 @@ class _Trainer:
         score = self._selection.add(step, record)
       stopped = self._is_asked_to_stop(step)
       over = step == total or self._selection.is_over()
-      if stopped or over or step % cadence.checkpoint_every == 0:
+      # Whatever is the best so far is saved, whenever it is validated.
+      scheduled = (
+        over or score is not None or step % cadence.checkpoint_every == 0
+      )
+      if scheduled or stopped:
         with window.pause():
-          self._save(step, state, window, score)
+          self._save(step, state, window, score, scheduled)
       if over:
         break
       if stopped:
@@ -272,7 +277,7 @@ class _Trainer:
       return False
     return parallel.any_process(asked)
 
-  def _save(self, step, state, window, score) -> None:
+  def _save(self, step, state, window, score, scheduled) -> None:
     window.settle()
     checkpoints.save(
       self._manager,
@@ -285,6 +290,7 @@ class _Trainer:
       },
       metadata=self._metadata,
       score=score,
+      scheduled=scheduled,
     )
 
 

@@ -61,11 +61,12 @@ def create(
     variables = state.variables
     for step in load:
       variables = step(variables)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables["batch_stats"]
     return state.replace(
       params=params,
+      batch_stats=batch_stats,
       ema_params=params if state.ema_params else {},
-      batch_stats=variables["batch_stats"],
+      ema_batch_stats=batch_stats if state.ema_params else {},
     )
 
   return begin

@@ -31,8 +31,8 @@ class Window:
 
     Args:
       stage: what is trained.
-      max_skipped: steps of the whole training whose loss or gradient may be
-        not finite.
+      max_skipped: Steps of the whole training that may be skipped, their loss
+        or gradient not being finite. This alone decides when a run gives up.
       sums: of steps before.
     """
     self._stage = stage
@@ -92,32 +92,30 @@ class Window:
     )
     if found["skipped"] > self._max_skipped:
       raise FloatingPointError(
-        f"{what}\nLower config.{self._stage.name}.optim.learning_rate, set"
-        " max_grad_norm, look at these videos, or let config.train."
-        f"max_skipped_steps={self._max_skipped} skip more such steps"
+        f"{what}\n{_number(found['skipped'])} of this stage had no update, and"
+        f" config.train.max_skipped_steps={self._max_skipped} allows no more."
+        f" Lower config.{self._stage.name}.optim.learning_rate, set"
+        " max_grad_norm, look at these videos, or allow more"
       )
-    tqdm.tqdm.write(f"Skipped: {what}")
+    tqdm.tqdm.write(
+      f"Skipped: {what}; {_number(found['skipped'])} of at most"
+      f" {self._max_skipped}"
+    )
 
-  def compute_and_reset(self) -> tuple[dict[str, float], dict[str, float]]:
+  def compute_and_reset(
+    self,
+  ) -> tuple[dict[str, float] | None, dict[str, float]]:
     """The record and the timing of the steps since the last one.
 
+    Returns:
+      The record, None if all steps were skipped, and the timing.
+
     Raises:
-      FloatingPointError: as `settle`, or all steps were skipped.
+      FloatingPointError: as `settle`.
     """
     step = self._pending[0]
     self.settle()
-    if not self.sums:
-      raise FloatingPointError(
-        f"stage {self._stage.name!r}: no step was finite since the last record,"
-        f" up to step {step}"
-      )
-    loss, correct, count, grad_norm = np.sum(self.sums, axis=0).tolist()
-    record = {
-      "loss": loss / count,
-      "accuracy": correct / count,
-      "learning_rate": float(self._stage.schedule(step - 1)),
-      "grad_norm": grad_norm / len(self.sums),
-    }
+    record = self._record(step) if self.sums else None
     elapsed = time.perf_counter() - self._began
     timing = {
       "step_seconds": elapsed / self._steps,
@@ -127,3 +125,17 @@ class Window:
     self.sums = []
     self._begin()
     return record, timing
+
+  def _record(self, step: int) -> dict[str, float]:
+    loss, correct, count, grad_norm = np.sum(self.sums, axis=0).tolist()
+    return {
+      "loss": loss / count,
+      "accuracy": correct / count,
+      # The optimiser takes it at the same place: see `steps.TrainState.step`.
+      "learning_rate": float(self._stage.schedule(step - 1)),
+      "grad_norm": grad_norm / len(self.sums),
+    }
+
+
+def _number(skipped: int) -> str:
+  return f"{skipped} step{'s' * (skipped != 1)}"

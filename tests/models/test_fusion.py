@@ -224,6 +224,7 @@ def _train(model, task, steps=100, l21=0.0):
     )
   else:
     tx = optax.adam(0.02)
+  update = optax.with_extra_args_support(tx).update
   init = jax.jit(model.init, static_argnames="train")
   before = init(_KEY, inputs, train=False)["params"]
 
@@ -232,7 +233,7 @@ def _train(model, task, steps=100, l21=0.0):
     def step(carry, _):
       params, state = carry
       grads = jax.grad(functools.partial(_loss, model))(params, inputs, label)
-      updates, state = tx.update(grads, state, params)
+      updates, state = update(grads, state, params, step=0)
       return (optax.apply_updates(params, updates), state), None
 
     carry = (params, tx.init(params))
