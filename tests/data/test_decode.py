@@ -370,6 +370,15 @@ def test_a_lack_of_memory_while_decoding_is_not_the_file_s_fault(
     list(decode._decode(_Failing(), _Failing(), decode._Damage()))
 
 
+def test_a_stream_that_is_found_late_is_no_error(tmp_path):
+  class Container:
+    def demux(self, stream):
+      yield av.Packet(4)
+      raise IndexError("list index out of range")
+
+  assert len(list(decode._packets(Container(), None))) == 1
+
+
 class _Failing:
   """A container that gives a packet, and a stream that can't decode it."""
 

@@ -238,7 +238,9 @@ def _packets(container, stream) -> Iterator[av.Packet]:
       packet = next(packets, None)
     except MemoryError:
       raise
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, IndexError):
+      # At the end PyAV looks for streams that FFmpeg found while it read, such
+      # as sound that begins late, in a list that it made before.
       return
     if packet is None:
       return
