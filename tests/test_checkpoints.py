@@ -162,6 +162,26 @@ def test_reading_leaves_a_save_that_is_under_way(two, tmp_path):
   assert not under_way.exists()
 
 
+def test_a_reader_opens_a_folder_whose_checkpoints_are_being_removed(
+  two, tmp_path, monkeypatch
+):
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(two, folder)
+  standard = checkpoints.ocp.path.step.Metadata.commit_timestamp
+
+  def removed(metadata):
+    if metadata.step == 1 and metadata.path.exists():
+      shutil.rmtree(metadata.path)
+    return standard.fget(metadata)
+
+  monkeypatch.setattr(
+    checkpoints.ocp.path.step.Metadata, "commit_timestamp", property(removed)
+  )
+  with checkpoints.open_reader(folder) as reader:
+    found = checkpoints.restore_variables(reader)
+  np.testing.assert_array_equal(found["params"]["kernel"], 2.0)
+
+
 def test_a_reader_follows_a_trainer_that_removes_what_it_reads(tmp_path):
   write(tmp_path, [None])
   with checkpoints.open_reader(tmp_path) as reader:

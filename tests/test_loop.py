@@ -119,17 +119,16 @@ class Run:
     return {"loss": LOSSES[updates], "accuracy": 0.5}
 
   def train(self, stop_at=()):
-    """The weight in the end; None where it was asked to stop."""
+    """The weight that is selected; None where it was asked to stop."""
     asked = iter(range(self.start() + 1, TOTAL + 1))
     data = types.SimpleNamespace(flow_spec=types.SimpleNamespace(bound=1.0))
     watch = train.Watch(lambda: next(asked) in stop_at)
     try:
-      variables = train.train_stage(
-        self.stage, data, self.config, self.folder, None, watch
-      )
+      train.train_stage(self.stage, data, self.config, self.folder, None, watch)
     except interrupts.Interrupted:
       return None
-    return float(weight(variables)[0, 0])
+    with checkpoints.open_reader(self.folder / "checkpoints") as reader:
+      return float(weight(checkpoints.restore_variables(reader))[0, 0])
 
   def start(self):
     return max(self.kept(), default=0)

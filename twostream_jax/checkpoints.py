@@ -91,7 +91,11 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
   """
   return ocp.CheckpointManager(
     Path(directory).absolute(),
-    options=ocp.CheckpointManagerOptions(read_only=True),
+    options=ocp.CheckpointManagerOptions(
+      read_only=True,
+      # It does not look into checkpoints that may be removed meanwhile.
+      lightweight_initialize=True,
+    ),
     item_handlers=_handlers(),
   )
 
@@ -354,10 +358,10 @@ def restore_variables(
   try:
     state = jax.device_get(manager.restore(chosen, args=args)["state"])
   except Exception as error:
-    manager.reload()
-    if step is None and chosen_step(manager) not in (None, chosen):
-      # Whoever trains has removed it after saving the next one.
-      return restore_variables(manager)
+    with open_reader(manager.directory) as again:
+      if step is None and chosen_step(again) not in (None, chosen):
+        # Whoever trains has removed it after saving the next one.
+        return restore_variables(again)
     raise CheckpointError(
       f"checkpoint {chosen} in {manager.directory} can't be read"
       f" ({_first_line(error)}); remove it and train the stage again"
@@ -414,9 +418,14 @@ def read_metadata(
   if not Path(directory).exists():
     return None
   with open_reader(directory) as manager:
-    for step in sorted(manager.all_steps(), reverse=True):
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
       args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
       with contextlib.suppress(OSError, ValueError, KeyError):
         metadata = manager.restore(step, args=args)["metadata"]
         return Path(manager.directory) / str(step), metadata
-  return None
+  with open_reader(directory) as again:
+    if sorted(again.all_steps(), reverse=True) == steps:
+      return None
+  # Whoever trains has saved the next ones and removed these.
+  return read_metadata(directory)
