@@ -241,8 +241,9 @@ def test_choose_takes_the_first_among_equals_and_the_best():
     wrong = np.roll(data.targets[held_out], 1, axis=1)
     return data.targets[held_out] if candidate >= 2 else wrong
 
-  assert fitting.choose([1, 2, 3], predict, data)[0] == 2
-  assert fitting.choose([1], predict, data) == (1, "as given")
+  chosen = fitting.choose([1, 2, 3], predict, data)
+  assert (chosen.candidate, chosen.words) == (2, "by 5-fold cross-validation")
+  assert fitting.choose([1], predict, data).words == "as given"
 
 
 def test_svm_is_scikit_learn_s_on_unit_vectors():
@@ -256,7 +257,7 @@ def test_svm_is_scikit_learn_s_on_unit_vectors():
   reference = LinearSVC(C=1.0, dual=False)
   reference.fit(features(validation), validation["a"].labels)
   np.testing.assert_allclose(
-    fuse.apply(fitted, test).logits,
+    fuse.apply(fitted, test).logits / fitted.scale,
     reference.decision_function(features(test)),
     atol=1e-3,
   )

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from twostream_jax import metrics
@@ -184,18 +185,69 @@ def test_misfitting_multi_label_sets_are_refused():
     metrics.classification_metrics(logits, np.ones((4, 3), bool))
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_the_bootstrap_is_that_of_the_metrics(multi_label):
+@pytest.mark.parametrize("right, count", [(0, 1), (7, 10), (37, 37), (0, 60)])
+def test_wilson_is_scipy_s(right, count):
+  theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
+  np.testing.assert_allclose(metrics.wilson(right, count), theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("right", [0, 1, 20, 39, 40])
+def test_no_interval_is_without_width(right):
+  """Eight classes of five videos; also where all are right, or none."""
+  labels = np.repeat(np.arange(8), 5)
+  logits = np.eye(8)[np.where(np.arange(40) < right, labels, labels - 1)]
+  found = metrics.classification_metrics(logits, labels)
+  bounds = metrics.intervals(logits, labels)
+  assert list(bounds) == list(found)
+  for name, (low, high) in bounds.items():
+    assert 0 <= low <= found[name] <= high <= 1
+    assert 0.05 < high - low < 0.35
+
+
+def test_interval_of_the_mean_over_classes():
+  """Of one class it is Wilson's; classes without a video play no part."""
+  labels = np.zeros(20, int)
+  logits = np.eye(3)[[0] * 13 + [1] * 7]
+  bounds = metrics.intervals(logits, labels)
+  np.testing.assert_allclose(bounds["mean_class_accuracy"], bounds["top1"])
+  np.testing.assert_allclose(bounds["top1"], metrics.wilson(13, 20))
+  # Five classes or fewer: no video can be wrong.
+  assert bounds["top5"] == (1.0, 1.0)
+
+
+def test_intervals_of_means_over_classes_cover():
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(4), [30, 10, 20, 5])
+  truth = np.array([0.9, 0.5, 0.97, 0.8])
+  inside = 0
+  for _ in range(400):
+    hit = rng.random(len(labels)) < truth[labels]
+    logits = np.eye(4)[np.where(hit, labels, (labels + 1) % 4)]
+    low, high = metrics.intervals(logits, labels)["mean_class_accuracy"]
+    inside += low <= truth.mean() <= high
+  assert 0.92 < inside / 400 < 0.99
+
+
+def test_the_bootstrap_of_map_is_that_of_the_metric():
   rng = np.random.default_rng(3)
   # Rounded: many scores tie.
   logits = rng.normal(size=(30, 4)).round(1)
-  labels = (
-    rng.random((30, 4)) < 0.3 if multi_label else rng.integers(4, size=30)
-  )
-  found = metrics.bootstrap(logits, labels, resamples=40)
+  labels = rng.random((30, 4)) < 0.3
+  found = metrics.intervals(logits, labels, resamples=40)
   rng = np.random.default_rng(0)
   rows = [rng.integers(30, size=30) for _ in range(40)]
   drawn = [metrics.classification_metrics(logits[r], labels[r]) for r in rows]
-  for name, bounds in found.items():
-    expected = np.quantile([m[name] for m in drawn], (0.025, 0.975))
-    np.testing.assert_allclose(bounds, expected, rtol=1e-12)
+  expected = np.quantile([m["map"] for m in drawn], (0.025, 0.975))
+  np.testing.assert_allclose(found["map"], expected, rtol=1e-12)
+  labelled = labels.any(axis=1).sum()
+  right = metrics.precision_at_1(logits, labels) * labelled
+  np.testing.assert_allclose(
+    found["precision_at_1"], metrics.wilson(right, labelled)
+  )
+
+
+def test_a_perfect_ranking_has_no_interval_of_map():
+  labels = np.eye(3, dtype=bool)[np.arange(12) % 3]
+  bounds = metrics.intervals(labels.astype(float), labels, resamples=50)
+  assert list(bounds) == ["precision_at_1"]
+  assert bounds["precision_at_1"] == pytest.approx((0.757, 1.0), abs=1e-3)

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from twostream_jax import losses, optim, parallel, steps
+from twostream_jax import losses, metrics, optim, parallel, steps
 from twostream_jax.data.views import image_shapes
 from twostream_jax.models.layers import Dropout, batch_norm
 from twostream_jax.models.stream import Stream
@@ -226,7 +226,7 @@ def test_masked_examples_do_not_count():
   masked["flow"][4:] = 77
   a, a_metrics = run_step(parts, state, half, 1)
   b, b_metrics = run_step(parts, state, masked, 1)
-  assert float(b_metrics["count"]) == 4
+  assert float(b_metrics["count"]) == float(b_metrics["rated"]) == 4
   np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], rtol=1e-4)
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
@@ -363,12 +363,24 @@ def test_features_are_standardised():
   np.testing.assert_allclose(flat.std(axis=0), [1, 1, 0], atol=1e-4)
 
 
-def test_a_multi_label_answer_is_right_if_it_is_one_of_the_labels():
-  logits = np.eye(3, dtype=np.float32)[[0, 1, 2]]
-  several = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 0]], np.float32)
-  np.testing.assert_array_equal(steps.is_correct(logits, several), [1, 0, 0])
-  one = np.array([0, 2, 2])
-  np.testing.assert_array_equal(steps.is_correct(logits, one), [1, 0, 1])
+def test_answers_are_rated_as_in_tests():
+  """Without a class there is no right answer; a tie at the top is none."""
+  logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+  logits[3] = 1.0
+  several = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 0], [1, 0, 0]], np.float32)
+  found = steps.rate(logits, several)
+  np.testing.assert_array_equal(found, [[1, 0, 0, 0], [1, 1, 0, 1]])
+  right, rated = np.sum(found, axis=1)
+  assert right / rated == pytest.approx(metrics.precision_at_1(logits, several))
+  one = np.array([0, 2, 2, 0])
+  found = steps.rate(logits, one)
+  np.testing.assert_array_equal(found, [[1, 0, 1, 0], [1] * 4])
+  assert found[0].mean() == metrics.top_k_accuracy(logits, one, 1)
+  # Labels from 3 are of a second dataset, which this answer is not for.
+  np.testing.assert_array_equal(
+    steps.rate(logits, np.array([0, 3, 5, 2])), [[1, 0, 0, 0], [1, 0, 0, 1]]
+  )
+  assert not steps.rate(np.full((1, 3), np.nan), np.zeros(1, int))[0].any()
 
 
 def test_frozen_parameters_get_no_gradient_and_do_not_move():

@@ -226,16 +226,30 @@ def test_weights_for_other_flow_are_refused(finished, config, tiny):
     begun_from(config, finished, other)
 
 
-def sums(loss, skipped):
+def sums(loss, skipped, rated=2):
   values = {
     "loss": np.float32(loss),
     "correct": np.float32(1),
     "count": np.float32(2),
     "grad_norm": np.float32(3),
+    "rated": np.float32(rated),
     "finite": np.bool_(np.isfinite(loss)),
     "skipped": np.int32(skipped),
   }
   return parallel.replicate(values)
+
+
+def test_accuracy_is_a_share_of_what_can_be_right():
+  stage = types.SimpleNamespace(name="spatial", schedule=lambda step: 0.1)
+  seen = window.Window(stage, max_skipped=1)
+  ids = np.array(["a.avi", "b.avi"])
+  seen.add(1, ids, sums(2.0, 0, rated=1))
+  record, _ = seen.compute_and_reset()
+  assert (record["accuracy"], record["loss"]) == (1.0, 1.0)
+  seen.add(2, ids, sums(2.0, 0, rated=0))
+  record, timing = seen.compute_and_reset()
+  assert "accuracy" not in record
+  assert "accuracy=nan" in train._postfix(record, timing)
 
 
 def test_skipped_steps_are_named_and_do_not_count(capsys):

@@ -150,8 +150,8 @@ def fuse_streams(
 
 
 def intervals(found: Scores) -> dict[str, list[float]]:
-  """95 % confidence intervals by metric, [low, high]: bootstrap over videos."""
-  bounds = metrics.bootstrap(found.logits, found.labels)
+  """95 % confidence intervals by metric, [low, high]."""
+  bounds = metrics.intervals(found.logits, found.labels)
   return {name: list(ends) for name, ends in bounds.items()}
 
 
@@ -270,17 +270,19 @@ def table(results: Mapping[str, Any]) -> str:
     *_protocol_lines(results["protocols"]),
     *_checkpoint_lines(results),
     *_left_out_lines(results),
-    "in brackets: 95 % confidence, bootstrap over videos",
+    "in brackets: 95 % confidence over videos",
     "",
     "  ".join([f"{'model':<{width}}"] + [f"{name:>19}" for name in names]),
   ]
   for row, values in rows.items():
-    cells = [_cell(values[name], bounds[row][name]) for name in names]
+    cells = [_cell(values[name], bounds[row].get(name)) for name in names]
     lines.append("  ".join([f"{row:<{width}}", *cells]))
   return "\n".join(lines)
 
 
-def _cell(value: float, bounds: Sequence[float]) -> str:
+def _cell(value: float, bounds: Sequence[float] | None) -> str:
+  if bounds is None:
+    return f"{value:.3f}".rjust(19)
   low, high = bounds
   return f"{value:.3f} ({low:.3f}-{high:.3f})".rjust(19)
 

@@ -1,8 +1,11 @@
 """What data a stage needs, by its settings."""
 
+import itertools
+
 import ml_collections
 
 from twostream_jax.data import protocols
+from twostream_jax.data.clips import counted, examples
 from twostream_jax.data.dataset import VideoDataset, open_dataset
 from twostream_jax.flow.spec import require_equal
 
@@ -22,6 +25,27 @@ def splits_to_score(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The test split, and the one that fusion is fitted on."""
   named = (config.fusion.fit_split, config.data.test_split)
   return tuple(dict.fromkeys(split for split in named if split))
+
+
+def check_groups(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
+  """Refuses a group of clips that two splits of a run share.
+
+  A build refuses it too; this is for datasets of earlier versions, and of other
+  programs.
+
+  Raises:
+    ValueError: The message names the splits.
+  """
+  used = dict.fromkeys((*splits(config), *splits_to_score(config)))
+  for one, other in itertools.combinations(used, 2):
+    shared = sorted(data.sources[one].groups & data.sources[other].groups)
+    if shared:
+      raise ValueError(
+        f"the splits {one!r} and {other!r} of {data.path} share"
+        f" {counted(shared, 'group')}: {examples(shared)}. Such leakage makes"
+        " results too good. Build the dataset again with each group on one"
+        " side, or with --drop_shared_groups."
+      )
 
 
 def is_dense(config: ml_collections.ConfigDict) -> bool:

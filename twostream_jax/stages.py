@@ -42,6 +42,7 @@ class Stage:
   """All that the loop needs to train one stage.
 
   Attributes:
+    num_classes: that are scored; the network's first outputs.
     warm_start: fresh state to the state that training begins with.
     num_outputs: Outputs of the network, of both heads if it has two.
     input_numbers: See `describe_preprocess`.
@@ -51,6 +52,7 @@ class Stage:
   seed: int
   batch_size: int
   total_steps: int
+  num_classes: int
   model: nn.Module
   tx: optax.GradientTransformation
   schedule: optax.Schedule
@@ -162,6 +164,7 @@ def create_stage(
     seed=config.seed,
     batch_size=stage.batch_size,
     total_steps=stage.total_steps,
+    num_classes=len(data.class_names),
     model=create_model(config, name, num_outputs),
     tx=create_optimizer(stage.optim, schedule),
     schedule=schedule,

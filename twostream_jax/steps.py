@@ -49,18 +49,26 @@ class TrainState:
     return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Whether the class of the highest score is right, 1.0 or 0.0: [b].
+def rate(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Which answers are right, and which can be, 1.0 or 0.0: two arrays [b].
+
+  The accuracy is the sum of the first by that of the second, as in
+  `metrics.top_k_accuracy` and `metrics.precision_at_1`: an example without a
+  class has no right answer and is left out, a tie at the top is not right.
 
   Args:
-    logits: [b n].
-    labels: int [b], or float [b n] where a clip has any number of classes: any
+    logits: [b n], of the classes that a stage scores.
+    labels: int [b], of which those from n belong to a second dataset's head and
+      are left out; or float [b n] where a clip has any number of classes: any
       of them is right.
   """
-  best = logits.argmax(axis=-1)
   if labels.ndim == 1:
-    return (best == labels).astype(jnp.float32)
-  return jnp.take_along_axis(labels, best[:, None], axis=1)[:, 0]
+    labels = jax.nn.one_hot(labels, logits.shape[-1])  # Others are all 0.
+  # "Not below", so that NaN is no right answer either.
+  first = ~(logits < logits.max(axis=-1, keepdims=True))
+  is_wrong = (first & (labels == 0)).any(axis=-1)
+  can_be = (labels > 0).any(axis=-1)
+  return (can_be & ~is_wrong).astype(jnp.float32), can_be.astype(jnp.float32)
 
 
 def create_train_state(
@@ -115,6 +123,7 @@ def train_step(
   stop_frozen: Callable[[Any], Any] = lambda params: params,
   micro_batches: int = 1,
   ema_decay: float = 0.0,
+  num_classes: int | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update from this replica's part of the global batch.
 
@@ -141,11 +150,13 @@ def train_step(
     ema_decay: decay of the average of parameters and batch statistics, in
       [0, 1); 0 where the state keeps none. Early on it is
       (1 + step) / (10 + step) if that is less.
+    num_classes: Classes that the stage scores, the model's first ones; None:
+      all. See `rate`.
 
   Returns:
-    The new state and sums over the global batch: loss, correct, count; the
-    global gradient norm before clipping; whether all was "finite"; and steps
-    "skipped" so far.
+    The new state and sums over the global batch: loss, correct and rated (see
+    `rate`), count; the global gradient norm before clipping; whether all was
+    "finite"; and steps "skipped" so far.
   """
   rng = jax.random.fold_in(rng, state.step)
   count = jax.lax.psum(batch["mask"].astype(jnp.float32).sum(), axis_name)
@@ -165,14 +176,16 @@ def train_step(
     mask = part["mask"].astype(jnp.float32)
     # Divided by the global count, so that gradients of all parts add up.
     loss = (loss_fn(logits, part["label"]) * mask).sum() / count
-    correct = (is_correct(logits, part["label"]) * mask).sum()
-    return loss, (correct, changed.get("batch_stats", {}))
+    rated = [
+      (x * mask).sum() for x in rate(logits[:, :num_classes], part["label"])
+    ]
+    return loss, (rated, changed.get("batch_stats", {}))
 
   def of_part(batch_stats, part):
-    (loss, (correct, batch_stats)), grads = jax.value_and_grad(
+    (loss, (rated, batch_stats)), grads = jax.value_and_grad(
       mean_loss, has_aux=True
     )(state.params, batch_stats, part)
-    return batch_stats, (grads, loss, correct)
+    return batch_stats, (grads, loss, *rated)
 
   if micro_batches == 1:
     batch_stats, local = of_part(state.batch_stats, batch)
@@ -183,7 +196,7 @@ def train_step(
   if jax.lax.axis_size(axis_name) > 1:
     # On one device XLA would copy what it has nothing to add to.
     local = jax.lax.psum(local, axis_name)
-  grads, loss, correct = local
+  grads, loss, correct, rated = local
   batch_stats = jax.lax.pmean(batch_stats, axis_name)
   updates, opt_state = optax.with_extra_args_support(tx).update(
     grads, state.opt_state, state.params, step=state.step
@@ -205,6 +218,7 @@ def train_step(
   return new_state, {
     "loss": loss * count,
     "correct": correct,
+    "rated": rated,
     "count": count,
     "grad_norm": grad_norm,
     "finite": finite,
@@ -220,7 +234,8 @@ def _sum_over_parts(of_part, batch_stats, batch, params):
     batch_stats, more = of_part(batch_stats, part)
     return (batch_stats, jax.tree.map(jnp.add, total, more)), None
 
-  nothing = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+  sums = (jnp.zeros(()),) * 3
+  nothing = (jax.tree.map(jnp.zeros_like, params), *sums)
   carry, _ = jax.lax.scan(add, (batch_stats, nothing), batch)
   return carry
 

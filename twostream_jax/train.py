@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,7 @@ class _Trainer:
         stop_frozen=stage.stop_frozen,
         micro_batches=stage.micro_batches,
         ema_decay=stage.ema_decay,
+        num_classes=stage.num_classes,
       )
     )
 
@@ -295,8 +297,9 @@ class _Trainer:
 
 
 def _postfix(record, timing) -> str:
+  accuracy = record.get("accuracy", math.nan)
   return (
-    f"loss={record['loss']:.3f}, accuracy={record['accuracy']:.3f},"
+    f"loss={record['loss']:.3f}, accuracy={accuracy:.3f},"
     f" {timing['clips_per_second']:.1f} clips/s,"
     f" {timing['data_wait']:.0%} waiting for data"
   )

@@ -16,8 +16,8 @@ class Window:
   """Collects what a record of training metrics is made of.
 
   Attributes:
-    sums: [loss, correct, count, gradient norm] of each step since the last
-      record, without steps that were skipped.
+    sums: [loss, correct, count, gradient norm, rated] of each step since the
+      last record, without steps that were skipped.
   """
 
   def __init__(
@@ -37,7 +37,8 @@ class Window:
     """
     self._stage = stage
     self._max_skipped = max_skipped
-    self.sums = [list(step) for step in sums]
+    # Checkpoints of earlier versions rated all examples.
+    self.sums = [[*step, step[2]][:5] for step in sums]
     self._pending = None
     self._begin()
 
@@ -82,7 +83,7 @@ class Window:
     self._clips += found["count"]
     self._steps += 1
     if found["finite"]:
-      keys = ("loss", "correct", "count", "grad_norm")
+      keys = ("loss", "correct", "count", "grad_norm", "rated")
       self.sums.append([found[key] for key in keys])
       return
     what = (
@@ -127,10 +128,11 @@ class Window:
     return record, timing
 
   def _record(self, step: int) -> dict[str, float]:
-    loss, correct, count, grad_norm = np.sum(self.sums, axis=0).tolist()
+    loss, correct, count, grad_norm, rated = np.sum(self.sums, axis=0).tolist()
     return {
       "loss": loss / count,
-      "accuracy": correct / count,
+      # None where no clip has a class to be right about.
+      **({"accuracy": correct / rated} if rated else {}),
       # The optimiser takes it at the same place: see `steps.TrainState.step`.
       "learning_rate": float(self._stage.schedule(step - 1)),
       "grad_norm": grad_norm / len(self.sums),

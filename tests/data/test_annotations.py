@@ -1,5 +1,6 @@
 """Lists of clips: what is read, and every way in which a list can be wrong."""
 
+import itertools
 import os
 
 import pytest
@@ -12,7 +13,7 @@ from twostream_jax.data.annotations import (
   read_csv,
   read_folder,
 )
-from twostream_jax.data.clips import clip_exists
+from twostream_jax.data.clips import SHARED_GROUP, SPLITS, clip_exists
 
 
 def _class_files(root, **counts):
@@ -217,13 +218,13 @@ def test_csv(tmp_path):
     tmp_path,
     [("v/x.avi", "a", "g1"), ("v/y.avi", "b", "")],
     [("v/z.avi", "a", "g2")],
-    [("v/w.avi", "b", "g1")],
+    [("v/w.avi", "b", "g3")],
   )
   videos = arguments["videos"]
   assert read_csv(**arguments) == [
     Clip("v/x.avi", videos / "v/x.avi", "train", "a", "g1"),
     Clip("v/y.avi", videos / "v/y.avi", "train", "b", ""),
-    Clip("v/w.avi", videos / "v/w.avi", "validation", "b", "g1"),
+    Clip("v/w.avi", videos / "v/w.avi", "validation", "b", "g3"),
     Clip("v/z.avi", videos / "v/z.avi", "test", "a", "g2"),
   ]
 
@@ -328,17 +329,46 @@ def test_csv_errors(tmp_path, train, test, message):
     read_csv(**_lists(tmp_path, train, test))
 
 
-@pytest.mark.parametrize("side", ["train", "validation"])
-def test_group_on_both_sides_is_leakage(tmp_path, side):
+@pytest.mark.parametrize("sides", itertools.permutations(SPLITS, 2))
+def test_group_in_two_splits_is_leakage(tmp_path, sides):
   rows = {
     "train": [("a/1.avi", "a", "g1"), ("b/1.avi", "b", "g2")],
-    "validation": [("a/3.avi", "a", "g3")],
-    "test": [("a/2.avi", "a", rf"{'g2' if side == 'train' else 'g3'}")],
+    "validation": [("a/3.avi", "a", "g3"), ("b/3.avi", "b", "g4")],
+    "test": [("a/2.avi", "a", "g5"), ("b/2.avi", "b", "g6")],
   }
+  rows["train"] += [("a/4.avi", "a", ""), ("b/4.avi", "b", "")]
+  one, other = sides
+  path, label, _ = rows[other][0]
+  rows[other][0] = path, label, rows[one][1][2]
+  lists = _lists(tmp_path, **rows)
   with pytest.raises(
     AnnotationError, match="1 group .*leakage.*--drop_shared_groups"
   ):
-    read_csv(**_lists(tmp_path, **rows))
+    read_csv(**lists)
+  left = [c for c in read_csv(**lists, drop_shared_groups=True) if c.rejection]
+  # Those that are learned from go, not those that are scored.
+  assert [clip.split for clip in left] == [min(sides, key=SPLITS.index)]
+  assert left[0].rejection == SHARED_GROUP[max(sides, key=SPLITS.index)]
+
+
+def test_a_clip_that_is_left_out_shares_nothing(tmp_path):
+  """One group in all splits: the test clip stays, no clip goes twice."""
+  rows = {
+    "train": [
+      ("a/1.avi", "a", "g1"),
+      ("b/1.avi", "b", "g2"),
+      ("b/4.avi", "b", "g3"),
+    ],
+    "validation": [("a/3.avi", "a", "g1"), ("b/3.avi", "b", "g2")],
+    "test": [("a/2.avi", "a", "g1")],
+  }
+  rows["train"].append(("a/4.avi", "a", "g4"))
+  clips = read_csv(**_lists(tmp_path, **rows), drop_shared_groups=True)
+  assert {c.video_id: c.rejection for c in clips if c.rejection} == {
+    "a/1.avi": SHARED_GROUP["test"],
+    "a/3.avi": SHARED_GROUP["test"],
+    "b/1.avi": SHARED_GROUP["validation"],
+  }
 
 
 def test_empty_groups_are_not_shared(tmp_path):

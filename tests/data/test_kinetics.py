@@ -138,6 +138,6 @@ def test_groups_that_are_also_in_test_are_refused_or_left_out(tmp_path):
     ("validation", "ttttttttttt"),
   ]
   assert {check_clip(c, FlowSpec("dis", {})).reason for c in left_out} == {
-    SHARED_GROUP
+    SHARED_GROUP["test"]
   }
   assert [clip.split for clip in clips if not clip.rejection].count("test") == 2

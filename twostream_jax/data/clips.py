@@ -12,8 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
-# Reason of a rejection that was asked for.
-SHARED_GROUP = "its group is also in test (--drop_shared_groups)"
+# Reasons of a rejection that was asked for, by the split that keeps its clips.
+SHARED_GROUP = {
+  split: f"its group is also in {split} (--drop_shared_groups)"
+  for split in ("test", "validation")
+}
+# What must share no group with the splits that are scored.
+_SCORED = {"test": ("train", "validation"), "validation": ("train",)}
 _EXAMPLES = 3
 
 
@@ -84,19 +89,38 @@ def existing_folder(videos: str | os.PathLike) -> Path:
 
 
 def leave_out_shared_groups(clips: Iterable[Clip]) -> list[Clip]:
-  """Rejects the train and validation clips of groups that are also in test.
+  """Rejects the clips of groups that are also in a split that is scored.
 
-  The test split stays as it was published. Groups stay in the clips, so the
-  rejected ones are in the dataset's metadata like any other.
+  The test split stays as it was published. Train and validation clips of its
+  groups are rejected, then train clips of the groups that are left in the
+  validation split. Groups stay in the clips, so the rejected ones are in the
+  dataset's metadata like any other.
   """
   clips = list(clips)
-  tested = {clip.group for clip in clips if clip.split == "test"} - {""}
-  return [
-    dataclasses.replace(clip, rejection=SHARED_GROUP)
-    if clip.split != "test" and clip.group in tested
-    else clip
+  for kept, others in _SCORED.items():
+    scored = _groups(clips, (kept,))
+    clips = [
+      dataclasses.replace(clip, rejection=SHARED_GROUP[kept])
+      if clip.split in others
+      and clip.group in scored
+      and not _is_left_out(clip)
+      else clip
+      for clip in clips
+    ]
+  return clips
+
+
+def _groups(clips: Iterable[Clip], splits: Sequence[str]) -> set[str]:
+  """The known groups of the clips of some splits that are not left out."""
+  return {
+    clip.group
     for clip in clips
-  ]
+    if clip.split in splits and clip.group and not _is_left_out(clip)
+  }
+
+
+def _is_left_out(clip: Clip) -> bool:
+  return clip.rejection in SHARED_GROUP.values()
 
 
 def check_files(
@@ -107,7 +131,7 @@ def check_files(
   With `allow_missing` only where a split has no file at all; otherwise a
   warning counts them, and another one names classes without any to train on.
   """
-  wanted = [clip for clip in clips if clip.rejection != SHARED_GROUP]
+  wanted = [clip for clip in clips if not _is_left_out(clip)]
   found, missing = [], []
   for clip in wanted:
     usable = not clip.rejection and clip_exists(clip)
@@ -141,12 +165,12 @@ def check_files(
 def check_clips(clips: Sequence[Clip]) -> None:
   """Raises AnnotationError where a list of clips can't make a dataset.
 
-  Train and test clips are needed, no video twice, no group on both sides of
-  the test, no class in validation or test that train lacks, two classes, and
+  Train and test clips are needed, no video twice, no group in two splits, no
+  class in validation or test that train lacks, two classes, and
   names of classes as in `check_class_names`. Warns of classes that are one
   class with two spellings.
   """
-  used = [clip for clip in clips if clip.rejection != SHARED_GROUP]
+  used = [clip for clip in clips if not _is_left_out(clip)]
   _check_names(clips)
   check_class_names(class_names(clips))
   _warn_of_alike_classes(clips)
@@ -252,16 +276,16 @@ def _file_of(path: Path) -> tuple[int, int] | str:
 
 
 def _check_groups(clips: Sequence[Clip]) -> None:
-  tested = {clip.group for clip in clips if clip.split == "test"}
-  learned = {clip.group for clip in clips if clip.split != "test"}
-  shared = sorted((tested & learned) - {""})
-  if shared:
-    raise AnnotationError(
-      f"{counted(shared, 'group')} in test and also in train or validation:"
-      f" {examples(shared)}. Such leakage makes the test result too good. Move"
-      " each group to one side, or leave out its train and validation clips"
-      " (--drop_shared_groups)."
-    )
+  for kept, others in _SCORED.items():
+    shared = sorted(_groups(clips, (kept,)) & _groups(clips, others))
+    if shared:
+      learned = " or ".join(others)
+      raise AnnotationError(
+        f"{counted(shared, 'group')} in {kept} and also in {learned}:"
+        f" {examples(shared)}. Such leakage makes the {kept} result too good."
+        f" Move each group to one side, or leave out its"
+        f" {' and '.join(others)} clips (--drop_shared_groups)."
+      )
 
 
 def _check_labels(clips: Sequence[Clip]) -> None:

@@ -181,6 +181,12 @@ class VideoSource:
     return found.hexdigest()
 
   @property
+  def groups(self) -> frozenset[str]:
+    """The known groups of its videos: subjects, scenes or source videos."""
+    names = set(self._index.groups.tolist()) - {b""}
+    return frozenset(name.decode() for name in names)
+
+  @property
   def video_ids(self) -> tuple[str, ...]:
     """Names of all videos."""
     return tuple(name.decode() for name in self._index.video_ids.tolist())

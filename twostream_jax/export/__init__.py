@@ -227,20 +227,23 @@ def _example_logits(run, name, weights, manifest) -> list[list[float]]:
 def describe_rule(run: TrainedRun, rule: FusionRule) -> dict[str, Any]:
   """A rule as plain numbers: what `runner.fuse` applies."""
   if isinstance(rule.fitted, fuse.LinearFusion):
+    fitted = rule.fitted
     return {
       "kind": "linear",
-      "streams": list(rule.fitted.streams),
-      "l2_normalised": rule.fitted.l2_normalised,
-      "weights": rule.fitted.weights.tolist(),
-      "bias": rule.fitted.bias.tolist(),
-      "rule": rule.fitted.rule,
-      "fitted_on": rule.fitted.fitted_on,
+      "streams": list(fitted.streams),
+      "l2_normalised": fitted.l2_normalised,
+      "weights": (fitted.scale * fitted.weights).tolist(),
+      "bias": (fitted.scale * fitted.bias + fitted.offset).tolist(),
+      "rule": fitted.rule,
+      "fitted_on": fitted.fitted_on,
     }
   streams = list(run.stages)
   weights, fitted_on = [1.0] * len(streams), ""
+  scale, offset = 1.0, 0.0
   if isinstance(rule.fitted, fuse.WeightedFusion):
     streams, fitted_on = list(rule.fitted.streams), rule.fitted.fitted_on
     weights = list(rule.fitted.weights)
+    scale, offset = rule.fitted.scale, rule.fitted.offset
   elif rule.name == "weighted":
     weights = list(rule.weights)
   share = np.asarray(weights, float) / sum(weights)
@@ -249,5 +252,7 @@ def describe_rule(run: TrainedRun, rule: FusionRule) -> dict[str, Any]:
     "kind": "mean_of_logits" if logits else "mean_of_probabilities",
     "streams": streams,
     "weights": share.tolist(),
+    "scale": scale,
+    "offset": offset,
     "fitted_on": fitted_on,
   }

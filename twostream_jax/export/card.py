@@ -141,7 +141,7 @@ def _numbers(manifest) -> str:
   metrics = list(next(iter(results["streams"].values())))
   skipped = f", {results['skipped']} more could not be read"
   said = (
-    " In brackets 95 % intervals (bootstrap over videos)."
+    " In brackets 95 % intervals (over videos)."
     if "intervals" in results
     else ""
   )

@@ -286,6 +286,7 @@ def fuse(
       # Not 1 - fused, which rounds to 0 where all streams are sure.
       absent = [probabilities(-x, multi_label) for x in chosen]
       fused -= np.log(np.maximum(mean(absent), _FLOOR))
+    fused = rule.get("scale", 1.0) * fused + rule.get("offset", 0.0)
     return fused.astype(np.float32)
   if rule["kind"] != "linear":
     raise ValueError(f"no rule of kind {rule['kind']!r}")

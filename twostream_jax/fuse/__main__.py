@@ -133,7 +133,7 @@ def evaluate(
     "streams": {name: _measure(name, s) for name, s in streams.items()},
     "fusion": {rule: _measure(rule, fused)},
     "confidence": {
-      rule: metrics.bootstrap(fused.logits, fused.labels),
+      rule: metrics.intervals(fused.logits, fused.labels),
     },
   }
 
@@ -156,10 +156,12 @@ def table(results: Mapping[str, Any]) -> str:
     lines.append("  ".join([f"{row:<{width}}", *cells]))
   for rule, bounds in results["confidence"].items():
     name = names[0]
+    if name not in bounds:
+      continue
     low, high = bounds[name]
     lines.append(
       f"\n{rule}: 95 % confidence of {name} {low:.3f} to {high:.3f}"
-      f" ({results['videos']} videos, bootstrap)"
+      f" ({results['videos']} videos)"
     )
   return "\n".join(lines)
 

@@ -156,17 +156,20 @@ def _fit(
     features = create_features(data.probabilities[:, held_out], data)
     return features @ problem.minimise()
 
-  pair, chosen = fitting.choose(pairs, predict, data)
+  chosen = fitting.choose(pairs, predict, data)
+  pair = chosen.candidate
   everything = np.ones(len(data.targets), bool)
   weights = create_problem(data, everything, pair, relations).minimise()
   rows = len(data.streams) * data.targets.shape[1]
   return LinearFusion(
-    rule=f"{rule} (lambda1 {pair[0]:g}, lambda2 {pair[1]:g} {chosen})",
+    rule=f"{rule} (lambda1 {pair[0]:g}, lambda2 {pair[1]:g} {chosen.words})",
     streams=data.streams,
     multi_label=data.multi_label,
     l2_normalised=False,
     weights=weights[:rows],
     bias=weights[rows] if data.multi_label else np.zeros(weights.shape[1]),
+    scale=chosen.calibration.scale,
+    offset=chosen.calibration.offset,
     fitted_on=data.fitted_on,
   )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from twostream_jax import scores as scores_lib
-from twostream_jax.fuse import fitting
+from twostream_jax.fuse import calibration, fitting
 from twostream_jax.scores import Scores, ScoresError
 
 # Keeps a logarithm finite where all streams give zero.
@@ -24,11 +24,15 @@ class WeightedFusion:
   Attributes:
     streams: the names of the m streams.
     weights: one for each, at least 0, sum 1.
+    scale: factor on the logits of the mean, see `calibration`.
+    offset: added to them then.
     fitted_on: in words, the split, its size and the scores' protocols.
   """
 
   streams: tuple[str, ...]
   weights: tuple[float, ...]
+  scale: float
+  offset: float
   fitted_on: str
 
 
@@ -200,7 +204,11 @@ def _ascend(
 
 
 def fit_weighted(named: Mapping[str, Scores], *, split: str) -> WeightedFusion:
-  """`fit_weights`, with a note of what they were fitted on.
+  """`fit_weights`, calibrated, with a note of what they were fitted on.
+
+  A mean of probabilities is less sure than its streams, and streams are too
+  sure of what they have not seen. The calibration is fitted on the scores that
+  the weights are: a few weights on a coarse grid do not adapt to single videos.
 
   Args:
     named: scores by stage, of a split that is not the test split.
@@ -210,7 +218,14 @@ def fit_weighted(named: Mapping[str, Scores], *, split: str) -> WeightedFusion:
     ScoresError: see `fitting.fitting_set`.
   """
   data = fitting.fitting_set(named, split)
-  return WeightedFusion(data.streams, fit_weights(named), data.fitted_on)
+  weights = fit_weights(named)
+  fused = weighted(named, weights)
+  order = np.argsort(np.array(fused.ids), kind="stable")
+  logits = fused.logits[order].astype(np.float64)
+  found = calibration.fit(logits, data.targets, data.multi_label)
+  return WeightedFusion(
+    data.streams, weights, found.scale, found.offset, data.fitted_on
+  )
 
 
 def apply_weighted(
@@ -218,8 +233,10 @@ def apply_weighted(
 ) -> Scores:
   """`weighted` with fitted weights; see `twostream_jax.fuse.apply`."""
   fused = weighted(in_order(fitted.streams, streams), fitted.weights)
+  logits = fitted.scale * fused.logits.astype(np.float64) + fitted.offset
   return dataclasses.replace(
     fused,
+    logits=logits.astype(np.float32),
     protocol=f"{fused.protocol}; weights fitted on {fitted.fitted_on}",
   )
 

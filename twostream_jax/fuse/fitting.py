@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from twostream_jax import metrics
 from twostream_jax import scores as scores_lib
+from twostream_jax.fuse import calibration
+from twostream_jax.fuse.calibration import Calibration
 from twostream_jax.scores import Scores, ScoresError
 
 FOLDS = 5
@@ -101,42 +103,74 @@ def assign_folds(targets: np.ndarray, k: int = FOLDS) -> np.ndarray:
   return fold
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice(Generic[Candidate]):
+  """A candidate, and what makes its scores probabilities.
+
+  Attributes:
+    candidate: the chosen one.
+    words: how it was chosen.
+    calibration: of its scores.
+  """
+
+  candidate: Candidate
+  words: str
+  calibration: Calibration
+
+
 def choose(
   candidates: Sequence[Candidate],
   predict: Callable[[Candidate, np.ndarray, np.ndarray], np.ndarray],
   data: FittingSet,
-) -> tuple[Candidate, str]:
-  """The candidate with the best cross-validated top-1, or mAP if multi-label.
+) -> Choice[Candidate]:
+  """The candidate with the least cross-validated log loss, once calibrated.
+
+  Top-1 would not do: it can be best with probabilities that are all alike. The
+  out-of-fold scores are those that the calibration is fitted on.
 
   Args:
     candidates: from the most to the least regularised: the first among equals
-      wins. A single one is taken without cross-validation.
+      wins.
     predict: of a candidate and boolean masks [b] of the videos to fit on and
       of those held out; gives scores [held out, n].
     data: the fitting set.
-
-  Returns:
-    The candidate, and in words how it was chosen.
-
-  Raises:
-    ScoresError: there are too few videos to hold some out.
   """
-  if len(candidates) == 1:
-    return candidates[0], "as given"
   fold = assign_folds(data.targets)
-  used = [f for f in range(FOLDS) if (fold == f).any()]
-  if len(used) < 2:
-    raise ScoresError("too few videos to cross-validate; give the parameters")
+  used = np.unique(fold)
+  if len(used) < 2:  # Leave one out.
+    fold = used = np.arange(len(data.targets))
+  rated = _have_company(data, fold)
 
-  def held_out_quality(candidate):
+  def calibrated(candidate):
     scores = np.zeros(data.targets.shape)
     for f in used:
       scores[fold == f] = predict(candidate, fold != f, fold == f)
-    return quality(scores, data.labels)
+    return calibration.fit(scores[rated], data.targets[rated], data.multi_label)
 
-  # max() takes the first among equals.
-  best = max(candidates, key=held_out_quality)
-  return best, f"by {len(used)}-fold cross-validation"
+  found = [calibrated(candidate) for candidate in candidates]
+  best = int(np.argmin([one.log_loss for one in found]))
+  words = f"by {len(used)}-fold cross-validation"
+  return Choice(
+    candidates[best], words if len(found) > 1 else "as given", found[best]
+  )
+
+
+def _have_company(data: FittingSet, fold: np.ndarray) -> np.ndarray:
+  """Which videos tell how sure a rule may be, bool [b].
+
+  Not the only video of its class: held out, the class is unknown, as it is not
+  to the rule that is fitted on all. Where all are the only ones, all do.
+  """
+  if data.multi_label:
+    return np.ones(len(fold), bool)
+  classes = data.labels
+  rated = np.array(
+    [
+      ((classes == c) & (fold != f)).any()
+      for c, f in zip(classes, fold, strict=True)
+    ]
+  )
+  return rated if rated.any() else ~rated
 
 
 def quality(scores: np.ndarray, labels: np.ndarray) -> float:

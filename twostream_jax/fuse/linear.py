@@ -25,8 +25,10 @@ class LinearFusion:
     multi_label: whether probabilities are sigmoids, not softmaxes.
     l2_normalised: whether each stream's probabilities are scaled to unit
       Euclidean length first.
-    weights: float64 [m n, n]; column c gives the logit of class c.
+    weights: float64 [m n, n]; column c gives the score of class c.
     bias: float64 [n].
+    scale: factor on scores that makes them logits, see `calibration`.
+    offset: of the logits, added to scores times scale.
     fitted_on: in words, the split, its size and the scores' protocols.
   """
 
@@ -36,6 +38,8 @@ class LinearFusion:
   l2_normalised: bool
   weights: np.ndarray
   bias: np.ndarray
+  scale: float
+  offset: float
   fitted_on: str
 
 
@@ -65,9 +69,10 @@ def apply_linear(fitted: LinearFusion, streams: Mapping[str, Scores]) -> Scores:
     [scores_lib.probabilities(s) for s in joined.values()]
   )
   features = stack(probabilities, fitted.l2_normalised)
+  found = features @ fitted.weights + fitted.bias
   return dataclasses.replace(
     first,
-    logits=(features @ fitted.weights + fitted.bias).astype(np.float32),
+    logits=(fitted.scale * found + fitted.offset).astype(np.float32),
     protocol=(
       f"{fitted.rule}, fitted on {fitted.fitted_on};"
       f" {scores_lib.protocols(joined)}"
@@ -85,8 +90,8 @@ def fit_svm(
 
   Simonyan & Zisserman 2014, §5 ("multi-class linear SVM on stacked
   L2-normalised softmax scores"; which multi-class form and cost they leave
-  open). Squared hinge loss, as scikit-learn's LinearSVC. The fused logits are
-  margins: they rank, but are not calibrated. A class absent from the fitting
+  open). Squared hinge loss, as scikit-learn's LinearSVC. Margins times a scale
+  are the fused logits, see `calibration`. A class absent from the fitting
   scores has the margin -1 everywhere, which is the solution of its problem.
   Sigmoids of a multi-label set are stacked as they are: scaled to one length
   they would no longer say how many classes a video shows.
@@ -108,15 +113,18 @@ def fit_svm(
     weights, bias = one_vs_rest(features[seen], data.targets[seen], cost)
     return features[held_out] @ weights + bias
 
-  cost, chosen = fitting.choose(costs, predict, data)
+  chosen = fitting.choose(costs, predict, data)
+  cost = chosen.candidate
   weights, bias = one_vs_rest(features, data.targets, cost)
   return LinearFusion(
-    rule=f"linear SVM (C {cost:g} {chosen})",
+    rule=f"linear SVM (C {cost:g} {chosen.words})",
     streams=data.streams,
     multi_label=data.multi_label,
     l2_normalised=l2_normalised,
     weights=weights,
     bias=bias,
+    scale=chosen.calibration.scale,
+    offset=chosen.calibration.offset,
     fitted_on=data.fitted_on,
   )
 

@@ -190,7 +190,8 @@ def _sampling(results: Mapping[str, Any], scores: Scores) -> str:
   if results.get("intervals"):
     return (
       "Below each number, and as a line on the bar: its 95% confidence interval"
-      f" in per cent, by bootstrap over the {len(scores.ids)} test clips. It"
+      f" in per cent, for the choice of {len(scores.ids)} test clips"
+      f" ({'bootstrap, and Wilson' if scores.multi_label else 'Wilson'}). It"
       " says nothing about another training."
     )
   clips, what = len(scores.ids), "test clips, an accuracy"
