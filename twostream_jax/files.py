@@ -25,22 +25,25 @@ class ForeignFileError(FileExistsError):
 
 
 def inside(folder: Path, name: object) -> Path:
-  """Returns the path of a file that another file names, within a folder.
+  """Returns the path of what another file names, in a folder.
 
   Whoever writes the other file would otherwise choose what is read or written.
 
   Args:
-    folder: Where the file has to be.
-    name: Relative path as the other file has it, with "/" between its parts.
+    folder: Where the file or folder of that name has to be.
+    name: As the other file has it.
 
   Raises:
-    ValueError: It leads out of the folder, by its parts or by a link.
+    ValueError: It leads elsewhere, by itself or by a link.
   """
-  parts = name.split("/") if isinstance(name, str) else [""]
-  if any(part in ("", ".", "..") or set(part) & set("\\\0") for part in parts):
+  if (
+    not isinstance(name, str)
+    or name in ("", ".", "..")
+    or any(character in name for character in "/\\\0")
+  ):
     raise ValueError(f"{name!r:.200} is not the name of a file in {folder}")
-  path = folder.joinpath(*parts)
-  if not path.resolve().is_relative_to(folder.resolve()):
+  path = folder / name
+  if path.resolve().parent != folder.resolve():
     raise ValueError(
       f"{name!r:.200} is a link out of {folder}; put the file itself there"
     )
