@@ -24,25 +24,30 @@ class ForeignFileError(FileExistsError):
   """Something would be removed that this package did not write."""
 
 
-def inside(folder: Path, name: object) -> Path:
-  """Returns the path of what another file names, in a folder.
+def name_from_file(name: object) -> str:
+  """Returns a name that a file gives to another one, as a part of its path.
 
-  Whoever writes the other file would otherwise choose what is read or written.
-
-  Args:
-    folder: Where the file or folder of that name has to be.
-    name: As the other file has it.
+  Whoever writes the file would otherwise choose what is read or written.
 
   Raises:
-    ValueError: It leads elsewhere, by itself or by a link.
+    ValueError: It is not the name of one file or folder.
   """
   if (
     not isinstance(name, str)
     or name in ("", ".", "..")
     or any(character in name for character in "/\\\0")
   ):
-    raise ValueError(f"{name!r:.200} is not the name of a file in {folder}")
-  path = folder / name
+    raise ValueError(f"{name!r:.200} is not the name of a file")
+  return name
+
+
+def inside(folder: Path, name: object) -> Path:
+  """Returns the path of what a file in a folder names, in the same folder.
+
+  Raises:
+    ValueError: It leads elsewhere, by its name or as a link.
+  """
+  path = folder / name_from_file(name)
   if path.resolve().parent != folder.resolve():
     raise ValueError(
       f"{name!r:.200} is a link out of {folder}; put the file itself there"

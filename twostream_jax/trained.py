@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from twostream_jax import (
   checkpoints,
+  files,
   logging,
   stage_data,
   stage_views,
@@ -128,7 +129,8 @@ def open_run(
         config.eval.protocol = protocol
     spec = flow_spec.from_dict(dataset["flow_spec"])
     found = {
-      name: _open(config, name, workdir, dataset) for name in config.stages
+      files.name_from_file(name): _open(config, name, workdir, dataset)
+      for name in config.stages
     }
     rules = create_rules(config, workdir)
   except ScoresError as error:

@@ -95,7 +95,9 @@ def _read(
       lambda key, link: None if isinstance(link, h5py.HardLink) else key
     )
     if link is not None:
-      raise WeightsError(f"{name}: {link!r:.200} is a link; copy its array here")
+      raise WeightsError(
+        f"{name}: {link!r:.200} is a link; copy its array here"
+      )
     file.visititems(add)
     for key, item in datasets.items():
       if item.is_virtual or item.external:
