@@ -30,6 +30,13 @@ METADATA_FILE = "metadata.json"
 # Of a dataset: it is a part of the names of its files.
 NAME = "[a-z][a-z0-9_]*"
 FILE_FORMAT = "array_record"
+# All that is in the folder of a dataset, as regular expressions.
+DATASET_FILES = (
+  rf"{NAME}-[^/]+\.(index|{FILE_FORMAT}-\d{{5,}}(-of-\d{{5,}})?)",
+  r"(dataset_info|features|metadata)\.json",
+  r"[^/]+\.labels\.txt",
+  r"incomplete\.[0-9a-fA-F]{32}\.[^/]+",  # TFDS, killed.
+)
 # How TFDS makes the name of a file of records.
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 # Until builds could be resumed.
