@@ -556,10 +556,80 @@ def test_the_command_exports_for_one_platform_and_replaces(
   assert "None: there is one stage" in (out / "model_card.md").read_text()
   with pytest.raises(ValueError, match=r"exported for \['tpu'\], not 'cpu'"):
     runner.load(out)
-  (out / "stale").touch()
+  # What Python leaves beside the runner is no file of the user; notes are.
+  (out / "__pycache__").mkdir()
+  (out / "__pycache__" / "runner.cpython-311.pyc").touch()
+  (out / "programs" / "stale-tpu.jax").touch()
+  (out / "notes").write_text("mine")
+  assert run_command(*arguments) == 1
+  assert re.search(r"model/notes'.* was not written", capsys.readouterr().err)
+  assert (out / "notes").read_text() == "mine"
+  (out / "notes").unlink()
   assert run_command(*arguments) == 0
-  assert not (out / "stale").exists()
+  assert sorted(path.name for path in (out / "programs").iterdir()) == [
+    "spatial-tpu.jax"
+  ]
+  assert not (out / "__pycache__").exists()
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_goes_to_where_a_link_leads(alone, tmp_path):
+  (tmp_path / "link").symlink_to("real")
+  for _ in range(2):
+    export.export_run(alone, tmp_path / "link", platforms=["tpu"])
+  assert (tmp_path / "link").is_symlink()
+  assert (tmp_path / "real" / "manifest.json").is_file()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_a_folder_that_is_like_a_leftover_of_an_export_is_kept(alone, tmp_path):
+  for name in (".model.tmp", ".model.old"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis").touch()
+  export.export_run(alone, tmp_path / "model", platforms=["tpu"])
+  assert len(list(tmp_path.glob(".model.*/thesis"))) == 2
+  (tmp_path / f".model.{'0' * 32}").mkdir()
+  (tmp_path / f".model.{'0' * 32}" / "weights.safetensors").touch()
+  export.export_run(alone, tmp_path / "model", platforms=["tpu"])
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("key", ["weights", "fusion", "programs"])
+@pytest.mark.parametrize("how", ["up", "absolute", "link"])
+def test_a_manifest_names_no_file_elsewhere(exported, tmp_path, key, how):
+  copy = tmp_path / "model"
+  shutil.copytree(exported, copy)
+  manifest = json.loads((copy / "manifest.json").read_text())
+  stage = manifest["stages"]["spatial"]
+  of = stage["programs"] if key == "programs" else manifest
+  entry = "cpu" if key == "programs" else key
+  (copy / of[entry]).rename(tmp_path / "secret")
+  if how == "link":
+    (copy / of[entry]).symlink_to(tmp_path / "secret")
+  else:
+    of[entry] = {"up": "../secret", "absolute": f"{tmp_path}/secret"}[how]
+  manifest["stages"] = {"spatial": stage}
+  (copy / "manifest.json").write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match="names .*, outside of"):
+    runner.load(copy)
+
+
+def test_a_program_that_calls_other_functions_is_not_run(exported, tmp_path):
+  copy = tmp_path / "model"
+  shutil.copytree(exported, copy)
+  path = copy / "programs" / "spatial-cpu.jax"
+
+  def calls(x):
+    kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.ffi.ffi_call("some_function", kind)(x)
+
+  check = jax.export.DisabledSafetyCheck.custom_call("some_function")
+  program = jax.export.export(
+    jax.jit(calls), platforms=["cpu"], disabled_checks=[check]
+  )(jax.ShapeDtypeStruct((2,), np.float32))
+  path.write_bytes(program.serialize())
+  with pytest.raises(ValueError, match="spatial-cpu.jax calls functions"):
+    runner.load(copy)
 
 
 @pytest.mark.parametrize(

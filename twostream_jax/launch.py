@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -69,7 +70,8 @@ def cache_compilations(
       the environment names in JAX_COMPILATION_CACHE_DIR comes first.
 
   Raises:
-    ValueError: `directory` is given and can't be written to.
+    ValueError: `directory` is given and can't be written to, or every user of
+      the machine can.
   """
   if os.environ.get(CACHE_VARIABLE):
     return
@@ -90,14 +92,23 @@ def cache_compilations(
 
 
 def _writable(folder: Path) -> Path:
-  """Makes a folder; raises OSError where files can't be written to it."""
+  """Makes a folder, of this user alone where it is new.
+
+  Raises:
+    OSError: Files can't be written to it, or others could put some there.
+  """
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
     # JAX would warn of every program that it can't write.
     with tempfile.TemporaryFile(dir=folder):
-      return folder
+      pass
   except OSError as error:
     raise OSError(f"can't write to {folder}: {error.strerror}") from error
+  found, user = folder.stat(), os.geteuid()
+  if found.st_mode & stat.S_IWOTH or (user and found.st_uid not in (0, user)):
+    # JAX runs what it finds.
+    raise PermissionError(f"others can write to {folder}, or it is of another")
+  return folder
 
 
 def _default_cache() -> Path:

@@ -13,6 +13,8 @@ from typing import TextIO
 import numpy as np
 import tensorboardX
 
+from twostream_jax import files
+
 FILENAME = "metrics.jsonl"
 TIMING = "timing.jsonl"
 
@@ -96,7 +98,6 @@ class NoLogger:
 def _open(directory: Path, filename: str, resume_step: int) -> TextIO:
   records = read_metrics(directory, filename)
   kept = [r for r in records if r["step"] <= resume_step]
-  temporary = directory / f".{filename}.tmp"
-  temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-  os.replace(temporary, directory / filename)
+  with files.replaced(directory / filename) as temporary:
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
   return (directory / filename).open("a")

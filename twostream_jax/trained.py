@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from twostream_jax import (
+  files,
   stage_data,
   stage_views,
   stages,
@@ -141,7 +142,7 @@ def open_run(
         config.eval.protocol = protocol
     spec = flow_spec.from_dict(dataset["flow_spec"])
     found = {}
-    for name in config.stages:
+    for name in map(files.name_from_file, config.stages):
       found[name] = open_stage(config, name, workdir)
       _check_facts(config, found[name], workdir, dataset)
     for stage in found.values():

@@ -1,5 +1,6 @@
 """The folder of a run: where files are, and how they are written."""
 
+import errno
 import json
 import tempfile
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ def require_writable(folder: Path, flag: str) -> None:
   found = folder.absolute()
   try:
     while not found.exists():
+      if found.is_symlink():
+        raise FileNotFoundError(errno.ENOENT, "a link to nothing")
       found = found.parent
     with tempfile.TemporaryFile(dir=found):
       return
@@ -158,9 +161,10 @@ def features_path(
     dense: whether of every window, for the protocol "dense".
   """
   name = f"{stage}-{feature}-dense" if dense else f"{stage}-{feature}"
+  name, split = files.name_from_file(name), files.name_from_file(split)
   return workdir / "features" / name / split
 
 
 def scores_path(workdir: Path, name: str, split: str) -> Path:
   """Where the scores of a stage or a fusion rule are."""
-  return workdir / "scores" / f"{name}-{split}.npz"
+  return workdir / "scores" / files.name_from_file(f"{name}-{split}.npz")

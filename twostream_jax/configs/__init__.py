@@ -27,9 +27,9 @@ def find_recipe(name: str, folder: Path = FOLDER) -> Path:
   """Returns the file of a recipe.
 
   Args:
-    name: Path of a file; or, where there is no such file, the name of a recipe
-      in `folder`, alone ("quickstart") or as the clone has it
-      ("configs/quickstart.py").
+    name: Name of a recipe in `folder` ("quickstart"), whatever the current
+      folder holds; or path of a file; or, where there is no such file, a recipe
+      as the clone has it ("configs/quickstart.py").
     folder: Folder of the recipes.
 
   Raises:
@@ -37,8 +37,9 @@ def find_recipe(name: str, folder: Path = FOLDER) -> Path:
     OSError: The file can't be read.
   """
   path = Path(name)
-  if not path.is_file():
-    files = {file.stem: file for file in folder.glob("*.py")}
+  files = {file.stem: file for file in folder.glob("*.py")}
+  # A config is run: none that happens to lie here is taken for a recipe.
+  if name in files or not path.is_file():
     if (
       path.parent not in (Path(), Path("configs"))
       or path.suffix not in ("", ".py")

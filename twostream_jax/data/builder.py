@@ -18,7 +18,6 @@ import collections
 import dataclasses
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from twostream_jax import files
 from twostream_jax.data import build_errors
 from twostream_jax.data.check import TIME_LIMIT, Rejection
 from twostream_jax.data.clip_task import (
@@ -39,6 +39,7 @@ from twostream_jax.data.clips import (
   class_names,
   is_multi_label,
 )
+from twostream_jax.data.dataset import DATASET_FILES, NAME
 from twostream_jax.data.encode import process_clip
 from twostream_jax.data.faults import FILE_NOT_FOUND
 from twostream_jax.data.forecast import Forecast, forecast, sample_of
@@ -51,6 +52,7 @@ from twostream_jax.data.plan import (
   source_of,
 )
 from twostream_jax.data.staging import (
+  STAGING_FILES,
   Staging,
   only_build,
   open_staging,
@@ -135,6 +137,8 @@ def build_dataset(
 
   Raises:
     FileExistsError: the dataset exists and `overwrite` is false.
+    ForeignFileError: a folder that would be removed holds a file that was not
+      written by a build.
     UnfinishedBuildError: another build of it is running, or there is an
       unfinished one with other arguments.
     BuildError: clips could not be finished because of the machine, its disk is
@@ -146,8 +150,10 @@ def build_dataset(
   _check_arguments(name, clips, flow_spec, rgb_quality, num_workers, time_limit)
   start = time.monotonic()
   final = Path(out_dir) / name / VERSION
+  if final.is_symlink():  # The dataset is where it leads.
+    final = Path(os.path.realpath(final))
   plan = Plan(name, clips, flow_spec, rgb_quality)
-  lock = final.with_name(f".{VERSION}.lock")
+  lock = final.with_name(f".{final.name}.lock")
   with build_errors.explained(final.parent), only_build(lock):
     sources = [source_of(clip) for clip in clips]
     staging = _begin(final, plan, sources, overwrite)
@@ -173,18 +179,21 @@ def _begin(
 ) -> Staging:
   """Clears up after a kill; returns the folder to build in."""
   replaced = _replaced(final)
-  if replaced.exists():
+  if os.path.lexists(replaced):
+    files.require_own(replaced, DATASET_FILES)
     if final.exists():
-      shutil.rmtree(replaced)
+      files.remove_folder(replaced, DATASET_FILES)
     else:
       replaced.rename(final)
-  folder = final.with_name(f"{VERSION}.incomplete")
+  folder = final.with_name(f"{final.name}.incomplete")
   remove_if_installed(folder)
   if final.exists() and not overwrite:
     raise FileExistsError(
       f"{final} exists. Use another name or folder, or ask for it to be"
       " replaced (overwrite=True, --overwrite)."
     )
+  if final.exists():
+    files.require_own(final, DATASET_FILES)
   return open_staging(folder, plan, sources)
 
 
@@ -208,13 +217,13 @@ def _install(staging: Staging, final: Path) -> None:
   if final.exists():
     final.rename(replaced)
   complete.rename(final)
-  shutil.rmtree(staging.folder)
+  files.remove_folder(staging.folder, STAGING_FILES)
   if replaced.exists():
-    shutil.rmtree(replaced)
+    files.remove_folder(replaced, DATASET_FILES)
 
 
 def _replaced(final: Path) -> Path:
-  return final.with_name(f".replaced-{VERSION}")
+  return final.with_name(f".replaced-{final.name}")
 
 
 def _finish_clips(
@@ -300,7 +309,7 @@ def _check_arguments(
   num_workers: int | None,
   time_limit: float,
 ) -> None:
-  if not re.fullmatch("[a-z][a-z0-9_]*", name):
+  if not re.fullmatch(NAME, name):
     raise ValueError(
       "a dataset's name is lower-case letters, digits and underscores, a letter"
       f" first: {name!r}"

@@ -10,12 +10,16 @@ other, each as if it were a video of the same name.
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from twostream_jax import files
+
+# Files of a split.
+_OWN = (r"values\.npy", r"index\.npz")
 
 
 class FeatureError(ValueError):
@@ -72,11 +76,18 @@ def write_features(
 
   Raises:
     FeatureError: a feature is not finite in half precision.
+    ForeignFileError: other files are in the folder, which is to be replaced.
   """
-  temporary = folder.with_name(f".{folder.name}.tmp")
-  if temporary.exists():
-    shutil.rmtree(temporary)
-  temporary.mkdir(parents=True)
+  with files.replaced_folder(folder, _OWN) as temporary:
+    _write(temporary, batches, num_sequences, description)
+
+
+def _write(
+  folder: Path,
+  batches: Iterable[Mapping[str, Any]],
+  num_sequences: int,
+  description: str,
+) -> None:
   ids, labels, lengths, stored = [], [], [], None
   count, total, squares = 0, 0.0, 0.0
   for batch in batches:
@@ -88,7 +99,7 @@ def write_features(
       )
     if stored is None:
       stored = np.lib.format.open_memmap(
-        temporary / "values.npy",
+        folder / "values.npy",
         mode="w+",
         dtype=np.float16,
         shape=(num_sequences,) + values.shape[1:],
@@ -106,7 +117,7 @@ def write_features(
   mean = total / count
   variance = np.maximum(squares / count - mean * mean, 0.0)
   np.savez(
-    temporary / "index.npz",
+    folder / "index.npz",
     ids=np.array(ids, str),
     labels=np.concatenate(labels),
     lengths=np.concatenate(lengths),
@@ -116,9 +127,6 @@ def write_features(
     weights=np.array(weights),
     videos=np.array(videos),
   )
-  if folder.exists():
-    shutil.rmtree(folder)
-  temporary.rename(folder)
 
 
 def read_features(folder: str | os.PathLike) -> FeatureSet | None:

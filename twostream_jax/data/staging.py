@@ -19,13 +19,13 @@ machine has no outcome, so that the next run tries it again.
 import collections
 import contextlib
 import json
-import shutil
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from twostream_jax import files
 from twostream_jax.data import record_index
-from twostream_jax.data.dataset import index_path
+from twostream_jax.data.dataset import DATASET_FILES, index_path
 from twostream_jax.data.plan import (
   Outcome,
   Plan,
@@ -43,6 +43,14 @@ from twostream_jax.data.store import (
   shard_path,
   write_atomically,
   write_json,
+)
+
+# All that is in the folder of an unfinished build, as regular expressions.
+STAGING_FILES = (
+  r"(plan|sources)\.json|finished",
+  r"clips/\d{8}\.(example|json|fault)",
+  r"shards/\d{5}\.(data|index|json)",
+  *(f"dataset/(?:{one})" for one in DATASET_FILES),
 )
 
 
@@ -159,7 +167,7 @@ class Staging:
       path = index_path(folder, self._plan.name, split)
       record_index.write_index(record_index.join(parts), path)
     write_info(self._plan, folder, self.outcomes(), lengths, sizes)
-    (self.folder / "finished").touch()
+    write_json(self.folder / "finished", True)
     return folder
 
   def _targets(self) -> Iterator[tuple[int, str, list[Outcome], Path]]:
@@ -182,7 +190,7 @@ class Staging:
       for shard, _, _, target in self._targets():
         if target.exists():
           target.rename(shard_path(self.folder, shard, "data"))
-      shutil.rmtree(folder)
+      files.remove_folder(folder, DATASET_FILES)
 
   def _count_left(self) -> None:
     self._left = collections.Counter(
@@ -204,6 +212,7 @@ def only_build(lock: Path) -> Iterator[None]:
   Raises:
     UnfinishedBuildError: another build holds it.
   """
+  was_there = lock.parent.exists()
   lock.parent.mkdir(parents=True, exist_ok=True)
   try:
     with files.locked(lock) as held:
@@ -213,8 +222,9 @@ def only_build(lock: Path) -> Iterator[None]:
         )
       yield
   finally:
-    with contextlib.suppress(OSError):
-      lock.parent.rmdir()  # Where nothing was built.
+    if not was_there:
+      with contextlib.suppress(OSError):
+        lock.parent.rmdir()  # Where nothing was built.
 
 
 def open_staging(
@@ -232,9 +242,12 @@ def open_staging(
 
   Raises:
     UnfinishedBuildError: an unfinished build there has another plan.
+    ForeignFileError: there is a file that no build wrote; in the end the folder
+      is removed.
   """
   path = folder / "sources.json"
-  if folder.exists():
+  if os.path.lexists(folder):
+    files.require_own(folder, STAGING_FILES)
     begun = (folder / "plan.json").exists()
     changed = _changed_settings(folder, plan) if begun else []
     if changed and _holds_work(folder):
@@ -244,7 +257,7 @@ def open_staging(
         + "\nGive the old ones again to resume it, or remove that folder."
       )
     if changed or not begun:
-      shutil.rmtree(folder)  # Nothing is lost.
+      files.remove_folder(folder, STAGING_FILES)  # Nothing is lost.
   for name in ("clips", "shards"):
     (folder / name).mkdir(parents=True, exist_ok=True)
   if not (folder / "plan.json").exists():
@@ -268,7 +281,7 @@ def open_staging(
 def remove_if_installed(folder: Path) -> None:
   """Removes what is left of a build whose dataset was moved to its place."""
   if (folder / "finished").exists() and not (folder / "dataset").exists():
-    shutil.rmtree(folder)
+    files.remove_folder(folder, STAGING_FILES)
 
 
 def _changed_settings(folder: Path, plan: Plan) -> list[str]:

@@ -17,12 +17,13 @@ motion in single frames.
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from twostream_jax import files
 
 # (R, B) offsets; G follows from equal luminance.
 APPEARANCES = {"amber": (45, -60), "teal": (-60, 20), "violet": (25, 60)}
@@ -169,18 +170,22 @@ def write_videos(
   if directory.exists():
     raise FileExistsError(f"{directory} exists already")
   # What a killed call left behind is rendered again.
-  partial = directory.with_name(f".{directory.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
+  with files.replaced_folder(directory, (r"[^/]+/[^/]+/\d+\.avi",)) as partial:
+    _write_all(partial, clips_per_class, seed)
+
+
+def _write_all(
+  directory: Path, clips_per_class: Mapping[str, int], seed: int
+) -> None:
   for s, (split, count) in enumerate(sorted(clips_per_class.items())):
     for a, appearance in enumerate(APPEARANCES):
       for m, motion in enumerate(MOTIONS):
-        folder = partial / split / f"{appearance}-{motion}"
+        folder = directory / split / f"{appearance}-{motion}"
         folder.mkdir(parents=True)
         for i in range(count):
           rng = np.random.default_rng([seed, s, a, m, i])
           frames = render_clip(rng, appearance, motion)
           _write_video(folder / f"{i:03d}.avi", frames)
-  os.replace(partial, directory)
 
 
 def _write_video(path: Path, frames: np.ndarray) -> None:

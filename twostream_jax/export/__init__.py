@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 import twostream_jax
-from twostream_jax import fuse
+from twostream_jax import files, fuse
 from twostream_jax.export import runner
 from twostream_jax.export.card import model_card
 from twostream_jax.export.programs import (
@@ -39,6 +39,16 @@ RESULTS_FILE = "results.json"
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 FUSION_FILE = "fusion.json"
+# Files of an export, and what Python leaves where its runner was imported. An
+# earlier export is replaced only where nothing else is in it.
+OWN = (
+  r"(manifest|fusion)\.json",
+  r"weights\.safetensors",
+  r"programs/[^/]+\.jax",
+  r"model_card\.md",
+  r"runner\.py",
+  r"__pycache__/runner\.[^/]+\.pyc",
+)
 
 
 class ExportError(ValueError):
@@ -58,7 +68,7 @@ def export_run(
 
   Args:
     run: opened by `trained.open_run`.
-    out: the folder; an earlier export in it is replaced.
+    out: the folder, or a link to it; an earlier export in it is replaced.
     licence: of the weights, in words.
     platforms: of PLATFORMS.
 
@@ -69,21 +79,15 @@ def export_run(
   Raises:
     ExportError: something else is in the folder, a platform is not known, or
       the exported model does not score as the run does.
+    ForeignFileError: beside an earlier export, there are other files in it.
   """
   if not platforms or set(platforms) - set(PLATFORMS):
     raise ExportError(f"platforms {list(platforms)} must be of {PLATFORMS}")
   out = Path(out).absolute()
   _check_target(out)
-  temporary = out.with_name(f".{out.name}.tmp")
-  if temporary.exists():
-    shutil.rmtree(temporary)
-  temporary.mkdir(parents=True)
-  try:
+  with files.replaced_folder(out, OWN) as temporary:
     _write(run, temporary, licence, platforms)
     found = _check(temporary, platforms)
-    _replace(temporary, out)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return found
 
 
@@ -100,17 +104,6 @@ def _check_target(out: Path) -> None:
       f"{out} is there already and is no earlier export: remove it, or name"
       " another folder"
     )
-
-
-def _replace(temporary: Path, out: Path) -> None:
-  """Gives a finished folder its name; what had it before is removed."""
-  old = out.with_name(f".{out.name}.old")
-  if old.exists():
-    shutil.rmtree(old)
-  if out.exists():
-    out.rename(old)
-  temporary.rename(out)
-  shutil.rmtree(old, ignore_errors=True)
 
 
 def _check(folder: Path, platforms: Sequence[str]):

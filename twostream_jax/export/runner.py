@@ -27,6 +27,8 @@ FORMAT = "twostream_jax export"
 FORMAT_VERSION = 1
 # JAX names platforms in its own way.
 _PLATFORMS = {"gpu": "cuda"}
+# The one call in a program of ours: JAX checks sizes by it, and removes it.
+_ASSERTION = "custom_call @shape_assertion("
 # Keeps a logarithm finite where all streams give zero.
 _FLOOR = 1e-30
 # Largest difference from the stored logits, relative to their size. Other
@@ -173,7 +175,8 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
 
   Raises:
     ValueError: it is no export that this file can read, or not for the
-      platform.
+      platform; it names files elsewhere, or its programs call functions
+      outside of them.
   """
   directory = Path(directory)
   path = directory / "manifest.json"
@@ -192,15 +195,35 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
     )
   programs = {}
   for name, stage in manifest["stages"].items():
-    data = (directory / stage["programs"][platform]).read_bytes()
-    programs[name] = jax.jit(jax.export.deserialize(bytearray(data)).call)
-  weights = safetensors.numpy.load_file(directory / manifest["weights"])
+    program = _inside(directory, stage["programs"][platform])
+    exported = jax.export.deserialize(bytearray(program.read_bytes()))
+    # One calls a function of this process, by name, with any bytes.
+    text = exported.mlir_module()
+    if text.count("custom_call") != text.count(_ASSERTION):
+      raise ValueError(
+        f"{program} calls functions outside of it, which no export of"
+        " twostream_jax does; it is not run"
+      )
+    programs[name] = jax.jit(exported.call)
+  weights = safetensors.numpy.load_file(_inside(directory, manifest["weights"]))
   return Model(
     manifest=manifest,
-    rules=json.loads((directory / manifest["fusion"]).read_text()),
+    rules=json.loads(_inside(directory, manifest["fusion"]).read_text()),
     weights=jax.device_put(weights),
     programs=programs,
   )
+
+
+def _inside(directory: Path, name: str) -> Path:
+  """The path of a file that the manifest names.
+
+  Raises:
+    ValueError: it leads out of the folder.
+  """
+  path = directory / str(name)
+  if not path.resolve().is_relative_to(directory.resolve()):
+    raise ValueError(f"manifest.json names {name!r}, outside of {directory}")
+  return path
 
 
 def platform_here() -> str:

@@ -65,17 +65,18 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
   partial = partial_path(path)
   try:
     # A last line without its end was cut off.
-    lines = partial.read_bytes().split(b"\n")[:-1]
+    content = partial.read_bytes()
   except FileNotFoundError:
     return []
   advice = "move it or remove it, or name another --json"
-  if not lines:
-    return []
   try:
+    lines = content.split(b"\n")[:-1]
+    if not content:
+      return []
     theirs = json.loads(lines[0])["command"]
     found = [json.loads(line) for line in lines[1:]]
     answers = [(line["answer"], line["video"]) for line in found]
-  except (ValueError, TypeError, KeyError) as error:
+  except (ValueError, TypeError, LookupError) as error:
     message = f"{partial} does not hold answers of this command: {advice}"
     raise ValueError(message) from error
   for name in sorted(theirs.keys() | facts.keys()):

@@ -115,6 +115,8 @@ def check_folder(flag: str, path: Path, sources: Sequence[Source]) -> None:
     _check_not_inside(flag, path, source, path)
   there = path.absolute()
   while not there.exists():
+    if there.is_symlink():
+      raise ValueError(f"--{flag}={path}: {there} is a link to nothing")
     there = there.parent
   if not there.is_dir():
     raise ValueError(f"--{flag}={path}: {there} is a file, not a folder")

@@ -168,6 +168,8 @@ def draw(
   """Writes a picture: a row a class with its segments and its probability."""
   import matplotlib
 
+  # A file matplotlibrc of the current folder could ask for TeX.
+  matplotlib.rcdefaults()
   matplotlib.use("Agg")
   from matplotlib import pyplot
 

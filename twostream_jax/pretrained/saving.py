@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
+from twostream_jax import files
 from twostream_jax.pretrained.convention import InputConvention
 from twostream_jax.pretrained.readers import read_source
 from twostream_jax.pretrained.sources import Source, WeightsError
@@ -59,13 +60,9 @@ def save_weights(
     "metadata": json.dumps(dataclasses.asdict(metadata), sort_keys=True),
   }
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  try:
+  with files.replaced(path) as temporary:
     # save_file would let nobody else read the file.
     temporary.write_bytes(safetensors.numpy.save(arrays, metadata=header))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | os.PathLike) -> Metadata:

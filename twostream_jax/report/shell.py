@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twostream_jax.files import replaced
+
 _esc = html.escape
 
 
@@ -42,12 +44,8 @@ def write_page(path: str | os.PathLike, page: str) -> None:
   """Writes a page whole or not at all; makes its folder where missing."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  try:
+  with replaced(path) as temporary:
     temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def definitions(pairs: Iterable[tuple[str, object]]) -> str:
