@@ -73,6 +73,7 @@ LEVELS = {
   "fuse": 2,
   "inputs": 6,
   "interrupts": 0,
+  "json_files": -1,
   "launch": 0,
   "logging": 0,
   "losses": 0,
@@ -113,6 +114,7 @@ LEVELS = {
   "trained": 8,
   "warm_start": 5,
   "window": 8,
+  "words": -2,
   "workdir": 1,
   "zoo": 8,
 }
