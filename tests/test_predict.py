@@ -171,7 +171,10 @@ def test_sources_are_found(tmp_path, monkeypatch):
   Path("none").mkdir()
   Path("7").touch()
   found = reading.find_sources(
-    [".", "c", "none", "0", "7", "rtsp://host/x", "b/notes.txt", "gone.mp4"]
+    [
+      *(".", "c", "none", "0", "7", "rtsp://host/x", "b/notes.txt", "gone.mp4"),
+      *("concat:a/y.AVI|b/x.mp4", "concat:file://a", "file:a/y.AVI"),
+    ]
   )
   assert [(s.kind, s.path) for s in found] == [
     ("file", "a/y.AVI"),
@@ -184,6 +187,9 @@ def test_sources_are_found(tmp_path, monkeypatch):
     ("stream", "rtsp://host/x"),
     ("file", "b/notes.txt"),
     ("file", "gone.mp4"),
+    ("file", "concat:a/y.AVI|b/x.mp4"),
+    ("file", "concat:file://a"),
+    ("file", "file:a/y.AVI"),
   ]
   Path("list").write_text(" a b.mp4 \n\nc\n")
   assert reading.read_list("list") == ["a b.mp4", "c"]

@@ -462,3 +462,20 @@ def test_arrays_of_hdf5_in_other_files_are_refused(tmp_path):
   for name in ("a.h5", "b.h5"):
     with pytest.raises(WeightsError, match=f"{name}.*lies in another file"):
       read_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+  "link", [h5py.ExternalLink("secret.h5", "/a"), h5py.SoftLink("/layer/a")]
+)
+def test_links_of_hdf5_are_refused(link, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with h5py.File("secret.h5", "w") as file:
+    file["a"] = np.ones((2, 2), "f4")
+  with h5py.File("weights.h5", "w") as file:
+    file["layer/a"] = np.ones((2, 2), "f4")
+    file["layer/b"] = link
+  with zipfile.ZipFile("weights.keras", "w") as archive:
+    archive.write("weights.h5", "model.weights.h5")
+  for name in ("weights.h5", "weights.keras"):
+    with pytest.raises(WeightsError, match=f"{name}.*'layer/b' is a link"):
+      read_source(tmp_path / name)

@@ -1,6 +1,7 @@
 """Decoding of files that OpenCV's decoder got wrong, written by PyAV."""
 
 import os
+import threading
 from fractions import Fraction
 
 import av
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import decoded
-from twostream_jax.data import decode, video
+from twostream_jax.data import decode, frames, video
 from twostream_jax.data.frames import VideoError
 
 _HEIGHT, _WIDTH = 64, 96
@@ -305,17 +306,59 @@ def test_names_that_are_no_text_and_no_pattern(tmp_path):
     assert decoded.rate(os.fsdecode(path)) == 25
 
 
-def test_a_playlist_opens_no_other_file(tmp_path):
-  write(tmp_path / "secret.ts", moving(3))
-  playlist = tmp_path / "list.m3u8"
-  playlist.write_text(
-    "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nsecret.ts\n#EXT-X-ENDLIST\n"
-  )
-  concat = tmp_path / "list.ffconcat"
-  concat.write_text("ffconcat version 1.0\nfile secret.ts\n")
-  for path in (playlist, concat):
-    with pytest.raises(VideoError):
-      next(video.read_frames(path))
+_PLAYLIST = (
+  "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nsecret.ts\n#EXT-X-ENDLIST\n"
+)
+_LIST = "ffconcat version 1.0\nfile secret.ts\n"
+_SESSION = (
+  "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+  "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
+
+
+@pytest.mark.parametrize("extension", ["", ".mp4", ".txt"])
+@pytest.mark.parametrize("content", [_PLAYLIST, _LIST, _SESSION])
+@pytest.mark.parametrize("by_url", [False, True])
+def test_no_file_opens_another_one(tmp_path, content, extension, by_url):
+  secret = tmp_path / "secret.ts"
+  os.mkfifo(secret)  # Who opens it waits.
+  path = tmp_path / f"list{extension}"
+  path.write_text(content)
+  said = []
+
+  def read():
+    url = decode.read_url(path.as_uri(), patience=1.0)
+    with pytest.raises(VideoError, match="can't be opened") as caught:
+      next(url if by_url else video.read_frames(path))
+    said.append(caught.value)
+
+  reader = threading.Thread(target=read, daemon=True)
+  reader.start()
+  reader.join(10)
+  waits = reader.is_alive()
+  if waits:
+    os.close(os.open(secret, os.O_WRONLY | os.O_NONBLOCK))
+  assert said and not waits
+
+
+def test_extensions_of_videos_are_of_containers_that_are_opened():
+  for extension in frames._VIDEO_EXTENSIONS:
+    guessed = [
+      name
+      for name in sorted(av.formats_available)
+      for form in [av.format.ContainerFormat(name)]
+      if form.is_input and extension[1:] in form.extensions
+    ]
+    assert not guessed or set(guessed) & set(decode._CONTAINERS), extension
+
+
+@pytest.mark.parametrize(
+  "url",
+  ["concat://a", "subfile,,start,0,end,9,,://etc/hosts", "data://x", "pipe://0"],
+)
+def test_a_url_is_of_the_network_or_a_file(url):
+  with pytest.raises(VideoError, match="no protocol of the network"):
+    next(decode.read_url(url, patience=1.0))
 
 
 def test_damaged_packets_are_passed_over(tmp_path):

@@ -296,3 +296,47 @@ def test_no_code_of_a_dataset_runs(tiny, tmp_path, monkeypatch, key):
   (folder / "features.json").write_text("[" * 100_000)
   with pytest.raises(ValueError, match="features.json can't be read"):
     dataset.open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+  "file, change, match",
+  [
+    ("metadata.json", {"name": "../tiny"}, "'../tiny' is not the name of"),
+    ("metadata.json", {"name": ["tiny"]}, "is not the name of a dataset"),
+    ("dataset_info.json", {"name": "/x/y", "shardLengths": ["1"]}, "'.*/x/y"),
+    (
+      "dataset_info.json",
+      {"name": "a", "shardLengths": ["1"], "filepathTemplate": "../{SPLIT}"},
+      "does not list files of records",
+    ),
+  ],
+)
+def test_names_of_a_dataset_stay_in_its_folder(
+  tiny, tmp_path, file, change, match
+):
+  folder = tmp_path / "evil"
+  shutil.copytree(tiny.path, folder)
+  content = json.loads((folder / file).read_text())
+  if "shardLengths" in change:
+    content["splits"].append(change)
+  else:
+    content |= change
+  (folder / file).write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=match):
+    dataset.open_dataset(folder)
+  assert os.listdir(tmp_path) == ["evil"]
+
+
+def test_a_file_of_records_is_no_link_to_another_folder(tiny, tmp_path):
+  folder = tmp_path / "evil"
+  shutil.copytree(tiny.path, folder)
+  file = next(folder.glob("*train.array_record*"))
+  file.rename(tmp_path / "secret")
+  file.symlink_to("../secret")
+  with pytest.raises(ValueError, match="is a link out of"):
+    dataset.open_dataset(folder)
+
+
+def test_tfds_finds_the_same_files(tiny):
+  found = tfds.builder_from_directory(tiny.path).info.splits
+  assert list(found) == list(tiny.sources)

@@ -1,5 +1,6 @@
 """Work in processes, and what becomes of items that end or hang them."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.data import test_batch_processes
+from twostream_jax.data.batch_processes import ProcessBatches
 from twostream_jax.data.workers import (
   Lost,
   LostError,
   WorkerStartError,
   iterate_in_process,
   map_in_processes,
+  without_current_folder,
 )
 
 
@@ -272,3 +276,49 @@ def test_what_computed_before_it_hangs_has_stalled():
     map_in_processes(_compute_then_hang, range(1), 1, _nothing, time_limit=3.0)
   )
   assert results == {0: Lost("stalled")}
+
+
+_STARTED = """
+from tests.data import test_workers
+if __name__ == "__main__":
+  test_workers.start_all_kinds()
+"""
+
+
+def start_all_kinds():
+  assert list(map_in_processes(_square, [3], 1, _nothing)) == [(3, 9)]
+  work = functools.partial(_count_to, set())
+  assert list(iterate_in_process(work, 2, _nothing)) == [0, 1]
+  if hasattr(os, "memfd_create"):
+    batches = ProcessBatches(test_batch_processes.Numbered(), 7, 1)
+    with contextlib.closing(iter(batches)) as found:
+      assert next(found)["label"].tolist() == [7, 7, 7]
+
+
+def test_no_module_of_the_current_folder_is_run(tmp_path):
+  (tmp_path / "main.py").write_text(_STARTED)
+  here = tmp_path / "downloads"
+  here.mkdir()
+  for name in ("multiprocessing", "numpy", "runpy", "types", "cv2"):
+    (here / f"{name}.py").write_text("open('ran', 'w')\n")
+  said = subprocess.run(
+    [sys.executable, tmp_path / "main.py"],
+    cwd=here,
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    capture_output=True,
+    text=True,
+  )
+  assert (said.returncode, said.stderr) == (0, "")
+  assert not (here / "ran").exists()
+
+
+def test_python_s_flags_that_hide_it_from_processes_are_told(monkeypatch):
+  class Flags:
+    ignore_environment, safe_path = 1, False
+
+  monkeypatch.setattr(sys, "flags", Flags)
+  with (
+    pytest.raises(WorkerStartError, match="python -E: add -P"),
+    without_current_folder(),
+  ):
+    pass

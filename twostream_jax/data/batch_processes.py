@@ -114,7 +114,8 @@ class _Worker:
     self._connection, theirs = multiprocessing.Pipe()
     with theirs:  # Ours only until the process has it.
       self._process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+        # -P: no module of the current folder is taken for one of these.
+        [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())],
         stdin=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
       )

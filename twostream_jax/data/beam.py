@@ -32,7 +32,11 @@ from twostream_jax.data.clip_task import (
 from twostream_jax.data.clips import Clip, clip_exists
 from twostream_jax.data.plan import software
 from twostream_jax.data.staging import Staging
-from twostream_jax.data.workers import Lost, map_in_processes
+from twostream_jax.data.workers import (
+  Lost,
+  map_in_processes,
+  without_current_folder,
+)
 
 
 class MachineError(OSError):
@@ -61,23 +65,25 @@ def finish_with_beam(
   # The caller's main module stays out of it: workers import what they need.
   pipeline_options = PipelineOptions(list(options), save_main_session=False)
   try:
-    with beam.Pipeline(options=pipeline_options) as pipeline:
-      _ = (
-        pipeline
-        | beam.Create([_item(index, clips[index]) for index in indices])
-        # Otherwise a runner may give all of them to one worker.
-        | beam.Reshuffle()
-        | "finish clips" >> beam.ParDo(_Finish(task, software()))
-      )
-    # A pipeline of its own: a clip that a runner gives again after its shard
-    # was packed would be begun again.
-    with beam.Pipeline(options=pipeline_options) as pipeline:
-      _ = (
-        pipeline
-        | beam.Create(list(staging.unpacked().items()))
-        | beam.Reshuffle()
-        | "pack shards" >> beam.MapTuple(_Pack(task))
-      )
+    # Some runners start processes of Python on this machine.
+    with without_current_folder():
+      with beam.Pipeline(options=pipeline_options) as pipeline:
+        _ = (
+          pipeline
+          | beam.Create([_item(index, clips[index]) for index in indices])
+          # Otherwise a runner may give all of them to one worker.
+          | beam.Reshuffle()
+          | "finish clips" >> beam.ParDo(_Finish(task, software()))
+        )
+      # A pipeline of its own: a clip that a runner gives again after its shard
+      # was packed would be begun again.
+      with beam.Pipeline(options=pipeline_options) as pipeline:
+        _ = (
+          pipeline
+          | beam.Create(list(staging.unpacked().items()))
+          | beam.Reshuffle()
+          | "pack shards" >> beam.MapTuple(_Pack(task))
+        )
   except Exception as error:
     # Runners raise errors of their own; the last line has the words.
     lines = str(error).strip().splitlines() or [repr(error)]

@@ -39,6 +39,7 @@ from twostream_jax.data.clips import (
   class_names,
   is_multi_label,
 )
+from twostream_jax.data.dataset import NAME
 from twostream_jax.data.encode import process_clip
 from twostream_jax.data.faults import FILE_NOT_FOUND
 from twostream_jax.data.forecast import Forecast, forecast, sample_of
@@ -300,7 +301,7 @@ def _check_arguments(
   num_workers: int | None,
   time_limit: float,
 ) -> None:
-  if not re.fullmatch("[a-z][a-z0-9_]*", name):
+  if not re.fullmatch(NAME, name):
     raise ValueError(
       "a dataset's name is lower-case letters, digits and underscores, a letter"
       f" first: {name!r}"

@@ -8,6 +8,7 @@ no part.
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from twostream_jax import files
 from twostream_jax.data import images, record_index, records
 from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
 
@@ -25,6 +27,14 @@ _READABLE = (2, FORMAT_VERSION)
 INFO_FILE = "dataset_info.json"
 FEATURES_FILE = "features.json"
 METADATA_FILE = "metadata.json"
+# Of a dataset: it is a part of the names of its files.
+NAME = "[a-z][a-z0-9_]*"
+FILE_FORMAT = "array_record"
+# How TFDS makes the name of a file of records.
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
+# Until builds could be resumed.
+_OLD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_NUMBERS = {TEMPLATE: "{0:05d}", _OLD_TEMPLATE: "{0:05d}-of-{1:05d}"}
 
 
 # Beside those that encode.
@@ -163,8 +173,8 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   """
   folder = _find_dataset(Path(path))
   _check_features(folder / FEATURES_FILE)
-  reader = tfds.builder_from_directory(folder)
-  metadata = dict(reader.info.metadata or {})
+  # Not by TFDS, which imports what these files name and takes paths from them.
+  metadata = _read_json(folder / METADATA_FILE)
   if metadata.get("format_version") not in _READABLE:
     raise ValueError(
       f"{folder} is not a dataset of format version"
@@ -172,25 +182,69 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
       f" (it states {metadata.get('format_version')});"
       " build it with data_prep/build_tfds.py"
     )
+  name = metadata["name"]
+  if not isinstance(name, str) or not re.fullmatch(NAME, name):
+    raise ValueError(
+      f"{folder / METADATA_FILE}: {name!r:.200} is not the name of a dataset"
+    )
   return VideoDataset(
     path=folder,
-    name=metadata["name"],
+    name=name,
     class_names=tuple(metadata["class_names"]),
     flow_spec=from_dict(metadata["flow_spec"]),
     rgb_quality=metadata["rgb_quality"],
     rejected=tuple(metadata["rejected"]),
     multi_label=metadata["multi_label"],
     sources={
-      name: _source(split, folder, metadata)
-      for name, split in reader.info.splits.items()
+      split: _source(split, paths, folder, metadata)
+      for split, paths in _record_files(folder, name).items()
     },
   )
+
+
+def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
+  """The files of records of each split, which `INFO_FILE` lists.
+
+  Raises:
+    ValueError: They are not named as those of this package, or lead out of the
+      folder.
+  """
+  path = folder / INFO_FILE
+  found = {}
+  try:
+    for split in _read_json(path)["splits"]:
+      template = split.get("filepathTemplate", _OLD_TEMPLATE)
+      numbers = _NUMBERS[template]
+      count = len(split["shardLengths"])
+      found[split["name"]] = [
+        files.inside(
+          folder,
+          f"{name}-{split['name']}.{FILE_FORMAT}-{numbers.format(i, count)}",
+        )
+        for i in range(count)
+      ]
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{path} does not list files of records as this package does: {error!r}"
+    ) from error
+  return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f"{path} can't be read: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} can't be read: it holds no names")
+  return content
 
 
 def _check_features(path: Path) -> None:
   """Refuses a file of features that names anything but this package's.
 
-  TFDS imports the modules that it names, from the current folder as well.
+  It is not used here. But whoever opens the folder with TFDS runs the modules
+  that it names, from the current folder as well.
 
   Raises:
     ValueError: It does, or it can't be read.
@@ -200,14 +254,14 @@ def _check_features(path: Path) -> None:
     own = record_features(["a"], multi_label=multi_label).to_json()
     ours |= {"featuresDict", own["type"], *_words(own["content"])}
   try:
-    found = set(_words(json.loads(path.read_text(encoding="utf-8"))))
-  except (OSError, ValueError, RecursionError) as error:
+    found = set(_words(_read_json(path)))
+  except RecursionError as error:
     raise ValueError(f"{path} can't be read: {error}") from error
   # Numbers of classes, too, are strings.
   if strange := sorted(w for w in found - ours if not w.isdecimal()):
     raise ValueError(
       f"{path} names {strange[0][:80]!r}, which no dataset of this package has;"
-      " it is not opened, because that would run code of that name"
+      " it is not opened, because TFDS would run code of that name"
     )
 
 
@@ -225,22 +279,22 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def _source(
-  split: tfds.core.SplitInfo, folder: Path, metadata: Mapping[str, Any]
+  split: str, paths: list[Path], folder: Path, metadata: Mapping[str, Any]
 ) -> records.VideoSource:
-  index = index_path(folder, metadata["name"], split.name)
-  arguments = split.filepaths, index, metadata["multi_label"]
+  index = index_path(folder, metadata["name"], split)
+  arguments = paths, index, metadata["multi_label"]
   try:
     return records.VideoSource(*arguments)
   except (FileNotFoundError, record_index.OtherIndexError):
     # Built before there were indices, or there was what they hold now.
-    indices = [record_index.index_file(file) for file in split.filepaths]
+    indices = [record_index.index_file(file) for file in paths]
     record_index.write_index(record_index.join(indices), index)
     return records.VideoSource(*arguments)
 
 
 def index_path(folder: Path, name: str, split: str) -> Path:
   """Where the index of a split of a dataset is; see `record_index`."""
-  return folder / f"{name}-{split}.index"
+  return files.inside(folder, f"{name}-{split}.index")
 
 
 def identity(data: VideoDataset) -> dict[str, Any]:
@@ -281,8 +335,8 @@ def _encode(image: np.ndarray, quality: int) -> bytes:
 
 def _find_dataset(path: Path) -> Path:
   found, unreadable = [], []
-  for folder, children, files in os.walk(path, onerror=unreadable.append):
-    if INFO_FILE in files:
+  for folder, children, names in os.walk(path, onerror=unreadable.append):
+    if INFO_FILE in names:
       found.append(Path(folder))
       children.clear()
     # A build in progress, or a killed one, is no dataset.

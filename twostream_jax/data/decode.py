@@ -23,15 +23,43 @@ from twostream_jax.data.frame_times import DEFAULT_FPS, Frame
 from twostream_jax.data.frames import VideoError
 from twostream_jax.flow.spec import LARGEST_FPS
 
-# What FFmpeg opens that is not a video: text, as a film of a terminal, and
-# lists of other files.
-_NOT_VIDEO = {"tty", "hls", "concat", "dash", "imf", "sdp"}
+# Demuxers that open the one file they are given. Left out is what is not a
+# video (text, as a film of a terminal) and what opens other files or sockets
+# that the file names: playlists, lists, scripts, descriptions of sessions.
+_CONTAINERS = (
+  *("mov", "matroska", "avi", "flv", "live_flv", "asf", "asf_o", "ogg", "nut"),
+  *("mpeg", "mpegts", "mpegvideo", "m4v", "h261", "h263", "h264", "hevc"),
+  *("vvc", "av1", "obu", "ivf", "vc1", "vc1test", "cavsvideo", "avs2", "avs3"),
+  *("dirac", "evc", "dnxhd", "apv", "rm", "ivr", "mxf", "mxg", "gxf", "lxf"),
+  *("dv", "wtv", "ty", "dhav", "nsv", "nuv", "pva", "swf", "flic", "roq"),
+  *("smk", "bink", "yuv4mpegpipe", "mjpeg", "mjpeg_2000", "mpjpeg"),
+  *("gif", "gif_pipe", "apng", "webp", "webp_pipe", "jpegxl_anim"),
+  # An image is a video of one frame.
+  *("image2", "jpeg_pipe", "png_pipe", "bmp_pipe", "tiff_pipe", "jpegxl_pipe"),
+  *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe"),
+)
+_LIVE = ("hls", "dash", "rtsp", "sdp", "rtp", "sap")
+_NETWORK = (
+  *("http", "https", "httpproxy", "tcp", "tls", "udp", "rtp", "rtsp", "rtsps"),
+  *("rtmp", "rtmps", "rtmpt", "rtmpts", "rtmpe", "rtmpte", "mmsh", "mmst"),
+  *("srt", "srtp", "rist", "crypto"),
+)
+# Of av.open, for a file; it opens nothing else. FFmpeg looks at the format
+# before the demuxer does anything. A name with a % is a name, not a pattern.
+LOCAL = {
+  "protocol_whitelist": "file",
+  "format_whitelist": ",".join(_CONTAINERS),
+  "pattern_type": "none",
+}
+# A playlist of the network may name other parts of the network, but no file.
+_REMOTE = {
+  "protocol_whitelist": ",".join(_NETWORK),
+  "format_whitelist": ",".join((*_CONTAINERS, *_LIVE)),
+}
 # What FFmpeg gives for these goes wrong where frames are reordered.
 _NO_PRESENTATION_TIMES = {"avi"}
 # A camera's images in a row, whose times FFmpeg makes up.
 _UNTIMED = {"mpjpeg"}
-# No network, and a name with a % is a name, not a pattern.
-_OPTIONS = {"protocol_whitelist": "file", "pattern_type": "none"}
 # MPEG streams may start their timestamps again; FFmpeg's command takes a jump
 # of so many microseconds for that (ffmpeg, -dts_delta_threshold).
 _JUMP = 10_000_000
@@ -66,16 +94,20 @@ def read_url(url: str, patience: float) -> Iterator[Frame]:
   """Decodes what FFmpeg opens by a URL, live or not; see `read_frames`.
 
   Args:
-    url: Of any protocol of FFmpeg.
+    url: Of a protocol of the network, or file://.
     patience: Seconds until the other side has to answer.
 
   Raises:
     VideoError: At the first frame: it can't be opened, or no frame decodes.
   """
+  scheme = url.partition("://")[0].lower()
+  if scheme not in ("file", *_NETWORK):
+    raise VideoError("the URL is of no protocol of the network, and not file://")
+  options = LOCAL if scheme == "file" else _REMOTE
   with contextlib.ExitStack() as stack:
     try:
       container = stack.enter_context(
-        av.open(url, timeout=(patience, patience))
+        av.open(url, timeout=(patience, patience), options=dict(options))
       )
     except MemoryError:
       raise
@@ -192,14 +224,14 @@ def _opened(
   with contextlib.ExitStack() as stack:
     try:
       container = stack.enter_context(
-        av.open(_source(path, stack), options=_OPTIONS)
+        av.open(_source(path, stack), options=dict(LOCAL))
       )
     except MemoryError:
       raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
       raise VideoError("can't be opened as a video") from error
     stream = container.streams.best("video")
-    if stream is None or container.format.name in _NOT_VIDEO:
+    if stream is None:
       raise VideoError("can't be opened as a video")
     if stream.codec_context is None:
       raise VideoError("FFmpeg has no decoder for it")

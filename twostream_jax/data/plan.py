@@ -17,7 +17,12 @@ import tensorflow_datasets as tfds
 import twostream_jax
 from twostream_jax.data.check import rejection_entry
 from twostream_jax.data.clips import Clip, class_names, is_multi_label
-from twostream_jax.data.dataset import dataset_metadata, record_features
+from twostream_jax.data.dataset import (
+  FILE_FORMAT,
+  TEMPLATE,
+  dataset_metadata,
+  record_features,
+)
 from twostream_jax.flow.spec import FlowSpec, to_dict
 
 VERSION = "1.0.0"
@@ -177,7 +182,7 @@ def write_info(
     metadata=tfds.core.MetadataDict(metadata),
     disable_shuffling=True,
   )
-  info.set_file_format("array_record")
+  info.set_file_format(FILE_FORMAT)
   splits = [
     tfds.core.SplitInfo(
       name=split,
@@ -198,6 +203,6 @@ def _template(
     dataset_name=plan.name,
     data_dir=os.fspath(folder),
     split=split,
-    filetype_suffix="array_record",
-    template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    filetype_suffix=FILE_FORMAT,
+    template=TEMPLATE,
   )

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -149,7 +150,7 @@ def iterate_in_process(
   process = context.Process(
     target=_serve_values, args=(theirs, work, item, start), daemon=True
   )
-  with _interrupts_wait():
+  with _started_safely():
     process.start()
   theirs.close()
   try:
@@ -241,7 +242,7 @@ class _Worker:
     self._process = context.Process(
       target=_serve, args=(theirs, *self._arguments), daemon=True
     )
-    with _interrupts_wait():
+    with _started_safely():
       self._process.start()
     # Ours only: when the process ends, nobody holds its end any more.
     theirs.close()
@@ -314,18 +315,47 @@ def _serve(
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-  """Blocks SIGINT; a process that is started meanwhile inherits that.
+def _started_safely() -> Iterator[None]:
+  """Keeps two things from processes of Python that are started meanwhile.
 
-  Ctrl-C while it imports would make it write a traceback.
+  The current folder: `python -c`, by which they start, would import a
+  multiprocessing.py of that folder before it is told where to look for modules.
+  And SIGINT: Ctrl-C while they import would make them write a traceback.
   """
-  # Otherwise the first start of a process starts this, and unblocks SIGINT.
-  resource_tracker.ensure_running()
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  with without_current_folder():
+    # Otherwise the first start of a process starts this, and unblocks SIGINT.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      yield
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def without_current_folder() -> Iterator[None]:
+  """Makes processes of Python that start meanwhile behave as by `python -P`.
+
+  They inherit it, whoever starts them. That of `multiprocessing` takes neither
+  flags nor an environment.
+
+  Raises:
+    WorkerStartError: Python was started with -E, which hides it from them.
+  """
+  if sys.flags.ignore_environment and not sys.flags.safe_path:
+    raise WorkerStartError(
+      "worker processes can't start without the modules of the current folder"
+      " under python -E: add -P, or use -I"
+    )
+  before = os.environ.get("PYTHONSAFEPATH")
+  os.environ["PYTHONSAFEPATH"] = "1"
   try:
     yield
   finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if before is None:
+      del os.environ["PYTHONSAFEPATH"]
+    else:
+      os.environ["PYTHONSAFEPATH"] = before
 
 
 def _end_at_interrupts() -> None:

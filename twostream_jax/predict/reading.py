@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,9 @@ from twostream_jax.data.video import read_resized, resized
 from twostream_jax.flow import compute_flows, prepare_process
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 from twostream_jax.predict import live
+
+# FFmpeg has other names for what it opens (concat:a|b); they are files here.
+_URL = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ def find_sources(arguments: Iterable[str]) -> list[Source]:
   """
   found = []
   for argument in map(expand_home, arguments):
-    if "://" in argument:
+    if _URL.match(argument):
       found.append(Source("stream", argument))
     elif argument.isdecimal() and not os.path.exists(argument):
       found.append(Source("camera", argument))

@@ -18,6 +18,7 @@ from av.video.reformatter import (
   VideoReformatter,
 )
 
+from twostream_jax.data import decode
 from twostream_jax.data.frames import VideoError
 
 # Seconds that a file's duration may differ from what was written: Matroska
@@ -230,7 +231,8 @@ def _ticks(
 
 def _check(path: Path, count: int, seconds: float) -> None:
   """Reads a file back; raises _Damaged if something is missing."""
-  with av.open(os.fspath(path.absolute())) as found:
+  name = os.fspath(path.absolute())
+  with av.open(name, options=dict(decode.LOCAL)) as found:
     packets = sum(p.size > 0 for p in found.demux(video=0))
     duration = (found.duration or 0) / av.time_base
   if packets != count or abs(duration - seconds) > _TOLERANCE:

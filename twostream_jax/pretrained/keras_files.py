@@ -64,7 +64,8 @@ def read_hdf5(path: Path) -> Content:
   """Reads an .h5 file of any version of Keras.
 
   Raises:
-    WeightsError: its arrays are in other files, or unpack to too much.
+    WeightsError: its arrays are in other files, or it has links to what may
+      be, or they unpack to too much.
   """
   with path.open("rb") as file:
     arrays, names = _read(file, path.stat().st_size, str(path))
@@ -89,6 +90,12 @@ def _read(
       datasets[key] = item
 
   with h5py.File(content, "r") as file:
+    # Whoever wrote the file would choose what of this machine is read.
+    link = file.visititems_links(
+      lambda key, link: None if isinstance(link, h5py.HardLink) else key
+    )
+    if link is not None:
+      raise WeightsError(f"{name}: {link!r:.200} is a link; copy its array here")
     file.visititems(add)
     for key, item in datasets.items():
       if item.is_virtual or item.external:
