@@ -349,11 +349,11 @@ def _make_frames(folder: Path) -> None:
     "img_00004.png": [cv2.IMWRITE_PNG_BILEVEL, 1],
     "img_00005.webp": [],
     "img_00006.gif": [],
-    "img_00007.tiff": [],
-    "img_00008.bmp": [],
+    "img_00007.bmp": [],
   }.items():
-    encoded = cv2.imencode(Path(name).suffix, image, options)[1]
-    (folder / name).with_suffix(".jpg").write_bytes(encoded)
+    source = image[..., 0] if "00004" in name else image
+    encoded = cv2.imencode(Path(name).suffix, source, options)[1]
+    (folder / f"{name}.jpg").write_bytes(np.asarray(encoded).tobytes())
 
 
 def _read_frames(path: Path) -> object:
@@ -361,11 +361,9 @@ def _read_frames(path: Path) -> object:
   from twostream_jax.data.frames import VideoError
 
   found = 0
-  others = [p for p in path.parent.iterdir() if p != path]
   folder = path.parent / "one"
   folder.mkdir(exist_ok=True)
   shutil.copyfile(path, folder / "img_1.jpg")
-  del others
   try:
     for frame in video.read_resized(folder, 32):
       found += int(frame.rgb.sum())

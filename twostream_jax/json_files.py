@@ -17,7 +17,7 @@ _VALUE = 40
 
 
 class JsonError(ValueError):
-  """A text is no JSON, or none that a file of data has use for."""
+  """A text is not JSON, or none that a file of data has use for."""
 
 
 def read(path: str | os.PathLike, **options: Any) -> Any:
@@ -50,7 +50,7 @@ def parse(
     pairs_hook: Makes an object of its names and values; None: a dict.
 
   Raises:
-    JsonError: It is no JSON, nested too deeply, or would take many times its
+    JsonError: It is not JSON, nested too deeply, or would take many times its
       size of memory; the message names no file.
   """
   containers = data.count(b"[") + data.count(b"{")
@@ -63,10 +63,10 @@ def parse(
   try:
     return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs_hook)
   except UnicodeDecodeError as error:
-    raise JsonError(f"no text in UTF-8 (at byte {error.start})") from error
+    raise JsonError(f"not text in UTF-8 (at byte {error.start})") from error
   except RecursionError as error:
-    raise JsonError("JSON that is nested too deeply") from error
+    raise JsonError("nested too deeply") from error
   except JsonError:
     raise
   except ValueError as error:
-    raise JsonError(f"no JSON: {printable(str(error))}") from error
+    raise JsonError(f"not JSON: {printable(str(error))}") from error

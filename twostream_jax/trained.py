@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,11 +14,13 @@ from flax import linen as nn
 
 from twostream_jax import (
   checkpoints,
+  json_files,
   logging,
   stage_data,
   stage_views,
   stages,
 )
+from twostream_jax.data.dataset import check_facts
 from twostream_jax.data.eval_pipeline import EvalTransform, FrameTransform
 from twostream_jax.data.features import FeatureError, read_statistics
 from twostream_jax.flow import spec as flow_spec
@@ -28,11 +29,15 @@ from twostream_jax.preprocess import Preprocess, standardise
 from twostream_jax.rules import FusionRule, create_rules
 from twostream_jax.scores import ScoresError
 from twostream_jax.selection import Selection
+from twostream_jax.words import printable
 from twostream_jax.workdir import CONFIG_FILE, features_path
 
 
 class TrainedRunError(ValueError):
   """A folder is not a finished run, or not a whole one."""
+
+
+_OWN_ERRORS = (TrainedRunError, checkpoints.CheckpointError, FlowSpecError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +141,15 @@ def open_run(
   except (AttributeError, KeyError) as error:
     raise TrainedRunError(
       f"{workdir / CONFIG_FILE} lacks a setting of this version of"
-      f" twostream_jax: {error}"
+      f" twostream_jax: {printable(str(error))}"
+    ) from error
+  except _OWN_ERRORS:
+    raise
+  # Networks and libraries have words of their own for settings that they can't
+  # use; these came from a file.
+  except Exception as error:
+    raise TrainedRunError(
+      f"{workdir / CONFIG_FILE} can't be used: {printable(str(error))[:300]}"
     ) from error
   return TrainedRun(
     workdir=workdir,
@@ -161,11 +174,16 @@ def _read_settings(
       f"no run in {workdir.absolute()}: it has no {CONFIG_FILE}"
     )
   try:
-    settings = json.loads(path.read_text())
+    settings = json_files.read(path)
     config = ml_collections.ConfigDict(_tuples(settings["config"]))
+    check_facts(settings["dataset"], path)
     return config.lock(), settings["dataset"]
-  except (ValueError, TypeError, KeyError) as error:
-    raise TrainedRunError(f"{path} can't be read: {error!r}") from error
+  except (json_files.JsonError, FlowSpecError) as error:
+    raise TrainedRunError(str(error)) from error
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise TrainedRunError(
+      f"{path} can't be read: {printable(repr(error))}"
+    ) from error
 
 
 def _tuples(value: Any) -> Any:

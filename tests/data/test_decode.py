@@ -354,7 +354,12 @@ def test_extensions_of_videos_are_of_containers_that_are_opened():
 
 @pytest.mark.parametrize(
   "url",
-  ["concat://a", "subfile,,start,0,end,9,,://etc/hosts", "data://x", "pipe://0"],
+  [
+    "concat://a",
+    "subfile,,start,0,end,9,,://etc/hosts",
+    "data://x",
+    "pipe://0",
+  ],
 )
 def test_a_url_is_of_the_network_or_a_file(url):
   with pytest.raises(VideoError, match="no protocol of the network"):

@@ -102,7 +102,9 @@ def read_url(url: str, patience: float) -> Iterator[Frame]:
   """
   scheme = url.partition("://")[0].lower()
   if scheme not in ("file", *_NETWORK):
-    raise VideoError("the URL is of no protocol of the network, and not file://")
+    raise VideoError(
+      "the URL is of no protocol of the network, and not file://"
+    )
   options = LOCAL if scheme == "file" else _REMOTE
   with contextlib.ExitStack() as stack:
     try:
