@@ -73,6 +73,7 @@ LEVELS = {
   "fuse": 2,
   "inputs": 6,
   "interrupts": 0,
+  "json_files": -1,
   "launch": 0,
   "logging": 1,
   "losses": 0,
@@ -114,6 +115,7 @@ LEVELS = {
   "trained_weights": 4,
   "warm_start": 5,
   "window": 8,
+  "words": -2,
   "workdir": 1,
   "zoo": 8,
 }

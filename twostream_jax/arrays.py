@@ -12,10 +12,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-# Arrays compress, but those of a real file not to a thousandth. Below this
+from twostream_jax.words import printable
+
+# Arrays compress, but those of a real file not to a hundredth. Below this
 # size, in bytes, they may.
-_FREE = 2**28
-_MOST_COMPRESSED = 100
+_FREE = 2**27
+_MOST_COMPRESSED = 10
+# zipfile unpacks these without a limit, whatever size they claim.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _KINDS = "biufUS"
 
 
@@ -36,6 +40,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
   try:
     with zipfile.ZipFile(path) as archive:
       members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+      if any(m.compress_type not in _COMPRESSIONS for m in members):
+        raise ArraysError("an archive that NumPy did not compress")
       _check_size(sum(m.file_size for m in members), os.stat(path).st_size)
       arrays = {}
       for member in members:
@@ -45,10 +51,10 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
   except (ArraysError, MemoryError):
     raise
   except OSError as error:
-    raise ArraysError(error.strerror or str(error)) from error
+    raise ArraysError(printable(error.strerror or str(error))) from error
   # zipfile and its decompressors raise many kinds for what is not whole.
   except Exception as error:
-    raise ArraysError(f"a damaged or no .npz file ({error})") from error
+    raise ArraysError(f"a damaged or no .npz file ({_said(error)})") from error
   if not arrays:
     raise ArraysError("an archive without arrays")
   return arrays
@@ -59,8 +65,16 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
   try:
     with Path(path).open("rb") as file:
       return _read(file, os.stat(path).st_size, "the array")
+  except ArraysError:
+    raise
   except OSError as error:
-    raise ArraysError(error.strerror or str(error)) from error
+    raise ArraysError(printable(error.strerror or str(error))) from error
+  except ValueError as error:
+    raise ArraysError(f"a damaged .npy file ({_said(error)})") from error
+
+
+def _said(error: Exception) -> str:
+  return printable(str(error)) or type(error).__name__
 
 
 def _read(file: BinaryIO, size: int, what: str) -> np.ndarray:
@@ -81,8 +95,11 @@ def _read(file: BinaryIO, size: int, what: str) -> np.ndarray:
   if dtype.kind not in _KINDS:
     raise ArraysError(f"{what} holds neither numbers nor texts, but {dtype}")
   count = math.prod(shape)
-  if min(shape, default=0) < 0 or count * dtype.itemsize > size:
-    raise ArraysError(f"{what} is cut off: {size} bytes for {shape} {dtype}")
+  # Texts without a character take memory nonetheless.
+  if min(shape, default=0) < 0 or count * max(1, dtype.itemsize) > size:
+    raise ArraysError(
+      f"{what} is cut off: {size} bytes for {str(shape):.80} {dtype}"
+    )
   array = np.empty(count, dtype)
   if array.nbytes and file.readinto(array.view(np.uint8)) < array.nbytes:
     raise ArraysError(f"{what} is cut off")

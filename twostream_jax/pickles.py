@@ -7,6 +7,7 @@ the settings and the optimiser that a checkpoint holds beside its weights.
 """
 
 import dataclasses
+import io
 import pickle
 import pickletools
 from collections.abc import Callable
@@ -18,9 +19,16 @@ _KINDS = "biuf"
 # Arguments and items of containers, of all calls together. A pickle can name
 # one list in each of a million calls.
 _MOST_COPIED = 10_000_000
+# Bytes of memory that an instruction takes on average, where it makes the
+# largest objects; and those that a pickle may take, beyond a multiple of it.
+_INSTRUCTION = 100
+_FREE = 2**27
+_MOST_GROWN = 16
+# Characters of a module and a name: they are compared at every call.
+_LONGEST_NAME = 1000
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Global:
   """A function or class, by name only.
 
@@ -38,7 +46,7 @@ class Global:
     return f"{module}.{self.name}"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Call:
   """A call that a pickle asks for; it is not made.
 
@@ -59,7 +67,7 @@ class Call:
     return str(self.function) if named else "something without a name"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Persistent:
   """An object that is stored outside of the pickle.
 
@@ -90,13 +98,35 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = Persistent) -> Any:
       has no use in a file.
   """
   machine = _Machine(persistent)
+  begin = file.tell()
+  size = file.seek(0, io.SEEK_END) - begin
+  file.seek(begin)
+  left = (_FREE + _MOST_GROWN * size) // _INSTRUCTION
   try:
-    for opcode, argument, _ in pickletools.genops(file):
+    for opcode, argument, _ in pickletools.genops(_Bounded(file, size)):
       machine.run(opcode, argument)
+      left -= 1
+      if left < 0:
+        raise ValueError("more instructions than a file has use for")
     return machine.stack.pop()
   # Whatever the instructions do to what they find on the stack.
   except Exception as error:
     raise pickle.UnpicklingError(f"damaged pickle: {error}") from error
+
+
+class _Bounded:
+  """A file that is asked for no more bytes than it has.
+
+  A read of as many as a pickle claims takes the memory of them first.
+  """
+
+  def __init__(self, file: BinaryIO, size: int):
+    self._file = file
+    self._size = size
+    self.tell, self.readline = file.tell, file.readline
+
+  def read(self, count: int) -> bytes:
+    return self._file.read(min(count, self._size))
 
 
 def as_array(call: Any) -> np.ndarray | list | None:
@@ -183,6 +213,12 @@ def _extend(target: Any, items: list) -> None:
     target.extend(items)
 
 
+def _named(module: str, name: str) -> Global:
+  if len(module) + len(name) > _LONGEST_NAME:
+    raise ValueError("a name is longer than any")
+  return Global(module, name)
+
+
 class _Machine:
   """The stack, the marks and the memo of a pickle that is read."""
 
@@ -205,10 +241,10 @@ class _Machine:
     elif name in ("GET", "BINGET", "LONG_BINGET"):
       self.stack.append(self._memo[argument])
     elif name == "GLOBAL":
-      self.stack.append(Global(*argument.split(" ", 1)))
+      self.stack.append(_named(*argument.split(" ", 1)))
     elif name == "INST":
       arguments = self._marked()
-      made = self._call(Global(*argument.split(" ", 1)), arguments)
+      made = self._call(_named(*argument.split(" ", 1)), arguments)
       self.stack.append(made)
     elif name == "PERSID":
       self.stack.append(self._persistent(argument))
@@ -304,7 +340,7 @@ class _Machine:
     module, name = self._pop(2)
     if not isinstance(module, str) or not isinstance(name, str):
       raise ValueError("a name is not text")
-    self.stack.append(Global(module, name))
+    self.stack.append(_named(module, name))
 
   def call(self) -> None:
     self.stack.append(self._call(*self._pop(2)))

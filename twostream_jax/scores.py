@@ -11,6 +11,7 @@ import scipy.special
 
 from twostream_jax import arrays as arrays_lib
 from twostream_jax import files
+from twostream_jax.words import printable
 
 
 class ScoresError(ValueError):
@@ -63,6 +64,17 @@ class Scores:
     self._check_values()
 
   def _check_values(self):
+    kinds = self.logits.dtype.kind, self.labels.dtype.kind
+    if kinds[0] not in "iuf" or kinds[1] not in "biuf":
+      raise ScoresError(
+        f"logits and labels must be numbers, found {self.logits.dtype} and"
+        f" {self.labels.dtype}"
+      )
+    if not all(
+      isinstance(text, str)
+      for text in (*self.ids, *self.class_names, self.protocol)
+    ):
+      raise ScoresError("ids and names of classes must be texts")
     finite = np.isfinite(self.logits).all(axis=1)
     if not finite.all():
       raise ScoresError(
@@ -151,7 +163,9 @@ def load_scores(path: str | os.PathLike) -> Scores:
     ) from error
   # What the arrays are may be anything.
   except (AttributeError, IndexError, TypeError, ValueError) as error:
-    raise ScoresError(f"{path} can't be read as scores: {error}") from error
+    raise ScoresError(
+      f"{path} can't be read as scores: {printable(str(error))}"
+    ) from error
 
 
 def join(named: dict[str, Scores]) -> dict[str, Scores]:

@@ -8,7 +8,6 @@ only training creates a stage from settings.
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,18 +19,22 @@ import numpy as np
 from flax import linen as nn
 
 from twostream_jax import (
+  checkpoints,
   files,
+  json_files,
   stage_data,
   stage_views,
   stages,
   trained_weights,
 )
+from twostream_jax.data.dataset import check_facts
 from twostream_jax.data.eval_pipeline import EvalTransform, FrameTransform
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
 from twostream_jax.rules import FusionRule, create_rules
 from twostream_jax.scores import ScoresError
 from twostream_jax.trained_weights import TrainedRunError
+from twostream_jax.words import printable
 from twostream_jax.workdir import CONFIG_FILE
 
 __all__ = [
@@ -42,6 +45,8 @@ __all__ = [
   "open_run",
   "open_stage",
 ]
+
+_OWN_ERRORS = (TrainedRunError, checkpoints.CheckpointError, FlowSpecError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +159,15 @@ def open_run(
   except (AttributeError, KeyError) as error:
     raise TrainedRunError(
       f"{workdir / CONFIG_FILE} lacks a setting of this version of"
-      f" twostream_jax: {error}"
+      f" twostream_jax: {printable(str(error))}"
+    ) from error
+  except _OWN_ERRORS:
+    raise
+  # Networks and libraries have words of their own for settings that they can't
+  # use; these came from a file.
+  except Exception as error:
+    raise TrainedRunError(
+      f"{workdir / CONFIG_FILE} can't be used: {printable(str(error))[:300]}"
     ) from error
   return TrainedRun(
     workdir=workdir,
@@ -179,11 +192,16 @@ def _read_settings(
       f"no run in {workdir.absolute()}: it has no {CONFIG_FILE}"
     )
   try:
-    settings = json.loads(path.read_text())
+    settings = json_files.read(path)
     config = ml_collections.ConfigDict(_tuples(settings["config"]))
+    check_facts(settings["dataset"], path)
     return config.lock(), settings["dataset"]
-  except (ValueError, TypeError, KeyError) as error:
-    raise TrainedRunError(f"{path} can't be read: {error!r}") from error
+  except (json_files.JsonError, FlowSpecError) as error:
+    raise TrainedRunError(str(error)) from error
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise TrainedRunError(
+      f"{path} can't be read: {printable(repr(error))}"
+    ) from error
 
 
 def _tuples(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 
 CONFIG_FILE = "config.json"
 # A change of these does not change what is trained; all else is refused when a
@@ -85,13 +85,17 @@ def check_config_file(
   Raises:
     ConfigMismatchError: a setting that training depends on differs; the message
       names every such key with both values.
+    JsonError: the file can't be read.
   """
   path = workdir / CONFIG_FILE
   if not path.exists():
     return
   # Through JSON, so that tuples compare equal to what a file gives back.
   ours = _flatten(json.loads(json.dumps(settings)))
-  theirs = _flatten(json.loads(path.read_text()))
+  theirs = json_files.read(path)
+  if not isinstance(theirs, dict):
+    raise json_files.JsonError(f"{path} can't be read: it holds no settings")
+  theirs = _flatten(theirs)
   decisive = _decisive(settings["config"], to_train)
   changed = [
     f"  {key}: {theirs.get(key)!r} in the workdir, {ours.get(key)!r} now"

@@ -6,7 +6,6 @@ no part.
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,15 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 from twostream_jax.data import images, record_index, records
-from twostream_jax.flow.spec import FlowSpec, from_dict, quantise, to_dict
+from twostream_jax.flow.spec import (
+  FlowSpec,
+  FlowSpecError,
+  from_dict,
+  quantise,
+  to_dict,
+)
 
 FORMAT_VERSION = 3
 # Of datasets that can be read: 2 had no times, pixel aspect or damage.
@@ -189,10 +194,16 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
       f" (it states {metadata.get('format_version')});"
       " build it with data_prep/build_tfds.py"
     )
-  name = metadata["name"]
+  name, rejected = metadata.get("name"), metadata.get("rejected")
   if not isinstance(name, str) or not re.fullmatch(NAME, name):
     raise ValueError(
       f"{folder / METADATA_FILE}: {name!r:.200} is not the name of a dataset"
+    )
+  check_facts(metadata, folder / METADATA_FILE)
+  if not _are_rejected(rejected):
+    raise ValueError(
+      f"{folder / METADATA_FILE} can't be read: rejected: not a list of files"
+      " with video_id, split, label and reason"
     )
   return VideoDataset(
     path=folder,
@@ -200,12 +211,22 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     class_names=tuple(metadata["class_names"]),
     flow_spec=from_dict(metadata["flow_spec"]),
     rgb_quality=metadata["rgb_quality"],
-    rejected=tuple(metadata["rejected"]),
+    rejected=tuple(rejected),
     multi_label=metadata["multi_label"],
     sources={
       split: _source(split, paths, folder, metadata)
       for split, paths in _record_files(folder, name).items()
     },
+  )
+
+
+def _are_rejected(value: Any) -> bool:
+  texts = ("video_id", "split", "reason")
+  return isinstance(value, list) and all(
+    isinstance(file, dict)
+    and "label" in file
+    and all(isinstance(file.get(key), str) for key in texts)
+    for file in value
   )
 
 
@@ -238,13 +259,49 @@ def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f"{path} can't be read: {error}") from error
+  content = json_files.read(path)
   if not isinstance(content, dict):
     raise ValueError(f"{path} can't be read: it holds no names")
   return content
+
+
+def check_facts(facts: Mapping[str, Any], path: Path) -> None:
+  """Refuses facts of a dataset, as a file has them, of a wrong type.
+
+  A text in the place of a list of names would pass for a name a letter.
+
+  Args:
+    facts: "name", "class_names", "multi_label", "rgb_quality" and "flow_spec".
+    path: of the file, for the message.
+
+  Raises:
+    ValueError: one is missing or of another type.
+  """
+  classes = facts.get("class_names")
+  quality = facts.get("rgb_quality", 0)
+  wrong = [
+    what
+    for what, is_right in {
+      "name: not a text": isinstance(facts.get("name"), str),
+      "class_names: not a list of different texts": isinstance(classes, list)
+      and all(isinstance(name, str) for name in classes)
+      and len(set(classes)) == len(classes) > 0,
+      "multi_label: neither true nor false": isinstance(
+        facts.get("multi_label"), bool
+      ),
+      "rgb_quality: not a whole number from 0 to 100": type(quality) is int
+      and 0 <= quality <= 100,
+    }.items()
+    if not is_right
+  ]
+  if wrong:
+    raise ValueError(f"{path} can't be read: {wrong[0]}")
+  try:
+    from_dict(facts["flow_spec"])
+  except KeyError as error:
+    raise ValueError(f"{path} can't be read: no flow_spec") from error
+  except FlowSpecError as error:
+    raise FlowSpecError(f"{path}: {error}") from error
 
 
 def _check_features(path: Path) -> None:

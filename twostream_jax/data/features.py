@@ -79,14 +79,15 @@ def write_features(
     ForeignFileError: other files are in the folder, which is to be replaced.
   """
   with files.replaced_folder(folder, _OWN) as temporary:
-    _write(temporary, batches, num_sequences, description)
+    facts = {"description": description, "weights": weights, "videos": videos}
+    _write(temporary, batches, num_sequences, facts)
 
 
 def _write(
   folder: Path,
   batches: Iterable[Mapping[str, Any]],
   num_sequences: int,
-  description: str,
+  facts: Mapping[str, str],
 ) -> None:
   ids, labels, lengths, stored = [], [], [], None
   count, total, squares = 0, 0.0, 0.0
@@ -94,7 +95,7 @@ def _write(
     values = np.asarray(batch["values"]).astype(np.float16)
     if not np.isfinite(values).all():
       raise FeatureError(
-        f"{description}: features of {batch['video_id'][0]!r} or a video after"
+        f"{facts['description']}: features of {batch['video_id'][0]!r} or a video after"
         " it are not finite in half precision; has the stage diverged?"
       )
     if stored is None:
@@ -123,9 +124,7 @@ def _write(
     lengths=np.concatenate(lengths),
     mean=mean.astype(np.float32),
     std=np.sqrt(variance).astype(np.float32),
-    description=np.array(description),
-    weights=np.array(weights),
-    videos=np.array(videos),
+    **{name: np.array(text) for name, text in facts.items()},
   )
 
 

@@ -4,13 +4,13 @@ CSV files, the same named .txt (Kinetics-600 of CVDF), or JSON (DeepMind).
 """
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from twostream_jax import json_files
 from twostream_jax.data.clips import AnnotationError, counted, examples
 from twostream_jax.data.lists import (
   Listed,
@@ -22,6 +22,7 @@ from twostream_jax.data.texts import read_lines, read_rows, read_text
 _COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 # By preference, where a folder holds a list in several of them.
 _FORMS = (".csv", ".txt", ".json")
+_LATEST = 10**6  # Seconds; names of files have six digits.
 # Names of rows, and their cells by column.
 _Rows = Iterator[tuple[str, Mapping[str, Any]]]
 _SPLITS = {
@@ -123,8 +124,8 @@ def _has_columns(path: Path) -> bool:
 
 def _json(path: Path) -> dict[str, dict[str, Any]] | None:
   try:
-    content = json.loads(read_text(path))
-  except json.JSONDecodeError as error:
+    content = json_files.parse(read_text(path).encode())
+  except json_files.JsonError as error:
     raise AnnotationError(f"{path} is no JSON file: {error}") from error
   is_list = isinstance(content, dict) and any(
     isinstance(entry, dict) and "subset" in entry for entry in content.values()
@@ -157,7 +158,7 @@ def _listed(path: Path, rows: _Rows, known: set[str]) -> list[Listed]:
   for where, row in rows:
     try:
       listed.append(_listed_row(row))
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
       wrong.append(where)
       continue
     label = listed[-1].label
@@ -195,6 +196,6 @@ def _listed_row(row: Mapping[str, Any]) -> Listed:
 def _seconds(time: str | float) -> int:
   """Whole seconds; ValueError for a part of one: file names have none."""
   seconds = float(time)
-  if not seconds.is_integer():
+  if not (seconds.is_integer() and 0 <= seconds <= _LATEST):
     raise ValueError(f"not whole seconds: {time}")
   return int(seconds)

@@ -1,10 +1,10 @@
 """The official lists of Something-Something v2; see `lists`."""
 
-import json
 import os
 import re
 from collections import Counter
 
+from twostream_jax import json_files
 from twostream_jax.data.clips import AnnotationError
 from twostream_jax.data.lists import (
   Listed,
@@ -86,8 +86,8 @@ def _ssv2_json(annotations: str | os.PathLike, name: str) -> dict | list:
   long = folder / f"something-something-v2-{name}.json"
   path = short if short.is_file() else long
   try:
-    content = json.loads(read_text(path))
-  except json.JSONDecodeError as error:
+    content = json_files.parse(read_text(path).encode())
+  except json_files.JsonError as error:
     raise AnnotationError(f"{path} is no JSON file: {error}") from error
   if not isinstance(content, dict if name == "labels" else list):
     raise AnnotationError(f"{path} is not an official {name} file")

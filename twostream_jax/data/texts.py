@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from twostream_jax.data.clips import AnnotationError
+from twostream_jax.words import csv_text
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -88,7 +89,7 @@ def read_rows(
           f" cells, but the first row names {len(header)} columns. A label"
           ' with a comma needs quotes: video.avi,"push, pull"'
         )
-      cells = {name: cell.strip() for name, cell in row.items()}
+      cells = {name: csv_text(cell.strip()) for name, cell in row.items()}
       if any(cells.values()):
         yield reader.line_num, cells
   except csv.Error as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from twostream_jax.data import decode
+from twostream_jax.data import decode, images
 from twostream_jax.data.frame_times import (
   DEFAULT_FPS,
   Frame,
@@ -235,9 +235,16 @@ def _read_image(path: Path, flags: int) -> np.ndarray:
   data = path.read_bytes()
   # Of a JPEG file without an end OpenCV makes up the rest.
   whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data
-  image = None
-  if data and whole:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  image, reason = None, ""
+  try:
+    images.check(data)
+    if whole:
+      image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  except ValueError as error:
+    reason = f": {error}"
+  # Of an image that OpenCV has taken for good so far.
+  except cv2.error:
+    pass
   if image is None:
-    raise VideoError(f"{path.name} can't be decoded")
+    raise VideoError(f"{path.name} can't be decoded{reason}")
   return image

@@ -8,7 +8,9 @@ the dataset is read, and copied into every checkpoint.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,23 @@ DIRECTIONS = ("forward", "bidirectional")
 # Names no algorithm of this package: another program computed the fields.
 EXTRACTED = "extracted"
 LARGEST_FPS = 1000.0
+
+
+# Types that JSON gives back, by field; files may hold any.
+_KINDS = {
+  **dict.fromkeys(("algorithm", "direction", "encoding"), (str,)),
+  "channel_order": (str,),
+  **dict.fromkeys(("step", "short_side", "quality"), (Integral,)),
+  "bound": (Real,),
+  "fps": (Real, type(None)),
+  "parameters": (Mapping,),
+}
+_WORDS = {
+  str: "text",
+  Integral: "whole number",
+  Real: "finite number",
+  Mapping: "set of values by name",
+}
 
 
 class FlowSpecError(ValueError):
@@ -58,6 +77,16 @@ class FlowSpec:
   fps: float | None = None
 
   def __post_init__(self):
+    for name, kinds in _KINDS.items():
+      value = getattr(self, name)
+      # A bool is an int; NaN compares with nothing.
+      fits = isinstance(value, kinds) and not isinstance(value, bool)
+      if not fits or (isinstance(value, Real) and not math.isfinite(value)):
+        raise FlowSpecError(f"{name}={value!r:.80} is no {_WORDS[kinds[0]]}")
+    if not 0 <= self.quality <= 100:
+      raise FlowSpecError(f"quality must be in 0..100: {self.quality}")
+    if not _are_plain(self.parameters):
+      raise FlowSpecError("parameters must be numbers or texts by name")
     if self.fps is not None and not 0 < self.fps <= LARGEST_FPS:
       raise FlowSpecError(
         f"fps must be above 0 and at most {LARGEST_FPS:g}: {self.fps}"
@@ -83,6 +112,15 @@ class FlowSpec:
       )
 
 
+def _are_plain(parameters: Mapping[str, Any]) -> bool:
+  return all(
+    isinstance(name, str)
+    and isinstance(value, str | Real | None)
+    and not (isinstance(value, Real) and math.isnan(value))
+    for name, value in parameters.items()
+  )
+
+
 def to_dict(spec: FlowSpec) -> dict[str, Any]:
   """Returns `spec` as JSON-ready values; without `fps` where it is None.
 
@@ -100,6 +138,8 @@ def from_dict(values: Mapping[str, Any]) -> FlowSpec:
   Raises:
     FlowSpecError: a field is missing or not known.
   """
+  if not isinstance(values, Mapping):
+    raise FlowSpecError(f"not a flow specification: {values!r:.80}")
   known = {field.name for field in dataclasses.fields(FlowSpec)}
   missing, unknown = known - set(values) - {"fps"}, set(values) - known
   if missing or unknown:

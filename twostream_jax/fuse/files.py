@@ -53,6 +53,7 @@ from twostream_jax.fuse.dumps import read_dump
 from twostream_jax.fuse.plain import create_scores
 from twostream_jax.fuse.tables import Listing, read_csv, read_json
 from twostream_jax.scores import Scores, ScoresError
+from twostream_jax.words import printable
 
 
 def named_files(paths: Sequence[str]) -> dict[str, Path]:
@@ -110,7 +111,7 @@ def read_file(path: Path, listing: Listing | None = None) -> Scores:
   except OSError as error:
     raise ScoresError(f"{path}: {error.strerror or error}") from error
   except (ScoresError, ArraysError) as error:
-    raise ScoresError(f"{path}: {error}") from error
+    raise ScoresError(f"{path}: {printable(str(error))}") from error
   raise ScoresError(
     f"{path}: no score file of a known kind (.npz, .csv, .json, .npy, or .pkl"
     " of mmaction2)"

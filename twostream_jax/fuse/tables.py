@@ -3,9 +3,9 @@
 The layouts are those that `twostream_jax.fuse.files` documents.
 """
 
+import array
 import csv
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from twostream_jax import json_files
 from twostream_jax.fuse.plain import create_scores
 from twostream_jax.scores import Scores, ScoresError
+from twostream_jax.words import csv_text
 
 CSV_LAYOUT = (
   "a header line 'id,label,CLASS,CLASS,...', then a line for each video: its"
@@ -54,27 +56,37 @@ def read_csv(path: Path) -> Scores:
     # The mark of Excel is not part of the first name.
     with path.open(encoding="utf-8-sig", newline="") as file:
       reader = csv.reader(file, strict=True)
-      rows = [(reader.line_num, row) for row in reader if row]
+      header, ids, labels, values = _read_rows(reader)
   except UnicodeDecodeError as error:
     raise ScoresError(f"not text in UTF-8: {error.reason}") from error
   except csv.Error as error:
     raise ScoresError(f"line {reader.line_num}: {error}") from error
-  header = [name.strip() for name in rows[0][1]] if rows else []
+  _check_ids(ids)
+  return create_scores(
+    ids,
+    np.array(labels),
+    np.array(values).reshape(len(ids), len(header)),
+    class_names=header,
+  )
+
+
+def _read_rows(reader) -> tuple[list[str], list[str], array.array, array.array]:
+  """Names of classes, ids, labels and scores; numbers take 8 bytes each."""
+  rows = filter(None, reader)
+  header = [csv_text(name.strip()) for name in next(rows, ())]
   if header[:2] != ["id", "label"] or len(header) < 3:
     raise ScoresError(f"a .csv file of scores has {CSV_LAYOUT}")
-  names, columns = header[2:], ([], [], [])
-  for line, row in rows[1:]:
+  ids, labels, values = [], array.array("d"), array.array("d")
+  for row in rows:
+    line = reader.line_num
     if len(row) != len(header):
       raise ScoresError(
         f"line {line} has {len(row)} columns, the header has {len(header)}"
       )
-    columns[0].append(row[0].strip())
-    columns[1].append(_number(row[1], line, "a class index from 0"))
-    columns[2].append([_number(x, line, "a score") for x in row[2:]])
-  ids, labels, values = columns
-  values = np.array(values, float).reshape(len(ids), len(names))
-  _check_ids(ids)
-  return create_scores(ids, np.array(labels, float), values, class_names=names)
+    ids.append(csv_text(row[0].strip()))
+    labels.append(_number(row[1], line, "a class index from 0"))
+    values.extend(_number(x, line, "a score") for x in row[2:])
+  return header[2:], ids, labels, values
 
 
 def _number(text: str, line: int, what: str) -> float:
@@ -96,17 +108,11 @@ def read_json(path: Path) -> Scores:
     ScoresError: it has another layout.
   """
   try:
-    content = json.loads(
-      path.read_bytes(), object_pairs_hook=_without_repetition
+    content = json_files.parse(
+      path.read_bytes(), pairs_hook=_without_repetition
     )
-  except UnicodeDecodeError as error:
-    raise ScoresError(f"not text in UTF-8: {error.reason}") from error
-  except RecursionError as error:
-    raise ScoresError("nested too deeply for a file of scores") from error
-  except ScoresError:
-    raise
-  except ValueError as error:
-    raise ScoresError(f"not JSON: {error}") from error
+  except json_files.JsonError as error:
+    raise ScoresError(str(error)) from error
   layout = f"a .json file of scores is {JSON_LAYOUT}"
   videos = content.get("videos") if isinstance(content, Mapping) else None
   names = content.get("class_names", []) if videos is not None else []

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostream_jax.predict.following import Seen
+from twostream_jax.words import csv_cell, printable
 
 # Rows of the picture: the classes that are seen longest.
 _MOST_ROWS = 12
@@ -147,13 +148,14 @@ def find_segments(
 
 
 def write_csv(path: Path, segments: Iterable[Segment]) -> None:
-  """Writes segments as start, end, label, score."""
+  """Writes segments as start, end, label, score; labels are no formulas."""
   with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(Segment._fields)
     for segment in segments:
       times = (f"{segment.start:.3f}", f"{segment.end:.3f}")
-      writer.writerow([*times, segment.label, f"{segment.score:.4f}"])
+      label = csv_cell(printable(segment.label))
+      writer.writerow([*times, label, f"{segment.score:.4f}"])
 
 
 def draw(

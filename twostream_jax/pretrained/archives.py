@@ -20,6 +20,12 @@ def require_small(archive: zipfile.ZipFile, path: Path) -> None:
   Raises:
     WeightsError: it does.
   """
+  for info in archive.infolist():
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+      # zipfile unpacks these without a limit, whatever size they claim.
+      raise WeightsError(
+        f"{path}: its entry {info.filename!r} is compressed in an unusual way"
+      )
   unpacked = sum(info.file_size for info in archive.infolist())
   require_bounded(unpacked, path.stat().st_size, str(path))
 

@@ -7,7 +7,7 @@ attributes of these groups or, in older files, in the archive's config.json.
 
 import collections
 import io
-import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from twostream_jax import json_files
 from twostream_jax.pretrained import archives
 from twostream_jax.pretrained.sources import (
   Content,
@@ -27,7 +28,7 @@ from twostream_jax.pretrained.sources import (
 _WEIGHTS = "model.weights.h5"
 _CONFIG = "config.json"
 # Bytes; that of a network of a thousand layers has two million.
-_LONGEST_CONFIG = 64 * 2**20
+_LONGEST_CONFIG = 16 * 2**20
 
 
 def is_keras_archive(names: list[str]) -> bool:
@@ -55,7 +56,7 @@ def read_archive(path: Path) -> Content:
     arrays, names = _read(file, info.file_size, f"{path}: {_WEIGHTS}")
     if not names and _CONFIG in archive.namelist():
       with archive.open(_CONFIG) as config:
-        layers = json.loads(config.read(_LONGEST_CONFIG))
+        layers = json_files.parse(config.read(_LONGEST_CONFIG))
       names = dict(_names(arrays, layers, ""))
   return Content(_renamed(arrays, names))
 
@@ -102,8 +103,14 @@ def _read(
     for key, item in datasets.items():
       if item.is_virtual or item.external:
         raise WeightsError(f"{name}: {key!r} lies in another file")
-    require_bounded(sum(x.nbytes for x in datasets.values()), size, name)
+    require_bounded(sum(map(_unpacked, datasets.values())), size, name)
     return {key: np.asarray(item) for key, item in datasets.items()}, names
+
+
+def _unpacked(item: h5py.Dataset) -> int:
+  """Bytes that reading takes: a whole chunk, also where the array is less."""
+  chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+  return max(item.nbytes, chunk)
 
 
 def _renamed(

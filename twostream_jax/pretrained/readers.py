@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from twostream_jax import pickles
+from twostream_jax import arrays as arrays_lib
+from twostream_jax import pickles, words
 from twostream_jax.pretrained import (
   archives,
   keras_files,
@@ -76,9 +77,10 @@ def _read(path: Path, is_shard: bool = False) -> tuple[str, Content]:
   try:
     return name, reader(path)
   except WeightsError as error:
-    if str(path) in str(error):
-      raise
-    raise WeightsError(f"{path}: {error}") from error
+    said = words.printable(str(error))
+    if str(path) not in str(error):
+      said = f"{path}: {said}"
+    raise WeightsError(said) from error
   # Each library has its own, and a damaged file may raise any.
   except Exception as error:
     reason = printable(str(error).strip() or type(error).__name__)
@@ -135,7 +137,8 @@ def _zip_format(path: Path) -> tuple[str, _Reader]:
   # A damaged list of names may raise any.
   except Exception as error:
     raise WeightsError(
-      f"{path}: a damaged or incomplete .pth, .keras or .npz file: {error}"
+      f"{path}: a damaged or incomplete .pth, .keras or .npz file:"
+      f" {printable(str(error))}"
     ) from error
   if names and all(name.endswith(".npy") for name in names):
     return "a .npz file", _read_npz
@@ -172,14 +175,13 @@ def _read_npy(path: Path) -> Content:
       )
     # An array without dimensions, around the one dict.
     (tree,) = pickles.as_array(pickles.load(file))
-  return flatten(tree, pickles.as_array)
+  return flatten(tree, pickles.as_array, path.stat().st_size)
 
 
 def _read_npz(path: Path) -> Content:
   with zipfile.ZipFile(path) as archive:
     archives.require_small(archive, path)
-  with np.load(path, allow_pickle=False) as file:
-    arrays = {key: file[key] for key in file.files}
+  arrays = arrays_lib.read_npz(path)
   return Content({k: x for k, x in arrays.items() if x.dtype.kind in "biuf"})
 
 

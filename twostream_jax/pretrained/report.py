@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from twostream_jax import words
+
 USED = "used"
 FRESH = "fresh"
 LEFT_OUT = "left out"
@@ -91,9 +93,7 @@ def describe_shape(shape: tuple[int, ...]) -> str:
 def printable(text: str, longest: int = _LONGEST) -> str:
   """Shortens and escapes a text of a file: a terminal would obey its codes."""
   shown = text if len(text) <= longest else f"{text[:longest]}..."
-  return "".join(
-    c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown
-  )
+  return words.printable(shown)
 
 
 def first_keys(keys: Iterable[str]) -> str:

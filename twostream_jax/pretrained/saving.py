@@ -11,10 +11,11 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 from twostream_jax.pretrained.convention import InputConvention
 from twostream_jax.pretrained.readers import read_source
 from twostream_jax.pretrained.sources import Source, WeightsError
+from twostream_jax.words import printable
 
 _FORMAT = "twostream_jax"
 
@@ -86,14 +87,27 @@ def metadata_of(source: Source) -> Metadata:
     WeightsError: the file is not of `save_weights`.
   """
   try:
-    fields = json.loads(source.metadata["metadata"])
+    fields = json_files.parse(source.metadata["metadata"].encode())
     convention = fields["convention"]
     if convention is not None:
       triples = {name: tuple(convention[name]) for name in ("mean", "std")}
       fields["convention"] = InputConvention(**convention | triples)
-    return Metadata(**fields)
-  except (KeyError, TypeError, ValueError) as error:
+    found = Metadata(**fields)
+    _check(found)
+    return found
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise WeightsError(
       f"{source.path}: without the metadata that this project's own weight"
-      f" files have ({error!r})"
+      f" files have ({printable(repr(error))})"
     ) from error
+
+
+def _check(found: Metadata) -> None:
+  """Refuses metadata of other types; a file may hold any."""
+  classes = found.num_classes
+  if not isinstance(found.backbone, str):
+    raise ValueError("backbone: not a text")
+  if classes is not None and (type(classes) is not int or classes < 1):
+    raise ValueError("num_classes: not a number of classes")
+  if not isinstance(found.notes, dict):
+    raise ValueError("notes: not facts by name")

@@ -1,16 +1,16 @@
 """Weights that lie in several files, with an index that lists them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from twostream_jax import json_files
 from twostream_jax.pretrained.report import printable
 from twostream_jax.pretrained.sources import Content, WeightsError
 
 # Bytes; that of a network of a thousand arrays has a hundred thousand.
-_LONGEST_INDEX = 64 * 2**20
+_LONGEST_INDEX = 16 * 2**20
 
 
 def find_index(folder: Path) -> Path:
@@ -42,7 +42,7 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
       lacks an array.
   """
   with path.open("rb") as file:
-    index = json.loads(file.read(_LONGEST_INDEX))
+    index = json_files.parse(file.read(_LONGEST_INDEX))
   weight_map = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(weight_map, dict):
     raise WeightsError(f"{path}: a JSON file without a weight_map")

@@ -14,9 +14,10 @@ from twostream_jax.pickles import Call, Persistent
 _MOST_NODES = 100_000
 # Containers inside of each other; one that contains itself ends here.
 _DEEPEST = 64
-# Weights hardly compress, so what unpacks to more than this is made to.
-_MOST_COMPRESSED = 64
-_SMALL = 64 * 2**20
+# Weights hardly compress: those of float32 that were rounded to bfloat16 to
+# half of their size. What unpacks to more than this is made to.
+_MOST_COMPRESSED = 4
+_SMALL = 2**27
 
 
 class WeightsError(ValueError):
@@ -65,7 +66,7 @@ _NODES = (Mapping, list, tuple, Call, Persistent, np.ndarray)
 
 
 def flatten(
-  root: Any, as_array: Callable[[Any], np.ndarray | list | None]
+  root: Any, as_array: Callable[[Any], np.ndarray | list | None], size: int
 ) -> Content:
   """Collects the arrays of a tree of containers, modules and calls.
 
@@ -73,12 +74,18 @@ def flatten(
     root: of dicts, lists and `Call`s.
     as_array: makes an array, or a list of further nodes, of a leaf; None
       where a leaf is neither.
+    size: bytes of the file.
 
   Returns:
     Arrays and refused calls. Modules of torch join their keys by ".", as
     their state dicts do. Text and numbers are dropped.
+
+  Raises:
+    WeightsError: there are more containers or bytes of arrays than a file of
+      weights has.
   """
   arrays, refused = {}, {}
+  unpacked = 0
   # Keys, what joins the names below them, depths, and nodes. A stack, since
   # files may nest deeper than Python calls.
   stack, count = [("", "/", 0, root)], 0
@@ -93,6 +100,9 @@ def flatten(
     made = as_array(node)
     if isinstance(made, np.ndarray):
       arrays[key] = made
+      # An array may be there a million times, and some readers copy it.
+      unpacked += made.nbytes
+      require_bounded(unpacked, size, "its arrays")
       continue
     children = _children(node if made is None else made)
     if children is None:

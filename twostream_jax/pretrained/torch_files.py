@@ -89,7 +89,8 @@ def read_archive(path: Path) -> Content:
       kind, key = _kind_and_key(node.name)
       return _typed(storage(key), _type_of(kind), order)
 
-    return flatten(tree, functools.partial(_as_array, storages))
+    as_array = functools.partial(_as_array, storages)
+    return flatten(tree, as_array, path.stat().st_size)
 
 
 def read_stream(path: Path) -> Content:
@@ -100,7 +101,8 @@ def read_stream(path: Path) -> Content:
   """
   with path.open("rb") as file:
     tree, storages = _parse_stream(file, archives.map_file(path))
-  return flatten(tree, functools.partial(_as_array, storages))
+  as_array = functools.partial(_as_array, storages)
+  return flatten(tree, as_array, path.stat().st_size)
 
 
 def read_pickle(path: Path) -> Content:
@@ -111,16 +113,29 @@ def read_pickle(path: Path) -> Content:
   """
   with path.open("rb") as file:
     tree = pickles.load(file)
-  return flatten(tree, functools.partial(_as_array, _embedded))
+  as_array = functools.partial(_as_array, _Embedded())
+  return flatten(tree, as_array, path.stat().st_size)
 
 
-def _embedded(node: Any) -> np.ndarray:
-  """Returns the values of a storage that is a file of torch in a pickle."""
-  if str(node) != "torch.storage._load_from_bytes":
-    raise WeightsError("a tensor without its storage")
-  content = pickles.as_bytes(node.arguments[0])
-  storage, storages = _parse_stream(io.BytesIO(content), content)
-  return storages(storage)
+class _Embedded:
+  """Gives the values of a storage that is a file of torch in a pickle.
+
+  It parses each once: a pickle may name one in each of its tensors.
+  """
+
+  def __init__(self):
+    # By id, and with the object, so that the id stays its own.
+    self._parsed: dict[int, tuple[Any, np.ndarray]] = {}
+
+  def __call__(self, node: Any) -> np.ndarray:
+    if str(node) != "torch.storage._load_from_bytes":
+      raise WeightsError("a tensor without its storage")
+    (data,) = node.arguments
+    if id(data) not in self._parsed:
+      content = pickles.as_bytes(data)
+      storage, storages = _parse_stream(io.BytesIO(content), content)
+      self._parsed[id(data)] = data, storages(storage)
+    return self._parsed[id(data)][1]
 
 
 def _parse_stream(

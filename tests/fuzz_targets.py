@@ -1,0 +1,494 @@
+"""Formats that `fuzz` damages: small valid files, and who reads them."""
+
+import dataclasses
+import functools
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from twostream_jax.checkpoints import CheckpointError
+
+# What the commands tell as one line; all else ends in a traceback.
+_TOLD = (ValueError, OSError, CheckpointError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A format.
+
+  Attributes:
+    make: Writes valid files to a folder.
+    read: Reads a damaged file; the others of its folder are valid.
+    pattern: Of the files to damage.
+    whole: Whether messages may name the folder in place of the file.
+    errors: Types of error that the caller tells in one line.
+  """
+
+  make: Callable[[Path], None]
+  read: Callable[[Path], object]
+  pattern: str = "*"
+  whole: bool = False
+  errors: tuple[type[Exception], ...] = _TOLD
+
+  def seeds(self, root: Path) -> list[Path]:
+    """The files to damage, in one order."""
+    return sorted(p for p in root.glob(self.pattern) if p.is_file())
+
+  def names(self, path: Path) -> list[str]:
+    """Texts of which an error has to have one."""
+    folders = [str(folder) for folder in list(path.parents)[:6]]
+    return [path.name, *(folders if self.whole else ())]
+
+  def restore(self, root: Path, copy: Path, path: Path) -> None:
+    """Makes a copy of the files valid again, of which one was damaged."""
+    shutil.copyfile(path, copy / path.relative_to(root))
+
+
+# Weights.
+
+
+def _arrays() -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(0)
+  return {
+    "features.0.weight": rng.normal(size=(4, 3, 3, 3)).astype(np.float32),
+    "features.0.bias": np.arange(4, dtype=np.float32),
+    "classifier.6.weight": rng.normal(size=(3, 8)).astype(np.float16),
+    "steps": np.arange(3, dtype=np.int64),
+  }
+
+
+def _read_weights(path: Path) -> object:
+  from twostream_jax.pretrained import read_source
+  from twostream_jax.pretrained.report import first_keys
+  from twostream_jax.pretrained.saving import is_own, metadata_of
+
+  source = read_source(path)
+  if is_own(source):
+    metadata_of(source)
+  sums = [float(np.sum(x, dtype=np.float64)) for x in source.arrays.values()]
+  return sums, first_keys(source.arrays)
+
+
+def _make_torch(folder: Path, *, zipped: bool) -> None:
+  import torch
+
+  save = functools.partial(torch.save, _use_new_zipfile_serialization=zipped)
+  tensors = {k: torch.from_numpy(x.copy()) for k, x in _arrays().items()}
+  tensors["view"] = tensors["features.0.weight"][1:3, :, 1].transpose(0, 1)
+  save(tensors, folder / "a.pth")
+  nested = {"state_dict": tensors, "epoch": 3, "args": {"lr": 0.1}}
+  save(nested, folder / "b.pth")
+
+
+def _make_pickles(folder: Path) -> None:
+  import torch
+
+  arrays = _arrays()
+  for protocol in (2, 4, 5):
+    data = pickle.dumps({"weights": arrays, "epoch": 3}, protocol)
+    (folder / f"{protocol}.pkl").write_bytes(data)
+  tensors = {k: torch.from_numpy(x.copy()) for k, x in arrays.items()}
+  (folder / "tensors.pkl").write_bytes(pickle.dumps(tensors))
+
+
+def _make_safetensors(folder: Path) -> None:
+  import safetensors.numpy
+
+  from twostream_jax.pretrained import IMAGENET
+  from twostream_jax.pretrained.saving import Metadata, save_weights
+
+  safetensors.numpy.save_file(_arrays(), folder / "a.safetensors")
+  variables = {"params": {"conv": {"kernel": np.ones((2, 3), np.float32)}}}
+  metadata = Metadata("vgg16", 3, IMAGENET, {"class_names": ["a", "b", "c"]})
+  save_weights(folder / "own.safetensors", variables, metadata)
+
+
+def _write_hdf5(path, **options) -> None:
+  import h5py
+
+  with h5py.File(path, "w", **options) as file:
+    for key, array in _arrays().items():
+      file[f"layers/conv2d/vars/{key}"] = array
+    file["layers/conv2d/vars"].attrs["name"] = "conv1"
+    file.create_dataset(
+      "packed",
+      data=np.arange(600, dtype=np.float32).reshape(30, 20),
+      chunks=(10, 20),
+      compression="gzip",
+      shuffle=True,
+    )
+    file.create_dataset("grows", (4,), "f4", maxshape=(None,), fillvalue=1)
+
+
+def _make_hdf5(folder: Path) -> None:
+  _write_hdf5(folder / "a.h5")
+  _write_hdf5(folder / "latest.h5", libver="latest")
+
+
+def _make_keras(folder: Path) -> None:
+  _write_hdf5(folder / "weights")
+  weights = (folder / "weights").read_bytes()
+  (folder / "weights").unlink()
+  layer = {"class_name": "Conv2D", "config": {"name": "conv1"}}
+  config = {"class_name": "Sequential", "config": {"layers": [layer]}}
+  for name, packed in (("a", zipfile.ZIP_STORED), ("b", zipfile.ZIP_DEFLATED)):
+    with zipfile.ZipFile(folder / f"{name}.keras", "w", packed) as archive:
+      archive.writestr("model.weights.h5", weights)
+      archive.writestr("config.json", json.dumps(config))
+      archive.writestr("metadata.json", "{}")
+
+
+def _make_npz(folder: Path) -> None:
+  np.savez(folder / "a.npz", **_arrays())
+  np.savez_compressed(folder / "b.npz", **_arrays())
+
+
+def _make_npy(folder: Path) -> None:
+  np.save(folder / "a.npy", {"layer": _arrays()}, allow_pickle=True)
+
+
+def _make_mat(folder: Path) -> None:
+  import scipy.io
+
+  pair = np.empty((1, 2), object)
+  pair[0, 0], pair[0, 1] = np.ones((3, 3, 3, 4), np.float32), np.ones((1, 4))
+  layers = np.empty((1, 2), object)
+  layers[0] = [
+    {"type": "conv", "name": "conv1", "weights": pair},
+    {"type": "relu", "name": "relu1"},
+  ]
+  meta = {"normalization": {"averageImage": np.ones((4, 4, 3))}}
+  for name, packed in (("a", False), ("b", True)):
+    scipy.io.savemat(
+      folder / f"{name}.mat",
+      {"layers": layers, "meta": meta},
+      do_compression=packed,
+    )
+
+
+def _make_shards(folder: Path) -> None:
+  import safetensors.numpy
+
+  arrays = list(_arrays().items())
+  names = {}
+  for i, part in enumerate((arrays[:2], arrays[2:])):
+    safetensors.numpy.save_file(dict(part), folder / f"{i}.safetensors")
+    names |= {key: f"{i}.safetensors" for key, _ in part}
+  (folder / "model.index.json").write_text(
+    json.dumps({"metadata": {"total_size": 9}, "weight_map": names})
+  )
+
+
+# Scores.
+
+_IDS = ("jump/a.mp4", "wave/b.mp4", "wave/c d.mp4")
+
+
+def _scores(multi_label: bool = False):
+  from twostream_jax.scores import Scores
+
+  labels = np.array([0, 1, 1], np.int32)
+  if multi_label:
+    labels = np.array([[1, 0], [1, 1], [0, 0]], bool)
+  logits = np.array([[1.5, -2], [0.25, 3], [-1, 2]], np.float32)
+  return Scores(_IDS, labels, logits, "single", ("jump", "wave"))
+
+
+def _read_scores(path: Path) -> object:
+  from twostream_jax.fuse.files import read_file
+  from twostream_jax.fuse.tables import Listing
+
+  listing = Listing(path.with_name("list.txt"), _IDS, np.array([0.0, 1, 1]))
+  return read_file(path, listing)
+
+
+def _read_own_scores(path: Path) -> object:
+  from twostream_jax.scores import load_scores
+
+  _read_scores(path)
+  return load_scores(path)
+
+
+def _make_scores_npz(folder: Path) -> None:
+  from twostream_jax.scores import save_scores
+
+  save_scores(folder / "a.npz", _scores())
+  save_scores(folder / "b.npz", _scores(multi_label=True))
+  arrays = dict(np.load(folder / "a.npz"))
+  np.savez_compressed(folder / "c.npz", **arrays)
+
+
+def _make_scores_npy(folder: Path) -> None:
+  np.save(folder / "a.npy", _scores().logits)
+  np.save(folder / "b.npy", np.asfortranarray(_scores().logits, np.float64))
+
+
+def _make_scores_csv(folder: Path) -> None:
+  (folder / "a.csv").write_text(
+    "id,label,jump,wave\njump/a.mp4,0,0.9,0.1\nwave/b.mp4,1,0.2,0.8\n"
+  )
+  (folder / "b.csv").write_bytes(
+    b'\xef\xbb\xbfid,label,"jump, high",wave\r\n"a ""b""",0,3.5,-1e3\r\n'
+  )
+
+
+def _make_scores_json(folder: Path) -> None:
+  one = {"a.mp4": {"label": 0, "scores": [0.9, 0.1]}}
+  some = {
+    "a.mp4": {"label": [0, 1], "scores": [9, 0.1]},
+    "b": {"label": [], "scores": [-1, 2]},
+  }
+  (folder / "a.json").write_text(
+    json.dumps({"class_names": ["jump", "wave"], "videos": one})
+  )
+  (folder / "b.json").write_text(
+    json.dumps({"videos": some, "protocol": "25x10"})
+  )
+
+
+def _make_dumps(folder: Path) -> None:
+  import torch
+
+  results = [
+    {
+      "pred_score": torch.from_numpy(row.copy()),
+      "gt_label": torch.tensor([label]),
+      "num_classes": 2,
+      "frame_dir": name,
+    }
+    for row, label, name in zip(_scores().logits, [0, 1, 1], _IDS, strict=True)
+  ]
+  (folder / "a.pkl").write_bytes(pickle.dumps(results))
+  (folder / "b.pkl").write_bytes(pickle.dumps(list(_scores().logits)))
+  (folder / "c.pkl").write_bytes(pickle.dumps(list(_scores().logits), 2))
+
+
+def _make_listing(folder: Path) -> None:
+  (folder / "a.txt").write_text("jump/a.mp4 12 0\nwave/b c.mp4 30 1\n")
+  (folder / "b.txt").write_text("a.mp4\nb.mp4\n")
+
+
+def _read_listing(path: Path) -> object:
+  from twostream_jax.fuse.tables import read_listing
+
+  return read_listing(path)
+
+
+# Datasets.
+
+
+def _make_dataset(folder: Path) -> None:
+  from twostream_jax.data import annotations, builder, synthetic
+  from twostream_jax.flow import default_parameters
+  from twostream_jax.flow.spec import FlowSpec
+
+  counts = {"train": 2, "validation": 1, "test": 1}
+  synthetic.write_videos(folder / "videos", counts, seed=0)
+  builder.build_dataset(
+    folder,
+    name="tiny",
+    clips=annotations.read_folder(folder / "videos"),
+    flow_spec=FlowSpec("dis", default_parameters("dis"), short_side=64),
+    progress=False,
+  )
+  shutil.rmtree(folder / "videos")
+
+
+def _read_dataset(path: Path) -> object:
+  from twostream_jax.data import dataset
+
+  data = dataset.open_dataset(path.parent)
+  return dataset.identity(data), _read_videos(data, 1)
+
+
+def _read_records(path: Path) -> object:
+  from twostream_jax.data import dataset
+
+  # The file of its places is made again: it is that of the valid records.
+  for index in path.parent.glob("*.index"):
+    index.unlink()
+  return _read_videos(dataset.open_dataset(path.parent), 100)
+
+
+def _read_indexed(path: Path) -> object:
+  from twostream_jax.data import dataset
+
+  return _read_videos(dataset.open_dataset(path.parent), 100)
+
+
+def _read_videos(data, count: int) -> int:
+  """Decodes the first and the last image of some videos of each split."""
+  from twostream_jax.data import dataset
+
+  total = 0
+  for source in data.sources.values():
+    for i in range(min(count, len(source))):
+      video = source[i]
+      total += len(video["times"])
+      for at in (0, -1):
+        total += int(dataset.decode_rgb(video["rgb"][at]).sum())
+        total += int(dataset.decode_flow_codes(video["flow"][at]).sum())
+    total += len(source.labels) + len(source.video_ids)
+  return total
+
+
+def _make_frames(folder: Path) -> None:
+  import cv2
+
+  x, y = np.mgrid[:40, :56]
+  image = np.stack([x * 5, y * 4, x + y], axis=-1).astype(np.uint8)
+  for name, options in {
+    "img_00001.jpg": [],
+    "img_00002.jpg": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+    "img_00003.png": [],
+    "img_00004.png": [cv2.IMWRITE_PNG_BILEVEL, 1],
+    "img_00005.webp": [],
+    "img_00006.gif": [],
+    "img_00007.bmp": [],
+  }.items():
+    source = image[..., 0] if "00004" in name else image
+    encoded = cv2.imencode(Path(name).suffix, source, options)[1]
+    (folder / f"{name}.jpg").write_bytes(np.asarray(encoded).tobytes())
+
+
+def _read_frames(path: Path) -> object:
+  from twostream_jax.data import video
+  from twostream_jax.data.frames import VideoError
+
+  found = 0
+  folder = path.parent / "one"
+  folder.mkdir(exist_ok=True)
+  shutil.copyfile(path, folder / "img_1.jpg")
+  try:
+    for frame in video.read_resized(folder, 32):
+      found += int(frame.rgb.sum())
+  except VideoError as error:
+    # Who reports it names the clip.
+    raise ValueError(f"{path.name}: {error.reason}") from error
+  return found
+
+
+# Lists of videos.
+
+
+def _make_lists(folder: Path) -> None:
+  (folder / "train.csv").write_text(
+    "label,youtube_id,time_start,time_end,split\n"
+    "jump,aaaaaaaaaaa,1,11,train\n"
+    '"push, pull",bbbbbbbbbbb,0,10,train\n'
+  )
+  (folder / "list.csv").write_text("path,label,group\na.mp4,jump,1\nb,w,\n")
+  (folder / "val.json").write_text(
+    json.dumps(
+      {
+        "ccccccccccc": {
+          "annotations": {"label": "jump", "segment": [1.0, 11.0]},
+          "duration": 10.0,
+          "subset": "validate",
+        }
+      }
+    )
+  )
+  (folder / "classInd.txt").write_text("1 Jump\n2 Wave\n")
+  (folder / "trainlist01.txt").write_text("Jump/v_Jump_g08_c01.avi 1\n")
+  (folder / "testlist01.txt").write_text("Wave/v_Wave_g01_c01.avi\n")
+  (folder / "labels.json").write_text('{"Moving up": "0", "Down": "1"}')
+  row = {"id": "1", "label": "moving x up", "template": "Moving [up]"}
+  (folder / "train.json").write_text(json.dumps([row]))
+  (folder / "validation.json").write_text(
+    json.dumps([row | {"id": "2", "template": "Down"}])
+  )
+
+
+def _read_lists(path: Path) -> object:
+  from twostream_jax.data import annotations, kinetics, lists, ssv2
+
+  folder = path.parent
+  if path.name == "list.csv":
+    return annotations._read_list(folder, path, "train")
+  if path.suffix == ".txt":
+    return lists.list_ucf101(folder)
+  if path.name in ("train.csv", "val.json"):
+    alone = folder / "kinetics"
+    alone.mkdir(exist_ok=True)
+    shutil.copyfile(path, alone / path.name)
+    try:
+      return kinetics.list_kinetics(alone)
+    finally:
+      shutil.rmtree(alone)
+  return ssv2.list_ssv2(folder)
+
+
+# Runs.
+
+
+def _make_run(folder: Path) -> None:
+  from tests import finished_run
+  from twostream_jax.data import dataset
+
+  _make_dataset(folder / "data")
+  config = finished_run.get_config(folder / "data")
+  data = dataset.open_dataset(folder / "data")
+  finished_run.make(config, folder / "run", data)
+  shutil.rmtree(folder / "data")
+
+
+def _read_run(path: Path) -> object:
+  from twostream_jax import trained
+
+  run = next(p for p in path.parents if p.name == "run")
+  return trained.open_run(run)
+
+
+def _make_export(folder: Path) -> None:
+  from twostream_jax import export, trained
+
+  _make_run(folder)
+  run = trained.open_run(folder / "run")
+  export.export_run(run, folder / "model", platforms=("cpu",))
+  shutil.rmtree(folder / "run")
+
+
+def _read_export(path: Path) -> object:
+  from twostream_jax.export import runner
+
+  return runner.load(path.parent)
+
+
+_WEIGHTS = {
+  "torch": functools.partial(_make_torch, zipped=True),
+  "torch_legacy": functools.partial(_make_torch, zipped=False),
+  "pickle": _make_pickles,
+  "safetensors": _make_safetensors,
+  "h5": _make_hdf5,
+  "keras": _make_keras,
+  "npz": _make_npz,
+  "npy": _make_npy,
+  "mat": _make_mat,
+  "shards": _make_shards,
+}
+TARGETS = {
+  **{name: Target(make, _read_weights) for name, make in _WEIGHTS.items()},
+  "scores_npz": Target(_make_scores_npz, _read_own_scores),
+  "scores_npy": Target(_make_scores_npy, _read_scores),
+  "scores_csv": Target(_make_scores_csv, _read_scores),
+  "scores_json": Target(_make_scores_json, _read_scores),
+  "scores_pkl": Target(_make_dumps, _read_scores),
+  "listing": Target(_make_listing, _read_listing),
+  "dataset": Target(_make_dataset, _read_dataset, "**/*.json", whole=True),
+  "index": Target(_make_dataset, _read_indexed, "**/*.index", whole=True),
+  "records": Target(
+    _make_dataset, _read_records, "**/*.array_record*", whole=True
+  ),
+  "frames": Target(_make_frames, _read_frames),
+  "lists": Target(_make_lists, _read_lists, whole=True),
+  "config": Target(_make_run, _read_run, "run/config.json", whole=True),
+  "checkpoint": Target(_make_run, _read_run, "run/*/checkpoints/**/*", True),
+  "features": Target(_make_run, _read_run, "run/features/**/*", whole=True),
+  "export": Target(_make_export, _read_export, "model/*", whole=True),
+}
