@@ -95,8 +95,9 @@ def _write(
     values = np.asarray(batch["values"]).astype(np.float16)
     if not np.isfinite(values).all():
       raise FeatureError(
-        f"{facts['description']}: features of {batch['video_id'][0]!r} or a video after"
-        " it are not finite in half precision; has the stage diverged?"
+        f"{facts['description']}: features of {batch['video_id'][0]!r} or a"
+        " video after it are not finite in half precision; has the stage"
+        " diverged?"
       )
     if stored is None:
       stored = np.lib.format.open_memmap(
