@@ -234,6 +234,8 @@ def write_blank_features(config, name, data, folder):
         [batch],
         num_sequences=1,
         description="blank",
+        weights="",
+        videos="",
       )
 
 
