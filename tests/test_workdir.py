@@ -15,6 +15,7 @@ def settings(**changes):
     "spatial": {"optim": {"boundaries": (1, 2), "learning_rate": 0.1}},
     "eval": {"protocol": "5x1"},
     "data": {"dir": "here", "train_split": "train"},
+    "selection": {"metric": ""},
   }
   return {"config": config | changes, "dataset": {"clips": {"train": 3}}}
 
