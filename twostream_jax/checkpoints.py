@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from orbax.checkpoint import checkpoint_managers
 # Where checkpoints go that can't be read, beside the folder of the others.
 DAMAGED = "damaged_checkpoints"
 _PROGRESS_FILE = "progress.json"
+# Times that a reader lists a folder in which another process saves.
+_LISTINGS = 10
 
 
 class CheckpointError(RuntimeError):
@@ -89,15 +92,17 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
   Another process may be saving there, or the disk may be read-only. The folder
   may be missing: it then has no checkpoints.
   """
-  return ocp.CheckpointManager(
+  open_once = functools.partial(
+    ocp.CheckpointManager,
     Path(directory).absolute(),
-    options=ocp.CheckpointManagerOptions(
-      read_only=True,
-      # It does not look into checkpoints that may be removed meanwhile.
-      lightweight_initialize=True,
-    ),
+    options=ocp.CheckpointManagerOptions(read_only=True),
     item_handlers=_handlers(),
   )
+  for _ in range(_LISTINGS - 1):
+    # Listing fails where a checkpoint is removed between its name and its time.
+    with contextlib.suppress(FileNotFoundError):
+      return open_once()
+  return open_once()
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
