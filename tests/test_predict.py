@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import cv2
@@ -468,6 +469,30 @@ def test_classes_of_a_multi_label_set_overlap():
     (2, 4, "jump", 0.6),
     (3, 4, "run", 0.6),
   ]
+
+
+def test_a_threshold_of_zero_would_show_every_class_always():
+  names = ["run", "jump"]
+  with pytest.raises(ValueError, match="--threshold=0 would show every class"):
+    timeline.find_segments(TRACK, names, threshold=0.0, multi_label=True)
+  found = timeline.find_segments(TRACK, names, multi_label=True)
+  assert found == timeline.find_segments(TRACK, names)  # More likely than not.
+  assert timeline.threshold_of(0.0, multi_label=False) == 0
+  for wrong in (-0.1, 1.1, np.nan):
+    with pytest.raises(ValueError, match="must be in 0..1"):
+      timeline.threshold_of(wrong, multi_label=False)
+
+
+@pytest.mark.parametrize("multi_label, threshold", [(False, 0), (True, 0.5)])
+def test_the_command_s_threshold_is_that_of_the_kind(multi_label, threshold):
+  values = flags.FlagValues()
+  command.define_flags(values)
+  values(["predict"])
+  run = types.SimpleNamespace(
+    rules={}, stages={"a": None}, multi_label=multi_label, flow_spec=None
+  )
+  ready = types.SimpleNamespace(run=run)
+  assert command.options(values, ready).threshold == threshold
 
 
 def rounded(segments):

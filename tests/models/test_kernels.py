@@ -116,6 +116,13 @@ def test_convolution_equals_plain_convolution(size, window, stride, padding):
   )
 
 
+@pytest.mark.parametrize("rows", [1, 7, 10_500, 100_003, 3_211_264])
+def test_sum_of_rows_is_the_sum_of_however_many(rows):
+  x = np.random.default_rng(0).random((rows, 2), np.float32)
+  expected = x.sum(axis=0, dtype=np.float64)
+  np.testing.assert_allclose(kernels.sum_of_rows(x), expected, rtol=2e-6)
+
+
 def test_sum_of_rows_is_the_sum():
   x = normal(3, 50, 70, 4)
   expected = x.astype(np.float64).sum(axis=(0, 1, 2))

@@ -25,12 +25,12 @@ class Calibration:
     scale: above 0.
     offset: of all classes; 0 where a video has one label, which it would not
       change.
-    log_loss: what was minimised, in nats; see `fit`.
+    losses: log loss of each video in nats, float64 [b]; see `fit`.
   """
 
   scale: float
   offset: float
-  log_loss: float
+  losses: np.ndarray
 
 
 def fit(
@@ -52,29 +52,34 @@ def fit(
   unit = scores.std() or 1.0
   scores, targets = scores / unit, softened(scores, targets, multi_label)
 
-  def loss(parameters):
-    scale, offset = parameters
-    logits = scale * scores + offset
+  def losses(parameters):
+    logits = parameters[0] * scores + parameters[1]
     if multi_label:
-      log_sum = np.logaddexp(0.0, logits)
-      predicted = scipy.special.expit(logits)
+      log_sum = np.logaddexp(0.0, logits).sum(axis=1)
     else:
       log_sum = scipy.special.logsumexp(logits, axis=1)
+    return log_sum - (targets * logits).sum(axis=1)
+
+  def mean_loss(parameters):
+    logits = parameters[0] * scores + parameters[1]
+    if multi_label:
+      predicted = scipy.special.expit(logits)
+    else:
       predicted = scipy.special.softmax(logits, axis=1)
     away = (predicted - targets) / len(scores)
-    value = (log_sum.sum() - (targets * logits).sum()) / len(scores)
-    return value, np.array([(away * scores).sum(), away.sum()])
+    gradient = np.array([(away * scores).sum(), away.sum()])
+    return losses(parameters).mean(), gradient
 
   free = (None, None) if multi_label else (0.0, 0.0)
   found = scipy.optimize.minimize(
-    loss,
+    mean_loss,
     np.array([1.0, 0.0]),
     jac=True,
     method="L-BFGS-B",
     bounds=[(_SMALLEST, None), free],
   )
   scale, offset = found.x.tolist()
-  return Calibration(scale / float(unit), offset, float(found.fun))
+  return Calibration(scale / float(unit), offset, losses(found.x))
 
 
 def softened(

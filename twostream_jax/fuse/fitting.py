@@ -125,12 +125,13 @@ def choose(
 ) -> Choice[Candidate]:
   """The candidate with the least cross-validated log loss, once calibrated.
 
-  Top-1 would not do: it can be best with probabilities that are all alike. The
-  out-of-fold scores are those that the calibration is fitted on.
+  Top-1 would not do: it can be best with probabilities that are all alike. Few
+  videos tell candidates apart by chance, so it is the most regularised one
+  that is within a standard error of the best (Breiman et al. 1984, section
+  3.4.3). The out-of-fold scores are those that the calibration is fitted on.
 
   Args:
-    candidates: from the most to the least regularised: the first among equals
-      wins.
+    candidates: from the most to the least regularised.
     predict: of a candidate and boolean masks [b] of the videos to fit on and
       of those held out; gives scores [held out, n].
     data: the fitting set.
@@ -148,11 +149,26 @@ def choose(
     return calibration.fit(scores[rated], data.targets[rated], data.multi_label)
 
   found = [calibrated(candidate) for candidate in candidates]
-  best = int(np.argmin([one.log_loss for one in found]))
+  best = _most_regularised([one.losses for one in found])
   words = f"by {len(used)}-fold cross-validation"
   return Choice(
     candidates[best], words if len(found) > 1 else "as given", found[best]
   )
+
+
+def _most_regularised(losses: Sequence[np.ndarray]) -> int:
+  """The first of candidates that is not clearly worse than the best.
+
+  Args:
+    losses: of each candidate's videos, float [b].
+  """
+  best = min(losses, key=np.mean)
+  for i, own in enumerate(losses):
+    worse = own - best  # Video by video: how hard it is plays no part.
+    error = worse.std() / np.sqrt(len(worse))
+    if worse.mean() <= error:
+      return i
+  raise AssertionError  # The best is no worse than itself.
 
 
 def _have_company(data: FittingSet, fold: np.ndarray) -> np.ndarray:

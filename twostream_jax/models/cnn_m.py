@@ -161,7 +161,7 @@ class CNNM(nn.Module):
   def head(self, conv: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """Classifies a map [b h' w' c']: logits [b n] and the features of embed."""
     x, features = self.embed(conv, train=train)
-    return classifier(x, self.num_classes, self.dtype), features
+    return classifier(x, self.num_classes), features
 
   def _has_lrn(self, name: str) -> bool:
     if self.normalisation != "lrn":

@@ -21,7 +21,7 @@ class ConcatFusion(nn.Module):
     num_classes: number of classes n.
     sources: names of the streams whose features are read.
     dropout_rate: before the classifier.
-    dtype: compute dtype; parameters are always float32.
+    dtype: as other models have it; the classifier computes in float32.
   """
 
   num_classes: int
@@ -48,9 +48,7 @@ class ConcatFusion(nn.Module):
     """
     x = jnp.concatenate(_means(inputs, self.sources), axis=-1)
     dropout = Dropout(self.dropout_rate)
-    logits = classifier(
-      dropout(x, deterministic=not train), self.num_classes, self.dtype
-    )
+    logits = classifier(dropout(x, deterministic=not train), self.num_classes)
     return logits, {"concat": x}
 
 
@@ -107,7 +105,7 @@ class RegularisedFusion(nn.Module):
       dropout(x, deterministic=not train), self.hidden, self.dtype, "fusion"
     )
     logits = classifier(
-      dropout(fused, deterministic=not train), self.num_classes, self.dtype
+      dropout(fused, deterministic=not train), self.num_classes
     )
     return logits, {"fusion": fused}
 
@@ -172,9 +170,7 @@ class JointHybrid(nn.Module):
       dropout(x, deterministic=not train), self.hidden, self.dtype, "fusion"
     )
     x = jnp.concatenate(list(features.values()), axis=-1)
-    logits = classifier(
-      dropout(x, deterministic=not train), self.num_classes, self.dtype
-    )
+    logits = classifier(dropout(x, deterministic=not train), self.num_classes)
     return logits, features
 
 

@@ -247,23 +247,23 @@ def hidden_layers(
   return x, features
 
 
-def classifier(x: Array, num_classes: int, dtype: DTypeLike) -> Array:
+def classifier(x: Array, num_classes: int) -> Array:
   """The last layer of every model, named 'logits'.
 
-  To be called in a compact method; the layer is a submodule of that module.
+  It computes in float32, whatever the dtype of the other layers: logits of
+  bfloat16 have 8 bits, so that two classes often tie at the top. To be called
+  in a compact method; the layer is a submodule of that module.
 
   Args:
     x: [b c] float.
     num_classes: n.
-    dtype: compute dtype.
 
   Returns:
     Logits [b n] float32.
   """
-  logits = nn.Dense(
-    num_classes, dtype=dtype, kernel_init=LOGITS_INIT, name="logits"
+  return nn.Dense(
+    num_classes, dtype=jnp.float32, kernel_init=LOGITS_INIT, name="logits"
   )(x)
-  return logits.astype(jnp.float32)
 
 
 def scale_width(count: int, width: float) -> int:

@@ -77,7 +77,7 @@ class LSTMClassifier(nn.Module):
     video = last if self.output == "last" else masked_mean(states, valid)
     dropout = Dropout(self.dropout_rate)
     logits = classifier(
-      dropout(video, deterministic=not train), self.num_classes, self.dtype
+      dropout(video, deterministic=not train), self.num_classes
     )
     return logits, {"lstm": video}
 

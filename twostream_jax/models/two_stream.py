@@ -109,7 +109,7 @@ class TwoStream(nn.Module):
       _check_classes(*outputs)
       return (outputs[0] + outputs[1]) / 2, features
     x = jnp.concatenate(outputs, axis=-1)
-    return classifier(x, self.spatial.num_classes, self.dtype), features
+    return classifier(x, self.spatial.num_classes), features
 
   def _convolutional(self, rgb, flow, train):
     a = self.spatial.trunk(rgb, train=train)

@@ -141,7 +141,7 @@ class VGG(nn.Module):
   def head(self, conv: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """Classifies a map [b h' w' c']: logits [b n] and the features of embed."""
     x, features = self.embed(conv, train=train)
-    return classifier(x, self.num_classes, self.dtype), features
+    return classifier(x, self.num_classes), features
 
 
 VGG11 = functools.partial(VGG, stage_sizes=(1, 1, 2, 2, 2))

@@ -48,6 +48,7 @@ from twostream_jax.predict import (
   outputs,
   predictor,
   reading,
+  timeline,
   video_file,
 )
 from twostream_jax.trained import TrainedRun
@@ -83,7 +84,12 @@ def define_flags(values: flags.FlagValues) -> None:
     ("seconds", 10.0, "Seconds of a camera or stream that are scored."),
     ("window", 2.0, "Seconds that --timeline and --overlay look at at once."),
     ("stride", 1.0, "Seconds from one window to the next."),
-    ("threshold", 0.0, "Classes with a smaller probability are no segment."),
+    (
+      "threshold",
+      None,
+      "Classes with a smaller probability are no segment, 0..1; default: 0, or"
+      " 0.5 where a video has any number of classes.",
+    ),
     ("time_limit", TIME_LIMIT, "Seconds that decoding a video may take."),
   ]:
     flags.DEFINE_float(name, default, text, lower_bound=0, flag_values=values)
@@ -209,7 +215,7 @@ def options(
     window=values.window,
     stride=values.stride,
     smooth=values.smooth,
-    threshold=values.threshold,
+    threshold=timeline.threshold_of(values.threshold, ready.run.multi_label),
     top=values.top,
     seconds=values.seconds,
     time_limit=values.time_limit,

@@ -84,6 +84,29 @@ def check_smooth(width: int) -> None:
     raise ValueError(f"--smooth={width} must be odd: 1, 3, 5, ...")
 
 
+def threshold_of(given: float | None, multi_label: bool) -> float:
+  """The probability from which a class is shown.
+
+  Args:
+    given: by the user, or None: 0 where the most probable class alone is shown,
+      0.5 (more likely than not) where every class above it is.
+    multi_label: whether a video has any number of classes.
+
+  Raises:
+    ValueError: It is not in 0..1, or 0 where all classes would be shown always.
+  """
+  if given is None:
+    return 0.5 if multi_label else 0.0
+  if not 0 <= given <= 1:
+    raise ValueError(f"--threshold={given:g} must be in 0..1, a probability")
+  if multi_label and not given:
+    raise ValueError(
+      "--threshold=0 would show every class all the time, because a video of"
+      " this run has any number of them: give one above 0, such as 0.5"
+    )
+  return given
+
+
 def smoothed(probabilities: np.ndarray, width: int) -> np.ndarray:
   """The mean of each window and its neighbours, as far as there are any.
 
@@ -109,7 +132,7 @@ def find_segments(
   class_names: Sequence[str],
   *,
   smooth: int = 1,
-  threshold: float = 0.0,
+  threshold: float | None = None,
   multi_label: bool = False,
 ) -> list[Segment]:
   """Merges windows that show the same class.
@@ -118,15 +141,19 @@ def find_segments(
     found: probabilities along the video.
     class_names: n names.
     smooth: windows that are averaged first, see `smoothed`.
-    threshold: a class with a smaller probability is not shown.
+    threshold: a class with a smaller probability is not shown; see
+      `threshold_of`.
     multi_label: whether every class above the threshold is shown, not only the
       most probable one.
 
   Returns:
     Segments by their start, then by class.
+
+  Raises:
+    ValueError: see `smoothed` and `threshold_of`.
   """
   values = smoothed(found.probabilities, smooth)
-  shown = values >= threshold
+  shown = values >= threshold_of(threshold, multi_label)
   if not multi_label:
     best = values.argmax(axis=1)
     shown &= np.arange(values.shape[1]) == best[:, None]
