@@ -21,6 +21,7 @@ from tests.recipes import (
   get_module,
 )
 from twostream_jax import stages
+from twostream_jax.configs import find_recipe
 
 
 def test_the_recipes_are_there():
@@ -111,6 +112,14 @@ def test_build_flags_are_those_of_the_set(name, monkeypatch, tmp_path, capsys):
   values(commands(name)[0][1:])
   assert build_tfds.run(values) == 1
   assert values.annotations in capsys.readouterr().err
+
+
+def test_a_file_that_lies_here_is_not_taken_for_a_recipe(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  Path("quickstart").write_text("raise SystemExit")
+  Path("mine.py").touch()
+  assert find_recipe("quickstart").parent != Path()
+  assert find_recipe("mine.py") == Path("mine.py")
 
 
 @pytest.mark.parametrize("name", RECIPES)

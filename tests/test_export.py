@@ -573,25 +573,18 @@ def test_the_command_exports_for_one_platform_and_replaces(
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_export_goes_to_where_a_link_leads(alone, tmp_path):
+def test_an_export_goes_to_where_a_link_leads_and_removes_no_other(
+  alone, tmp_path
+):
   (tmp_path / "link").symlink_to("real")
-  for _ in range(2):
-    export.export_run(alone, tmp_path / "link", platforms=["tpu"])
-  assert (tmp_path / "link").is_symlink()
-  assert (tmp_path / "real" / "manifest.json").is_file()
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
-
-
-def test_a_folder_that_is_like_a_leftover_of_an_export_is_kept(alone, tmp_path):
-  for name in (".model.tmp", ".model.old"):
+  for name in (".real.tmp", ".real.old"):
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis").touch()
-  export.export_run(alone, tmp_path / "model", platforms=["tpu"])
-  assert len(list(tmp_path.glob(".model.*/thesis"))) == 2
-  (tmp_path / f".model.{'0' * 32}").mkdir()
-  (tmp_path / f".model.{'0' * 32}" / "weights.safetensors").touch()
-  export.export_run(alone, tmp_path / "model", platforms=["tpu"])
-  assert len(list(tmp_path.iterdir())) == 3
+  export.export_run(alone, tmp_path / "link", platforms=["tpu"])
+  assert (tmp_path / "link").is_symlink()
+  assert (tmp_path / "real" / "manifest.json").is_file()
+  assert len(list(tmp_path.glob(".real.*/thesis"))) == 2
+  assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("key", ["weights", "fusion", "programs"])

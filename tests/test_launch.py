@@ -80,3 +80,29 @@ def test_a_folder_of_programs_that_is_named_must_be_writable(
   (tmp_path / "file").touch()
   with pytest.raises(ValueError, match="--compilation_cache=.*file: can't"):
     launch.cache_compilations("program", tmp_path / "file")
+
+
+@pytest.mark.parametrize("how", ["writable", "foreign"])
+def test_programs_of_others_are_not_run(
+  monkeypatch, tmp_path, cache_setting, how
+):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  folder = tmp_path / "shared"
+  folder.mkdir()
+  if how == "writable":
+    folder.chmod(0o777)
+  else:  # As seen by a user that is neither its owner nor root.
+    owner = 12345 if os.geteuid() == 0 else os.geteuid()
+    if os.geteuid() == 0:
+      os.chown(folder, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+  with pytest.raises(ValueError, match="others can write to .*shared"):
+    launch.cache_compilations("program", folder)
+
+
+def test_a_new_folder_of_programs_is_the_user_s(
+  monkeypatch, tmp_path, cache_setting
+):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  launch.cache_compilations("program", tmp_path / "new")
+  assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700

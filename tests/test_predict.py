@@ -578,6 +578,15 @@ def test_names_of_classes_are_drawn_as_they_are(tmp_path):
   assert cv2.imread(str(tmp_path / "a.png")).shape[1] == 1200
 
 
+def test_no_settings_of_the_current_folder_draw(tmp_path, monkeypatch):
+  # A matplotlibrc there, which asks for TeX.
+  import matplotlib
+
+  monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+  timeline.draw(tmp_path / "a.png", TRACK, [], ["run", "jump"], title="a")
+  assert not matplotlib.rcParams["text.usetex"]
+
+
 def test_long_names_of_videos_are_cut(tmp_path):
   paths = ["x" * 254, "\u6f22" * 83 + ".mp4", "\u6f22" * 84 + ".mp4"]
   names = long_videos.file_names([Source("file", path) for path in paths])

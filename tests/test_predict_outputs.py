@@ -325,6 +325,16 @@ def test_answers_of_another_command_are_not_mixed_in(
   )
 
 
+def test_a_file_of_the_user_is_not_taken_for_answers(tmp_path):
+  partial = tmp_path / "x.partial"
+  for text in ("a thesis", "a thesis\n"):
+    partial.write_text(text)
+    with pytest.raises(ValueError, match="does not hold answers of this"):
+      kept.find(tmp_path / "x", {})
+  partial.write_text("")
+  assert kept.find(tmp_path / "x", {}) == []
+
+
 def test_a_full_disk_of_the_answers_is_told(stub, folder, monkeypatch, capsys):
   first = {f"in/{name}.avi": answer(f"in/{name}.avi") for name in NAMES}
   monkeypatch.setattr(command, "answer_all", answering(first))

@@ -89,6 +89,23 @@ def test_a_workdir_that_can_not_be_written_is_refused(tmp_path, path, found):
     workdir.require_writable(path, "workdir")
 
 
+def test_a_workdir_that_is_a_link_to_nothing_is_refused(tmp_path):
+  (tmp_path / "run").symlink_to("nowhere")
+  with pytest.raises(OSError, match="a link to nothing"):
+    workdir.require_writable(tmp_path / "run" / "a", "workdir")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b"])
+def test_names_of_a_config_stay_in_the_workdir(tmp_path, name):
+  for path in (
+    lambda: workdir.features_path(tmp_path, "spatial", name, "train"),
+    lambda: workdir.features_path(tmp_path, "spatial", "fc6", name),
+    lambda: workdir.scores_path(tmp_path, name, "test"),
+  ):
+    with pytest.raises(ValueError, match="is not the name of a file"):
+      path()
+
+
 def test_a_workdir_is_not_made_by_looking(tmp_path):
   workdir.require_writable(tmp_path / "runs" / "run", "workdir")
   assert not list(tmp_path.iterdir())

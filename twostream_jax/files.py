@@ -32,11 +32,7 @@ def name_from_file(name: object) -> str:
   Raises:
     ValueError: It is not the name of one file or folder.
   """
-  if (
-    not isinstance(name, str)
-    or name in ("", ".", "..")
-    or any(character in name for character in "/\\\0")
-  ):
+  if not _is_name(name):
     raise ValueError(f"{name!r:.200} is not the name of a file")
   return name
 
@@ -47,12 +43,25 @@ def inside(folder: Path, name: object) -> Path:
   Raises:
     ValueError: It leads elsewhere, by its name or as a link.
   """
-  path = folder / name_from_file(name)
+  if not _is_name(name):
+    raise ValueError(
+      f"{name!r:.200} is not the name of a file beside the one that names it"
+    )
+  path = folder / name
   if path.resolve().parent != folder.resolve():
     raise ValueError(
-      f"{name!r:.200} is a link out of {folder}; put the file itself there"
+      f"{name!r:.200} is a link out of the folder {folder}; put the file itself"
+      " there"
     )
   return path
+
+
+def _is_name(name: object) -> bool:
+  return (
+    isinstance(name, str)
+    and name not in ("", ".", "..")
+    and not any(character in name for character in "/\\\0")
+  )
 
 
 @contextlib.contextmanager

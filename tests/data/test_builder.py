@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from twostream_jax.data import builder, dataset
+from twostream_jax import files
+from twostream_jax.data import builder, dataset, staging
 from twostream_jax.data.annotations import Clip
 from twostream_jax.data.encode import process_clip
 from twostream_jax.flow import default_parameters
@@ -197,6 +198,57 @@ def test_half_a_replacement_is_undone(videos, tmp_path):
   with pytest.raises(FileExistsError):
     _build(tmp_path, _four(videos))
   assert dataset.open_dataset(path).name == "tiny"
+
+
+@pytest.mark.parametrize(
+  "folder, file, overwrite",
+  [
+    ("1.0.0", "thesis.tex", True),
+    ("1.0.0", "chapters/1/intro.tex", True),
+    (".replaced-1.0.0", ".git/config", False),
+    ("1.0.0.incomplete", "thesis.tex", False),
+    ("1.0.0.incomplete", "dataset/notes", False),
+    ("1.0.0.incomplete", "clips/.hidden", False),
+  ],
+)
+def test_no_file_of_the_user_is_removed(
+  videos, tmp_path, folder, file, overwrite
+):
+  path = tmp_path / "tiny" / folder / file
+  path.parent.mkdir(parents=True)
+  path.write_text("mine")
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(files.ForeignFileError, match=f"{path}', .*move it away"):
+    _build(tmp_path, _four(videos), overwrite=overwrite, process=None)
+  assert path.read_text() == "mine"
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".replaced-1.0.0", "1.0.0.incomplete"])
+def test_a_folder_of_a_build_is_no_link(videos, tmp_path, name):
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "out" / "tiny").mkdir(parents=True)
+  (tmp_path / "out" / "tiny" / name).symlink_to(tmp_path / "mine")
+  with pytest.raises(files.ForeignFileError, match=name):
+    _build(tmp_path / "out", _four(videos), process=None)
+  assert not list((tmp_path / "mine").iterdir())
+
+
+def test_an_empty_folder_of_the_user_stays(tmp_path):
+  with staging.only_build(tmp_path / ".1.0.0.lock"):
+    pass
+  assert tmp_path.exists()
+
+
+def test_a_dataset_is_built_and_replaced_where_a_link_leads(videos, tmp_path):
+  (tmp_path / "out" / "tiny").mkdir(parents=True)
+  (tmp_path / "out" / "tiny" / "1.0.0").symlink_to(tmp_path / "disk" / "tiny1")
+  for _ in range(2):
+    _build(tmp_path / "out", _four(videos), overwrite=True)
+  assert (tmp_path / "out" / "tiny" / "1.0.0").is_symlink()
+  assert [f.name for f in (tmp_path / "disk").iterdir()] == ["tiny1"]
+  opened = dataset.open_dataset(tmp_path / "out" / "tiny" / "1.0.0")
+  assert len(opened.sources["train"]) == 2
 
 
 def test_script_without_a_main_guard_is_told_so(videos, tmp_path):

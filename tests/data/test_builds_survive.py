@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.decoded import assert_same_records
+from twostream_jax import files
 from twostream_jax.data import builder, dataset, staging, store
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.encode import process_clip
@@ -164,7 +165,7 @@ def _never(clip, flow_spec, rgb_quality):
     (store, "write_records", process_clip),  # After the first of two.
     (staging, "write_info", _never),
     (builder, "_install", _never),
-    (builder.shutil, "rmtree", _never),
+    (files.shutil, "rmtree", _never),
   ],
 )
 def test_an_end_at_any_step_loses_nothing(

@@ -9,7 +9,7 @@
     --overlay=shown.mp4
 
 Videos are files, folders of them, folders of numbered images, the number of a
-camera, or a URL that FFmpeg opens. Each is decoded in another process: a
+camera, or a URL of the network. Each is decoded in another process: a
 file that crashes a decoder is told like any other that can't be read.
 
 Answers of --json=FILE are in FILE.partial until all are there. If the command

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twostream_jax import json_files
+from twostream_jax import files, json_files
 from twostream_jax.pretrained.report import printable
 from twostream_jax.pretrained.sources import Content, WeightsError
 
@@ -46,12 +46,12 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
   weight_map = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(weight_map, dict):
     raise WeightsError(f"{path}: a JSON file without a weight_map")
-  files: dict[str, list[str]] = {}
+  keys_of: dict[str, list[str]] = {}
   for key, name in weight_map.items():
-    files.setdefault(_checked(path, name), []).append(key)
+    keys_of.setdefault(_checked(path, name), []).append(key)
   arrays: dict[str, np.ndarray] = {}
   refused: dict[str, str] = {}
-  for name, keys in files.items():
+  for name, keys in keys_of.items():
     content = read(path.parent / name)
     for key in keys:
       if key not in content.arrays and key not in content.refused:
@@ -66,24 +66,11 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
 
 
 def _checked(path: Path, name: object) -> str:
-  """Returns the name of a file that lies beside the index.
-
-  Whoever writes the index would otherwise choose what is read.
-  """
-  if (
-    not isinstance(name, str)
-    or name in ("", ".", "..")
-    or any(character in name for character in "/\\\0")
-  ):
-    raise WeightsError(
-      f"{path}: {name!r:.200} is not the name of a file beside the index"
-    )
-  file = path.parent / name
+  """Returns the name of a file that lies beside the index."""
+  try:
+    file = files.inside(path.parent, name)
+  except ValueError as error:
+    raise WeightsError(f"{path}: {error}") from error
   if not file.exists():
     raise WeightsError(f"{path}: its file {printable(name)} is not beside it")
-  if file.resolve().parent != path.parent.resolve():
-    raise WeightsError(
-      f"{path}: {printable(name)} is a link out of the folder; put the file"
-      " itself there"
-    )
   return name
