@@ -22,7 +22,7 @@ import scipy.io
 AVERAGE_IMAGE = "averageImage"
 # Bytes of arrays that a file may hold, beyond a multiple of its size, and what
 # the reader may take beside them.
-_FREE = 2**27
+_FREE = 2**26
 _MOST_COMPRESSED = 4
 _READER = 2**28
 # Seconds of processor time, and bytes that a second reads at the least.

@@ -17,7 +17,7 @@ _DEEPEST = 64
 # Weights hardly compress: those of float32 that were rounded to bfloat16 to
 # half of their size. What unpacks to more than this is made to.
 _MOST_COMPRESSED = 4
-_SMALL = 2**27
+_SMALL = 64 * 2**20
 
 
 class WeightsError(ValueError):
