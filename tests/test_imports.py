@@ -31,7 +31,7 @@ LEVELS = {
   "data.encode": 5,
   "data.eval_pipeline": 2,
   "data.faults": 1,
-  "data.features": 0,
+  "data.features": 1,
   "data.find_videos": 3,
   "data.forecast": 6,
   "data.frame_times": 1,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from twostream_jax import parallel
+from twostream_jax import parallel, words
 from twostream_jax.stages import Stage
 
 
@@ -96,7 +96,7 @@ class Window:
         " max_grad_norm, look at these videos, or let config.train."
         f"max_skipped_steps={self._max_skipped} skip more such steps"
       )
-    tqdm.tqdm.write(f"Skipped: {what}")
+    tqdm.tqdm.write(f"Skipped: {words.lines(what)}")
 
   def compute_and_reset(self) -> tuple[dict[str, float], dict[str, float]]:
     """The record and the timing of the steps since the last one.

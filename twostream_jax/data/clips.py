@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from twostream_jax.words import printable
+
 SPLITS = ("train", "validation", "test")
 # Reason of a rejection that was asked for.
 SHARED_GROUP = "its group is also in test (--drop_shared_groups)"
@@ -284,8 +286,8 @@ def counted(items: Sequence, one: str, many: str = "") -> str:
 
 
 def examples(items: Sequence[str]) -> str:
-  """Returns the first three items, for messages."""
-  shown = ", ".join(items[:_EXAMPLES])
+  """Returns the first three items, for messages; what is invisible escaped."""
+  shown = ", ".join(map(printable, items[:_EXAMPLES]))
   return shown + (", ..." if len(items) > _EXAMPLES else "")
 
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from twostream_jax import arrays as arrays_lib
+
 
 class FeatureError(ValueError):
   """Stored features do not fit each other or what is asked of them."""
@@ -119,11 +121,16 @@ def write_features(
 
 
 def read_features(folder: str | os.PathLike) -> FeatureSet | None:
-  """Opens the features of a split; None where there are none."""
+  """Opens the features of a split; None where there are none.
+
+  Raises:
+    FeatureError: they can't be read.
+  """
   folder = Path(folder)
   if not folder.exists():
     return None
-  with np.load(folder / "index.npz") as index:
+  index = _read_index(folder / "index.npz")
+  try:
     return FeatureSet(
       ids=tuple(index["ids"].tolist()),
       labels=index["labels"],
@@ -133,6 +140,15 @@ def read_features(folder: str | os.PathLike) -> FeatureSet | None:
       std=index["std"],
       description=str(index["description"]),
     )
+  except (KeyError, OSError, ValueError) as error:
+    raise FeatureError(f"{folder} can't be read: {error}") from error
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+  try:
+    return arrays_lib.read_npz(path)
+  except arrays_lib.ArraysError as error:
+    raise FeatureError(f"{path} can't be read: {error}") from error
 
 
 def read_statistics(folder: str | os.PathLike) -> FeatureStatistics | None:
@@ -146,11 +162,11 @@ def read_statistics(folder: str | os.PathLike) -> FeatureStatistics | None:
   path = Path(folder) / "index.npz"
   if not path.exists():
     return None
-  try:
-    with np.load(path) as index:
-      return FeatureStatistics(index["mean"], index["std"])
-  except Exception as error:
-    raise FeatureError(f"{path} can't be read: {error}") from error
+  index = _read_index(path)
+  found = [index.get(name, np.empty(0)) for name in FeatureStatistics._fields]
+  if any(x.ndim != 1 or x.dtype.kind != "f" or not x.size for x in found):
+    raise FeatureError(f"{path} can't be read: it has no mean and std")
+  return FeatureStatistics(*found)
 
 
 @dataclasses.dataclass(frozen=True)
