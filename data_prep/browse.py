@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from twostream_jax import words
 from twostream_jax.data.dataset import open_dataset
 from twostream_jax.report.browse import render_dataset
 from twostream_jax.report.shell import write_page
@@ -65,7 +66,7 @@ def run(
       ) from error
   except (ValueError, OSError) as error:
     lines = [line.strip() for line in str(error).splitlines()]
-    print(f"error: {' '.join(lines)}", file=sys.stderr)
+    print(f"error: {words.printable(' '.join(lines))}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print("interrupted; no page was written", file=sys.stderr)

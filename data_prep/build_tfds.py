@@ -28,6 +28,7 @@ from typing import Any
 
 from absl import app, flags
 
+from twostream_jax import words
 from twostream_jax.data.builder import (
   Elsewhere,
   build_dataset,
@@ -201,7 +202,7 @@ def run(values: flags.FlagValues) -> int:
     clips = _read_clips(values)
     return _check(values, clips) if values.check else _build(values, clips)
   except (ValueError, OSError, WorkerStartError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {words.lines(str(error))}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print("interrupted; the same command resumes the build", file=sys.stderr)
@@ -222,7 +223,7 @@ def _build(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
     announce=lambda f: print(describe_forecast(f), file=sys.stderr),
     elsewhere=_beam(values),
   )
-  print(describe(summary, is_multi_label(clips)))
+  print(words.lines(describe(summary, is_multi_label(clips))))
   return 0
 
 
@@ -234,7 +235,7 @@ def _check(values: flags.FlagValues, clips: Sequence[Clip]) -> int:
     num_workers=values.workers,
     time_limit=values.time_limit,
   )
-  print(describe_check(clips, rejections))
+  print(words.lines(describe_check(clips, rejections)))
   tolerated = set(SHARED_GROUP.values())
   tolerated |= {FILE_NOT_FOUND} if values.allow_missing else set()
   wrong = any(r and r.reason not in tolerated for r in rejections)
@@ -298,7 +299,8 @@ def _read_clips(values: flags.FlagValues) -> list[Clip]:
     finally:
       # What leads to an error as well.
       for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
+        said = words.lines(str(warning.message))
+        print(f"warning: {said}", file=sys.stderr)
 
 
 def _dataset_options(values: flags.FlagValues) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import traverse_util
 
+from twostream_jax import words
 from twostream_jax.models import BACKBONES, create_model
 from twostream_jax.pretrained import (
   LAYOUTS,
@@ -93,7 +94,7 @@ def run(source: str, values: flags.FlagValues) -> int:
   try:
     _convert(source, values)
   except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {words.lines(str(error))}", file=sys.stderr)
     return 1
   return 0
 

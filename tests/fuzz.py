@@ -32,6 +32,7 @@ if __name__ == "__main__":
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from tests import fuzz_mutations, fuzz_targets  # noqa: E402
+from twostream_jax import words  # noqa: E402
 
 SECONDS = 5.0
 BYTES_PER_BYTE = 4
@@ -213,7 +214,7 @@ def _judge(error, path, target) -> tuple[str, str]:
   named = any(name in message for name in target.names(path))
   if not named:
     return f"words: {type(error).__name__} without the file's name", message
-  if not message.isprintable() or len(message) > _LONGEST_MESSAGE:
+  if words.printable(message) != message or len(message) > _LONGEST_MESSAGE:
     return f"words: {type(error).__name__} of several lines or codes", message
   return REFUSED, message
 

@@ -38,6 +38,7 @@ from twostream_jax import (
   run,
   settings,
   train,
+  words,
   workdir,
 )
 from twostream_jax.configs import find_recipe
@@ -262,7 +263,7 @@ def main(argv) -> None:
           config, folder, data, _STAGE.value, watch
         )
   except _USER_ERRORS as error:
-    sys.exit(f"{NAME}: {error}")
+    sys.exit(f"{NAME}: {words.lines(str(error))}")
   except MemoryError as error:
     sys.exit(f"{NAME}: {_OUT_OF_MEMORY}: {error}")
   except jax.errors.JaxRuntimeError as error:

@@ -20,6 +20,7 @@ from twostream_jax import (
   report,
   scores,
   stage_data,
+  words,
 )
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.records import VideoSource
@@ -265,8 +266,8 @@ def table(results: Mapping[str, Any]) -> str:
   names = list(next(iter(rows.values())))
   width = max(len(row) for row in (*rows, "model"))
   lines = [
-    f"{results['dataset']}, {results['split']}: {results['videos']} videos,"
-    f" {results['skipped']} skipped",
+    f"{words.printable(results['dataset'])}, {results['split']}:"
+    f" {results['videos']} videos, {results['skipped']} skipped",
     *_protocol_lines(results["protocols"]),
     *_checkpoint_lines(results),
     *_left_out_lines(results),
@@ -304,7 +305,7 @@ def _left_out_lines(results: Mapping[str, Any]) -> list[str]:
   left_out = results.get("left_out", {"classes": [], "videos": 0})
   lines = []
   if left_out["classes"]:
-    names = ", ".join(left_out["classes"])
+    names = ", ".join(map(words.printable, left_out["classes"]))
     lines.append(f"map leaves out classes that no video shows: {names}")
   if left_out["videos"]:
     videos = left_out["videos"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from twostream_jax import parallel
+from twostream_jax import parallel, words
 from twostream_jax.stages import Stage
 
 
@@ -99,7 +99,7 @@ class Window:
         " max_grad_norm, look at these videos, or allow more"
       )
     tqdm.tqdm.write(
-      f"Skipped: {what}; {_number(found['skipped'])} of at most"
+      f"Skipped: {words.lines(what)}; {_number(found['skipped'])} of at most"
       f" {self._max_skipped}"
     )
 

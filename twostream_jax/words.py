@@ -6,6 +6,7 @@ what follows around, and a spreadsheet runs a cell that looks like a formula.
 """
 
 import re
+import unicodedata
 
 # Zero-width joiner and non-joiner: Persian and emoji need them.
 _HARMLESS = "\u200c\u200d"
@@ -26,6 +27,9 @@ def lines(text: str) -> str:
 
 def _visible(character: str) -> str:
   if character.isprintable() or character in _HARMLESS:
+    return character
+  # Spaces of other widths are as visible as a space.
+  if unicodedata.category(character) == "Zs":
     return character
   return character.encode("unicode_escape").decode()
 

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from twostream_jax.words import printable
+
 SPLITS = ("train", "validation", "test")
 # Reasons of a rejection that was asked for, by the split that keeps its clips.
 SHARED_GROUP = {
@@ -308,8 +310,8 @@ def counted(items: Sequence, one: str, many: str = "") -> str:
 
 
 def examples(items: Sequence[str]) -> str:
-  """Returns the first three items, for messages."""
-  shown = ", ".join(items[:_EXAMPLES])
+  """Returns the first three items, for messages; what is invisible escaped."""
+  shown = ", ".join(map(printable, items[:_EXAMPLES]))
   return shown + (", ..." if len(items) > _EXAMPLES else "")
 
 

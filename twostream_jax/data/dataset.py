@@ -200,6 +200,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
       f"{folder / METADATA_FILE}: {name!r:.200} is not the name of a dataset"
     )
   check_facts(metadata, folder / METADATA_FILE)
+  _check_label(folder / FEATURES_FILE, metadata["multi_label"])
   if not _are_rejected(rejected):
     raise ValueError(
       f"{folder / METADATA_FILE} can't be read: rejected: not a list of files"
@@ -329,6 +330,22 @@ def _check_features(path: Path) -> None:
     )
 
 
+def _check_label(path: Path, multi_label: bool) -> None:
+  """Refuses features of another kind of labels than the metadata states."""
+  own = record_features(["a"], multi_label=multi_label).to_json()
+  try:
+    kinds = [
+      features["featuresDict"]["features"]["label"]["pythonClassName"]
+      for features in ({"featuresDict": own["content"]}, _read_json(path))
+    ]
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"{path} can't be read: it has no label") from error
+  if kinds[0] != kinds[1]:
+    raise ValueError(
+      f"{path} and {METADATA_FILE} differ: multi_label is {multi_label}"
+    )
+
+
 def _words(value: Any) -> Iterator[str]:
   """All keys and values of nested JSON."""
   if isinstance(value, dict):
@@ -347,6 +364,17 @@ def _source(
 ) -> records.VideoSource:
   index = index_path(folder, metadata["name"], split)
   arguments = paths, index, metadata["multi_label"]
+  source = _open_source(arguments, paths, index)
+  low, high = source.label_range
+  if low < 0 or high >= len(metadata["class_names"]):
+    raise ValueError(
+      f"{index} has labels from {low} to {high}, but {folder / METADATA_FILE}"
+      f" names {len(metadata['class_names'])} classes"
+    )
+  return source
+
+
+def _open_source(arguments: tuple, paths: list[Path], index: Path):
   try:
     return records.VideoSource(*arguments)
   except (FileNotFoundError, record_index.OtherIndexError):

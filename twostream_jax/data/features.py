@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from twostream_jax import arrays as arrays_lib
 from twostream_jax import files
 
 # Files of a split.
@@ -130,11 +131,16 @@ def _write(
 
 
 def read_features(folder: str | os.PathLike) -> FeatureSet | None:
-  """Opens the features of a split; None where there are none."""
+  """Opens the features of a split; None where there are none.
+
+  Raises:
+    FeatureError: they can't be read.
+  """
   folder = Path(folder)
   if not folder.exists():
     return None
-  with np.load(folder / "index.npz") as index:
+  index = _read_index(folder / "index.npz")
+  try:
     return FeatureSet(
       ids=tuple(index["ids"].tolist()),
       labels=index["labels"],
@@ -147,6 +153,15 @@ def read_features(folder: str | os.PathLike) -> FeatureSet | None:
       weights=str(index.get("weights", "")),
       videos=str(index.get("videos", "")),
     )
+  except (KeyError, OSError, ValueError) as error:
+    raise FeatureError(f"{folder} can't be read: {error}") from error
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+  try:
+    return arrays_lib.read_npz(path)
+  except arrays_lib.ArraysError as error:
+    raise FeatureError(f"{path} can't be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

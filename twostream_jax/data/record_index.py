@@ -10,17 +10,19 @@ file is a Riegeli file, which has a header of 24 bytes at every multiple of
 github.com/google/riegeli, doc/riegeli_records_file_format.md, "Block header").
 """
 
+import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from twostream_jax import files
+from twostream_jax.words import printable
 
 IMAGES = ("rgb", "flow", "flow_backward")
 SIZES = ("num_frames", "height", "width")
@@ -42,6 +44,18 @@ _VIDEO = np.dtype(
     *((name, "<i4") for name in IMAGES),
   ]
 )
+
+
+# Types and axes; those of texts have any length.
+_ARRAYS = {
+  "sizes": (np.dtype("<i8"), 1),
+  "videos": (_VIDEO, 1),
+  "video_ids": ("S", 1),
+  "groups": ("S", 1),
+  "labels": (np.dtype("<i4"), 1),
+  "times": (np.dtype("<i8"), 1),
+  "images": (np.dtype("<u4"), 2),
+}
 
 
 class Index(NamedTuple):
@@ -93,6 +107,23 @@ def index_file(
     ValueError: its bytes are not where the format has them, or an image is no
       JPEG.
   """
+  try:
+    return _index_file(path, records)
+  except OSError:
+    raise
+  # Protocol buffers and the library of records have errors of their own, and
+  # whatever a record lacks.
+  except Exception as error:
+    said = printable(str(error)) or type(error).__name__
+    if os.fspath(path) not in said:
+      said = f"{path} can't be read as records of videos: {said:.300}"
+    raise ValueError(said) from error
+
+
+def _index_file(
+  path: str | os.PathLike, records: Iterable[bytes] | None
+) -> Index:
+  """As `index_file`; damaged records raise any error."""
   file = RecordFile(path, os.path.getsize(path))
   videos, ids, groups, labels, times, images = [], [], [], [], [], []
   position = 0
@@ -164,32 +195,75 @@ def read_index(path: Path) -> Index:
     FileNotFoundError: there is none.
     ValueError: it is damaged, or of another version.
   """
-  with open(path, "rb") as file:
-    try:
-      small = [
-        np.lib.format.read_array(file, allow_pickle=False)
-        for _ in Index._fields[:-2]
+  try:
+    with open(path, "rb") as file:
+      small = [_read_array(file, name) for name in Index._fields[:-2]]
+      large = [
+        _read_array(file, name, mapped=True) for name in Index._fields[-2:]
       ]
-      if small[1].dtype != _VIDEO:
-        raise OtherIndexError(f"{path} is of another version; remove it")
-      large = [_map_array(file) for _ in Index._fields[-2:]]
-    except OtherIndexError:
-      raise
-    except ValueError as error:
-      raise ValueError(f"{path} is damaged: {error}; remove it") from error
-  return Index(*small, *large)
+    index = Index(*small, *large)
+    _check(index)
+  except OtherIndexError as error:
+    raise OtherIndexError(f"{path} {error}; remove it") from error
+  except ValueError as error:
+    said = printable(str(error))
+    raise ValueError(f"{path} is damaged: {said}; remove it") from error
+  return index
 
 
-def _map_array(file) -> np.ndarray:
-  """Maps the array of a .npy file that an open file stands at; skips it."""
-  np.lib.format.read_magic(file)
-  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+def _read_array(file: BinaryIO, name: str, mapped: bool = False) -> np.ndarray:
+  """Reads or maps the array of a .npy file that an open file stands at.
+
+  NumPy itself takes the memory that a header asks for, and then reads.
+  """
+  try:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  # Whatever the text of a header does to the parser of Python.
+  except Exception as error:
+    raise ValueError(f"{name} has no header") from error
+  if name == "videos" and dtype != _VIDEO and dtype.fields:
+    raise OtherIndexError("is of another version")
+  kind, axes = _ARRAYS[name]
+  if (dtype != kind and dtype.char != kind) or len(shape) != axes:
+    raise ValueError(f"{name} is {str(dtype):.80} {str(shape):.80}")
   start = file.tell()
+  size = math.prod(shape) * dtype.itemsize
+  if not dtype.itemsize or min(shape) < 0:
+    raise ValueError(f"{name} is {str(dtype):.80} {str(shape):.80}")
+  if start + size > os.fstat(file.fileno()).st_size:
+    raise ValueError(f"{name} is cut off")
   array = np.empty(shape, dtype)
-  if array.size:
+  if mapped and array.size:
     array = np.memmap(file, dtype, "r", start, shape).view(np.ndarray)
-  file.seek(start + array.nbytes)
+  elif array.size:
+    array = np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+  file.seek(start + size)
   return array
+
+
+def _check(index: Index) -> None:
+  """Refuses an index whose parts do not fit each other, by a ValueError."""
+  videos = index.videos
+  if not len(videos) == len(index.video_ids) == len(index.groups):
+    raise ValueError("it names more or fewer videos than it has")
+  counts = ("labels", *SIZES, *IMAGES)
+  if any((videos[name] < 0).any() for name in ("start", *counts)):
+    raise ValueError("a video has a negative number of something")
+  known = (videos["file"] >= 0) & (videos["file"] < len(index.sizes))
+  if not known.all() or (index.sizes < 0).any():
+    raise ValueError("a video is in a file that is not there")
+  for name, there in (
+    (("labels",), index.labels),
+    (("num_frames",), index.times),
+    (IMAGES, index.images),
+  ):
+    total = sum(int(videos[n].sum(dtype=np.int64)) for n in name)
+    if total != len(there) or (there.ndim == 2 and there.shape[1] != 2):
+      raise ValueError(f"{name[0]} are {len(there)} for {total} of the videos")
+  for name in ("fps", "pixel_aspect"):
+    if not (np.isfinite(videos[name]) & (videos[name] > 0)).all():
+      raise ValueError(f"{name} is not a positive number")
 
 
 def _find_images(record: bytes, fields) -> list[tuple[int, int]]:
@@ -223,7 +297,7 @@ class RecordFile:
     self._descriptor = os.open(path, os.O_RDONLY)
     # After the last reader of a cached file, which may outlive the cache.
     weakref.finalize(self, os.close, self._descriptor).atexit = False
-    there = os.fstat(self._descriptor).st_size
+    there = self._size = os.fstat(self._descriptor).st_size
     if there != size:
       raise ValueError(f"{path} has {there} bytes and its index says {size}")
     if hasattr(os, "posix_fadvise"):  # Not on macOS.
@@ -236,6 +310,9 @@ class RecordFile:
     first = blocks * _BLOCK + _BLOCK_HEADER + rest
     inside = (rest + size - 1) // (_BLOCK - _BLOCK_HEADER)
     length = size + inside * _BLOCK_HEADER
+    # It takes the memory of what is asked for, not of what is there.
+    if first + length > self._size:
+      raise ValueError(f"{self.path} ends before byte {first + length}")
     data = os.pread(self._descriptor, length, first)
     if len(data) != length:
       raise ValueError(f"{self.path} ends before byte {first + length}")

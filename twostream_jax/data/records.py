@@ -99,6 +99,11 @@ class VideoSource:
         f" {len(files)} of the split; remove it"
       )
     videos = self._index.videos
+    if not multi_label and (videos["labels"] != 1).any():
+      raise ValueError(
+        f"{index} has videos of no or several classes, which only a multi-label"
+        " dataset has"
+      )
     self._first_label = _starts(videos["labels"])
     self._first_time = _starts(videos["num_frames"])
     self._first_image = _starts(sum(videos[name] for name in IMAGES))
@@ -153,6 +158,12 @@ class VideoSource:
     if self._multi_label:
       return tuple(np.split(self._index.labels, self._first_label[1:]))
     return self._index.labels
+
+  @property
+  def label_range(self) -> tuple[int, int]:
+    """The lowest and the highest label; (0, -1) where there is none."""
+    labels = self._index.labels
+    return int(labels.min(initial=0)), int(labels.max(initial=-1))
 
   @property
   def facts(self) -> np.ndarray:

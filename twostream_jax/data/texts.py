@@ -117,5 +117,5 @@ def _check_header(
       )
   raise AnnotationError(
     f"{path}: no column {' and no column '.join(missing)}; its first row is"
-    f" {first!r}. {advice}".rstrip()
+    f" {first!r:.300}. {advice}".rstrip()
   )

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from twostream_jax import checkpoints, export, launch, trained
+from twostream_jax import checkpoints, export, launch, trained, words
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -53,7 +53,7 @@ def run(values: flags.FlagValues) -> int:
       platforms=values.platforms,
     )
   except (ValueError, OSError, checkpoints.CheckpointError) as error:
-    print(f"twostream_jax.export: {error}", file=sys.stderr)
+    print(f"twostream_jax.export: {words.lines(str(error))}", file=sys.stderr)
     return 1
   for name, (difference, _) in found.items():
     print(f"{name}: read back, largest relative difference {difference:.1e}")

@@ -28,6 +28,7 @@ from twostream_jax.scores import (
   join,
   save_scores,
 )
+from twostream_jax.words import lines, printable
 from twostream_jax.workdir import write_text
 
 UNFITTED = ("average", "average_logits", "weighted")
@@ -148,22 +149,23 @@ def _measure(name: str, scores: Scores) -> dict[str, float]:
 def table(results: Mapping[str, Any]) -> str:
   """The terminal's table of results."""
   rows = results["streams"] | results["fusion"]
+  rows = {printable(name): values for name, values in rows.items()}
   names = list(next(iter(rows.values())))
   width = max(map(len, (*rows, "model")))
-  lines = ["  ".join([f"{'model':<{width}}"] + [f"{n:>19}" for n in names])]
+  shown = ["  ".join([f"{'model':<{width}}"] + [f"{n:>19}" for n in names])]
   for row, values in rows.items():
     cells = [f"{values[name]:>19.3f}" for name in names]
-    lines.append("  ".join([f"{row:<{width}}", *cells]))
+    shown.append("  ".join([f"{row:<{width}}", *cells]))
   for rule, bounds in results["confidence"].items():
     name = names[0]
     if name not in bounds:
       continue
     low, high = bounds[name]
-    lines.append(
+    shown.append(
       f"\n{rule}: 95 % confidence of {name} {low:.3f} to {high:.3f}"
       f" ({results['videos']} videos)"
     )
-  return "\n".join(lines)
+  return "\n".join(shown)
 
 
 def read_all(
@@ -220,12 +222,12 @@ def run(values: flags.FlagValues, paths: Sequence[str]) -> int:
     if values.out:
       write_text(Path(values.out), json.dumps(results, indent=2) + "\n")
   except (ScoresError, ValueError, OSError) as error:
-    print(f"twostream_jax.fuse: {error}", file=sys.stderr)
+    print(f"twostream_jax.fuse: {lines(str(error))}", file=sys.stderr)
     return 1
   for name, ids in left_out.items():
     # Ids of other programs may hold codes that a terminal obeys.
-    listed = ", ".join(i if i.isprintable() else repr(i) for i in ids)
-    print(f"Only in {name}, left out: {listed}")
+    listed = ", ".join(map(printable, ids))
+    print(f"Only in {printable(name)}, left out: {listed}")
   print(table(results))
   return 0
 

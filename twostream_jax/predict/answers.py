@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from twostream_jax import words
 from twostream_jax.flow.spec import to_dict
 from twostream_jax.predict.predictor import Prediction
 from twostream_jax.trained import TrainedRun
@@ -36,25 +37,30 @@ def failure(path: str, reason: str) -> dict[str, str]:
 def printable(text: str, encoding: str | None = None) -> str:
   """A text with escapes for what an encoding (None: UTF-8) does not have.
 
-  Names of files may be of any bytes, and terminals may be of any encoding.
+  Names of files may be of any bytes, and terminals may be of any encoding and
+  obey codes in texts.
   """
-  encoding = encoding or "utf-8"
+  text, encoding = words.lines(text), encoding or "utf-8"
   return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def table(found: Mapping[str, Any]) -> str:
   """What `answer`, `failure` or `long_videos` gave, to read."""
+  path = words.printable(found["path"])
   if "error" in found:
-    return f"{found['path']}: no answer: {found['error']}"
+    return f"{path}: no answer: {found['error']}"
   if "segments" in found:
     return _segments(found)
   head = (
-    f"{found['path']}: {found['frames']} frames, {found['seconds']:.1f} s;"
+    f"{path}: {found['frames']} frames, {found['seconds']:.1f} s;"
     f" answered in {found['elapsed']:.1f} s"
   )
   rows = {**found["stages"], **found["fused"]}
   cells = {
-    name: [f"{label} {probability:.3f}" for label, probability in row]
+    name: [
+      f"{words.printable(label)} {probability:.3f}"
+      for label, probability in row
+    ]
     for name, row in rows.items()
   }
   return "\n".join([head, *_aligned(cells)])
@@ -75,7 +81,8 @@ def _aligned(rows: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _segments(found: Mapping[str, Any]) -> str:
   head = (
-    f"{found['path']}: {found['frames']} frames, {found['seconds']:.1f} s;"
+    f"{words.printable(found['path'])}: {found['frames']} frames,"
+    f" {found['seconds']:.1f} s;"
     f" {len(found['segments'])} segments by {found['by']!r} in"
     f" {found['elapsed']:.1f} s"
   )

@@ -33,7 +33,7 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from twostream_jax import checkpoints, launch
+from twostream_jax import checkpoints, launch, words
 from twostream_jax.data.check import TIME_LIMIT, lost_rejection
 from twostream_jax.data.workers import (
   Lost,
@@ -122,12 +122,12 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
     WorkerStartError,
   ) as error:
     said = "; ".join([str(error), *getattr(error, "__notes__", [])])
-    print(f"twostream_jax.predict: {said}", file=sys.stderr)
+    print(f"twostream_jax.predict: {words.lines(said)}", file=sys.stderr)
     return 1
 
 
 def _one_line(message, *_, **__) -> str:
-  return f"twostream_jax.predict: {message}\n"
+  return f"twostream_jax.predict: {words.lines(str(message))}\n"
 
 
 def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:

@@ -7,22 +7,20 @@ attributes of these groups or, in older files, in the archive's config.json.
 
 import collections
 import io
-import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from twostream_jax import json_files
-from twostream_jax.pretrained import archives
+from twostream_jax.pretrained import apart, archives, hdf5
 from twostream_jax.pretrained.sources import (
   Content,
   WeightsError,
-  require_bounded,
+  most_unpacked,
 )
 
 _WEIGHTS = "model.weights.h5"
@@ -47,13 +45,14 @@ def read_archive(path: Path) -> Content:
     info = archive.getinfo(_WEIGHTS)
     if archives.is_stored(info):
       # The time of seeking in an archive grows with the distance.
-      content = archives.stored(archives.map_file(path), info)
-      file = io.BufferedReader(archives.MappedFile(content))
+      raw = archives.stored(archives.map_file(path), info)
+      file = io.BufferedReader(archives.MappedFile(raw))
     else:
-      file = io.BytesIO(archive.read(info))
+      raw = archive.read(info)
+      file = io.BytesIO(raw)
     if file.read(4) != b"\x89HDF":
       raise WeightsError(f"{path}: its {_WEIGHTS} is not an HDF5 file")
-    arrays, names = _read(file, info.file_size, f"{path}: {_WEIGHTS}")
+    arrays, names = _read(file, raw, info.file_size, f"{path}: {_WEIGHTS}")
     if not names and _CONFIG in archive.namelist():
       with archive.open(_CONFIG) as config:
         layers = json_files.parse(config.read(_LONGEST_CONFIG))
@@ -68,49 +67,28 @@ def read_hdf5(path: Path) -> Content:
     WeightsError: its arrays are in other files, or it has links to what may
       be, or they unpack to too much.
   """
-  with path.open("rb") as file:
-    arrays, names = _read(file, path.stat().st_size, str(path))
+  with path.open("rb") as file, path.open("rb") as raw:
+    arrays, names = _read(file, raw, path.stat().st_size, str(path))
   return Content(_renamed(arrays, names))
 
 
 def _read(
-  content: BinaryIO, size: int, name: str
+  content: BinaryIO, raw: BinaryIO | memoryview | bytes, size: int, name: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Returns arrays by path, and given names of layers by their groups."""
-  datasets, names = {}, {}
+  """Returns arrays by path, and given names of layers by their groups.
 
-  def add(key: str, item: h5py.Group | h5py.Dataset) -> None:
-    # Written with the separators of Windows by some versions.
-    key = key.replace("\\", "/")
-    key = re.sub(r"(^|/)_layer_checkpoint_dependencies/", r"\1layers/", key)
-    if isinstance(item, h5py.Group):
-      given = item.attrs.get("name")
-      if key.endswith("/vars") and isinstance(given, str):
-        names[key.removesuffix("/vars")] = given
-    elif item.dtype.kind in "iuf":
-      datasets[key] = item
-
-  with h5py.File(content, "r") as file:
-    # Whoever wrote the file would choose what of this machine is read.
-    link = file.visititems_links(
-      lambda key, link: None if isinstance(link, h5py.HardLink) else key
-    )
-    if link is not None:
-      raise WeightsError(
-        f"{name}: {link!r:.200} is a link; copy its array here"
-      )
-    file.visititems(add)
-    for key, item in datasets.items():
-      if item.is_virtual or item.external:
-        raise WeightsError(f"{name}: {key!r} lies in another file")
-    require_bounded(sum(map(_unpacked, datasets.values())), size, name)
-    return {key: np.asarray(item) for key, item in datasets.items()}, names
-
-
-def _unpacked(item: h5py.Dataset) -> int:
-  """Bytes that reading takes: a whole chunk, also where the array is less."""
-  chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
-  return max(item.nbytes, chunk)
+  Args:
+    content: the HDF5 file.
+    raw: the same for another process, which reads it first: on some damaged
+      files the library crashes or hangs.
+    size: bytes of the file.
+    name: of the file, for messages.
+  """
+  try:
+    apart.call(hdf5.__file__, raw, size)
+    return hdf5.read(content, most_unpacked(size))
+  except (ValueError, OSError, RuntimeError, KeyError) as error:
+    raise WeightsError(f"{name}: {error}") from error
 
 
 def _renamed(

@@ -17,7 +17,7 @@ _DEEPEST = 64
 # Weights hardly compress: those of float32 that were rounded to bfloat16 to
 # half of their size. What unpacks to more than this is made to.
 _MOST_COMPRESSED = 4
-_SMALL = 2**27
+_SMALL = 64 * 2**20
 
 
 class WeightsError(ValueError):
@@ -120,6 +120,11 @@ def flatten(
   return Content(arrays, refused=refused)
 
 
+def most_unpacked(packed: int) -> int:
+  """Bytes that a file of `packed` bytes may unpack to."""
+  return _SMALL + _MOST_COMPRESSED * packed
+
+
 def require_bounded(unpacked: int, packed: int, name: str) -> None:
   """Refuses a file that would fill the memory with what is not in it.
 
@@ -131,7 +136,7 @@ def require_bounded(unpacked: int, packed: int, name: str) -> None:
   Raises:
     WeightsError: it is compressed more than weights can be.
   """
-  if unpacked > _SMALL + _MOST_COMPRESSED * packed:
+  if unpacked > most_unpacked(packed):
     raise WeightsError(
       f"{name}: {packed} bytes that would unpack to {unpacked}; this is"
       " not a file of weights"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twostream_jax.files import replaced
+from twostream_jax.words import lines
 
 _esc = html.escape
 
@@ -21,7 +22,7 @@ def render_page(title: str, facts: str, sections: Mapping[str, str]) -> str:
     facts: what stands below it, as HTML.
     sections: the rest, as HTML by heading; a heading is plain words.
   """
-  return string.Template(_read("template.html")).substitute(
+  page = string.Template(_read("template.html")).substitute(
     style=_read("page.css"),
     script=_read("page.js"),
     title=_esc(title),
@@ -34,6 +35,9 @@ def render_page(title: str, facts: str, sections: Mapping[str, str]) -> str:
       for name, body in sections.items()
     ),
   )
+  # Here, because names of classes and videos stand in every part: a page's
+  # source is also looked at in terminals.
+  return lines(page)
 
 
 def _read(name: str) -> str:

@@ -1,0 +1,100 @@
+"""Reads files by a process of its own, where a library may crash or hang.
+
+What parses HDF5 and MATLAB files was not written for damaged ones: some end
+the process, some are read for ever, and some take all memory. This file is also
+the program of that process. It imports nothing but the standard library, and
+loads a reader from its file: a module that imports no part of this package.
+"""
+
+import contextlib
+import io
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+# Bytes that the reader may take beside a multiple of the file's.
+_FREE = 2**29
+_MOST_GROWN = 10
+# Seconds of processor time, and bytes that a second reads at the least.
+_SECONDS = 10
+_BYTES_PER_SECOND = 10**7
+
+
+class ApartError(ValueError):
+  """The process could not read a file; the message names no file."""
+
+
+def call(reader: str, content: BinaryIO | memoryview | bytes, size: int):
+  """Runs a reader in a process of its own.
+
+  Args:
+    reader: Path of the module. Its `serve` is called with the content, a binary
+      file, with its size, and with a binary file for the answer.
+    content: An open file at its start, or the bytes of one.
+    size: Bytes of the file.
+
+  Returns:
+    The answer, bytes.
+
+  Raises:
+    ApartError: The reader refused it, crashed, or took far too much.
+  """
+  if isinstance(content, memoryview | bytes):
+    source = {"input": content}
+  else:
+    source = {"stdin": content}
+  done = subprocess.run(
+    # -P: no module of the current folder is taken for one of these.
+    [sys.executable, "-P", __file__, reader, str(size)],
+    capture_output=True,
+    **source,
+  )
+  if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    raise ApartError("damaged: its reader took too long")
+  if done.returncode < 0:
+    raise ApartError("damaged: its reader crashed on it")
+  if done.returncode:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    raise ApartError(lines[-1] if lines else "it can't be read")
+  return done.stdout
+
+
+def _limit(size: int) -> None:
+  """Ends this process where a file of `size` bytes takes far more than that."""
+  seconds = _SECONDS + size // _BYTES_PER_SECOND
+  resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+  # A crash is expected, its image of the memory is not wanted.
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  # What is mapped now, of libraries: macOS does not tell.
+  with contextlib.suppress(OSError, ValueError):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + _FREE + _MOST_GROWN * size
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _main(reader: str, size: int) -> None:
+  """Writes an answer to standard output, or ends with 1 and why."""
+  # A library may print what it thinks of the file.
+  answers = os.fdopen(os.dup(1), "wb")
+  os.dup2(2, 1)
+  functions = runpy.run_path(reader)
+  content = sys.stdin.buffer
+  if not content.seekable():
+    content = io.BytesIO(content.read())
+  _limit(size)
+  try:
+    functions["serve"](content, size, answers)
+    answers.flush()
+  except MemoryError:
+    sys.exit("damaged: it takes far more memory than its size")
+  except Exception as error:
+    sys.exit(" ".join(str(error).split()) or type(error).__name__)
+
+
+if __name__ == "__main__":
+  _main(sys.argv[1], int(sys.argv[2]))
