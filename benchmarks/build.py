@@ -66,8 +66,8 @@ def time_parts(spec: FlowSpec, clip: Clip) -> dict[str, float]:
   kept = []
   before = None
   while (frame := timed("decode, resize", next, frames, None)) is not None:
-    kept.append(timed("JPEG of frames", encode_rgb, frame, _RGB_QUALITY))
-    gray = timed("gray", cv2.cvtColor, frame, cv2.COLOR_RGB2GRAY)
+    kept.append(timed("JPEG of frames", encode_rgb, frame.rgb, _RGB_QUALITY))
+    gray = timed("gray", cv2.cvtColor, frame.rgb, cv2.COLOR_RGB2GRAY)
     if before is None:
       compute_flow(spec, gray, gray)  # Compiles, if anything.
     else:

@@ -86,7 +86,7 @@ def real_pairs(folder, count):
   pairs = []
   for path in files[:: max(1, len(files) // count)][:count]:
     try:
-      frames = list(read_resized(path, 256))
+      frames = [frame.rgb for frame in read_resized(path, 256)]
     except VideoError as error:
       sys.exit(f"--videos: {path}: {error.reason}")
     middle = len(frames) // 2

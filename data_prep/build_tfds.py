@@ -154,6 +154,13 @@ def define_flags(values: flags.FlagValues) -> None:
     "bidirectional: store fields back too, for bidirectional stacks.",
     flag_values=values,
   )
+  flags.DEFINE_bool(
+    "tvl1_texture",
+    True,
+    "Whether --flow=tvl1 matches texture where brightness changes. Without, its"
+    " flow is that of datasets from before there was this setting.",
+    flag_values=values,
+  )
   flags.DEFINE_float(
     "bound", 20.0, "Largest stored motion, in pixels.", flag_values=values
   )
@@ -271,9 +278,15 @@ def _flow_spec(values: flags.FlagValues) -> FlowSpec:
       " stored values 0 and 255 stand for (denseflow and dense_flow write 20"
       " or 32 by default)"
     )
+  parameters = {} if extracted else default_parameters(values.flow)
+  if not values.tvl1_texture:
+    if values.flow != "tvl1":
+      raise UsageError("--notvl1_texture is for --flow=tvl1")
+    # Not 0: so the parameters are those that earlier datasets have.
+    del parameters["texture"]
   return FlowSpec(
     algorithm=values.flow,
-    parameters={} if extracted else default_parameters(values.flow),
+    parameters=parameters,
     step=values.flow_step,
     direction=values.flow_direction,
     short_side=values.short_side,

@@ -18,7 +18,12 @@ from twostream_jax.flow import (
   prepare_process,
 )
 from twostream_jax.flow import tvl1 as tvl1_module
-from twostream_jax.flow.spec import EXTRACTED, FlowSpec, FlowSpecError
+from twostream_jax.flow.spec import (
+  EXTRACTED,
+  FlowSpec,
+  FlowSpecError,
+  require_equal,
+)
 
 _FAST = {"nscales": 2, "warps": 2, "iterations": 5}
 _SETTINGS = {"dis": {}, "farneback": {"winsize": 9}, "tvl1": _FAST}
@@ -108,6 +113,21 @@ def test_frames_are_taken_as_they_are_needed(algorithm, step):
     next(fields)
     assert len(taken) == i + step + 1
   assert next(fields, None) is None
+
+
+def test_flow_of_earlier_datasets_stays_as_it_was():
+  """Their parameters do not name the texture, which new ones always do."""
+  frames = _frames(2)
+  frames[1] = frames[1] // 2
+  before = FlowSpec("tvl1", _FAST)
+  ((field,),) = compute_flows(before, frames)
+  with_none = FlowSpec("tvl1", _FAST | {"texture": 0.0})
+  np.testing.assert_array_equal(field, compute_flow(before, *frames))
+  np.testing.assert_array_equal(field, compute_flow(with_none, *frames))
+  now = FlowSpec("tvl1", default_parameters("tvl1") | _FAST)
+  assert np.abs(field - compute_flow(now, *frames)).mean() > 0.5
+  with pytest.raises(FlowSpecError, match="texture"):
+    require_equal(before, now, model="m", dataset="d")
 
 
 @pytest.mark.parametrize("algorithm", FLOWS)

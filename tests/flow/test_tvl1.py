@@ -107,6 +107,7 @@ def test_the_pair_is_not_smoothed_into_its_neighbours():
     (((1, 8), (1, 8)), {}, "2 x 2"),
     (((8, 8), (8, 8)), {"scale_step": 1.0}, "scale_step"),
     (((8, 8), (8, 8)), {"warps": 0}, "warps"),
+    (((8, 8), (8, 8)), {"texture": 1.5}, "texture"),
   ],
 )
 def test_what_can_not_work_is_refused(shapes, settings, match):
@@ -166,6 +167,88 @@ def test_sampling_is_bilinear():
   between = image[2:4, 1:3, 0].mean(axis=1) @ [0.75, 0.25]
   expected = [image[0, 0, 0], between, image[4, 5, 0], image[4, 0, 0]]
   np.testing.assert_allclose(got[0], expected, rtol=1e-5)
+
+
+CHANGES = {
+  "+60": lambda image: image + 60,
+  "x 0.7": lambda image: image * 0.7,
+  "x 1.3": lambda image: image * 1.3,
+  "flash": lambda image: image * 0.6 + 100,
+  "fade": lambda image: image * 0.97,
+}
+
+
+def changed(image, change):
+  """`image` as a camera would store it after a change of brightness."""
+  return np.clip(np.round(CHANGES[change](image)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_brightness_is_not_motion(change):
+  image = np.round(texture()[8:-8, 8:-8])
+  flow = np.asarray(tvl1(image, changed(image, change), **SMALL))
+  assert np.hypot(*np.moveaxis(flow, -1, 0)).mean() < 0.1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_motion_is_found_through_a_change_of_brightness(change):
+  first, second = moved(2, -1)
+  flow = np.asarray(tvl1(first, changed(second, change), **SMALL))
+  inner = flow[6:-6, 6:-6] - [2, -1]
+  assert np.hypot(*np.moveaxis(inner, -1, 0)).mean() < 0.2
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 40), (33, 5), (40, 48)])
+@pytest.mark.parametrize("levels", [(0, 255), (200, 90), (128, 129)])
+def test_flat_images_have_no_flow(shape, levels):
+  first, second = (np.full(shape, level, np.uint8) for level in levels)
+  np.testing.assert_allclose(tvl1(first, second, **SMALL), 0, atol=1e-2)
+
+
+def numpy_texture(image, share, strength):
+  """Texture of [h w], by windows of the image instead of shifted images."""
+  steps = np.arange(-6, 7)
+  weights = np.exp(-(steps**2) / 8.0)
+  window = np.outer(weights, weights) / weights.sum() ** 2
+  padded = np.pad(image.astype(np.float64), 6, mode="edge")
+  around = np.lib.stride_tricks.sliding_window_view(padded, window.shape)
+  return strength * (image - share * (around * window).sum(axis=(-2, -1)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (17, 30)])
+def test_texture_is_what_a_gaussian_mean_leaves(shape):
+  rng = np.random.default_rng(0)
+  first = rng.uniform(50, 150, (3, *shape)).astype(np.float32)
+  # A change of 1.125 gray levels is half way from none to all texture.
+  second = first + np.float32([60, 1.125, -0.75])[:, None, None]
+  ((found, other),) = module.texture_pyramids([(first, second)], 0.8)
+  for images, texture_images in ((first, found), (second, other)):
+    for i, (share, strength) in enumerate([(0.8, 2), (0.4, 1.5), (0, 1)]):
+      np.testing.assert_allclose(
+        texture_images[i],
+        numpy_texture(images[i], share, strength),
+        rtol=1e-4,
+        atol=2e-3,
+      )
+
+
+def test_pairs_of_constant_brightness_are_matched_as_they_are():
+  bright, dark = moved(2, 0), [image * 0.5 for image in moved(0, 1)]
+  dark[1] = dark[1] + 60
+  first, second = (np.stack(z) for z in zip(bright, dark, strict=True))
+  coarse = [pyramid.resize(image, (24, 32)) for image in (first, second)]
+  pairs = [(first, second), tuple(coarse)]
+  for old, new in zip(pairs, module.texture_pyramids(pairs, 1.0), strict=True):
+    for a, b in zip(old, new, strict=True):
+      np.testing.assert_array_equal(a[0], b[0])
+      assert np.abs(a[1] - b[1]).mean() > 10
+
+
+def test_what_enters_an_image_does_not_change_its_brightness():
+  first = texture()[None, 8:-8, 8:-8]
+  second = first.copy()
+  second[:, :, :8] = 255
+  assert abs(module.brightness_change(first, second)[0]) < module._CHANGE[0]
 
 
 def energy(flow, first, second, lambda_=0.3):

@@ -29,6 +29,7 @@ def _tvl1(
   scale_step: float = 0.5,
   warps: int = 5,
   iterations: int = 15,
+  texture: float = 1.0,
 ) -> np.ndarray:
   """`twostream_jax.flow.tvl1.tvl1` from and to NumPy, for one pair.
 
@@ -49,6 +50,7 @@ def _tvl1(
     scale_step=scale_step,
     warps=warps,
     iterations=iterations,
+    texture=texture,
   )
   return np.asarray(flow)[0]
 
@@ -58,6 +60,11 @@ FLOWS: dict[str, Callable[..., np.ndarray]] = {
   "farneback": farneback,
   "tvl1": _tvl1,
 }
+
+# Parameters that an algorithm has gained since datasets were first built with
+# it, with the value that changes nothing. They complete a spec that does not
+# name them, so that its flow is computed as it was when the spec was stored.
+_ADDED_PARAMETERS: dict[str, dict[str, Any]] = {"tvl1": {"texture": 0.0}}
 
 
 def default_parameters(algorithm: str) -> dict[str, Any]:
@@ -92,8 +99,8 @@ def compute_flow(
     ValueError: the algorithm can't work with the images or the values of the
       parameters.
   """
-  _check_parameters(spec)
-  return FLOWS[spec.algorithm](previous, following, **spec.parameters)
+  parameters = _parameters(spec)
+  return FLOWS[spec.algorithm](previous, following, **parameters)
 
 
 def compute_flows(
@@ -121,15 +128,15 @@ def compute_flows(
     ValueError: the algorithm can't work with the frames or the values of the
       parameters, or frames differ in size; when it gets there.
   """
-  _check_parameters(spec)
+  parameters = _parameters(spec)
   pairs = _pairs(spec, frames)
   if spec.algorithm == "tvl1":
     from twostream_jax.flow.tvl1 import tvl1_of_pairs
 
-    fields = tvl1_of_pairs(pairs, **spec.parameters)
+    fields = tvl1_of_pairs(pairs, **parameters)
   else:
     algorithm = FLOWS[spec.algorithm]
-    fields = (algorithm(*pair, **spec.parameters) for pair in pairs)
+    fields = (algorithm(*pair, **parameters) for pair in pairs)
   return _stack(fields, 2 if spec.direction == "bidirectional" else 1)
 
 
@@ -184,7 +191,8 @@ def _stack(fields: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
     yield np.stack(directions)
 
 
-def _check_parameters(spec: FlowSpec) -> None:
+def _parameters(spec: FlowSpec) -> dict[str, Any]:
+  """Parameters to call the algorithm of `spec` with."""
   known = default_parameters(spec.algorithm)
   unknown = sorted(set(spec.parameters) - set(known))
   if unknown:
@@ -192,6 +200,7 @@ def _check_parameters(spec: FlowSpec) -> None:
       f"{spec.algorithm} has no parameter {', '.join(unknown)};"
       f" it has: {', '.join(known)}"
     )
+  return {**_ADDED_PARAMETERS.get(spec.algorithm, {}), **spec.parameters}
 
 
 def _find(algorithm: str) -> Callable[..., np.ndarray]:

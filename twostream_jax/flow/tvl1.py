@@ -3,9 +3,11 @@
 The duality-based method of Zach, Pock & Bischof 2007 ("A Duality Based Approach
 for Realtime TV-L1 Optical Flow"), with three parts of Wedel et al. 2009 ("An
 Improved Algorithm for TV-L1 Optical Flow"): median filtering between warps,
-five-point derivatives, and derivatives blended between the two images. Names of
-parameters are those of OpenCV's DualTVL1; where a default differs, that is
-because it was better or faster, see `tvl1`.
+five-point derivatives, and derivatives blended between the two images. Where
+the brightness of a pair changes as a whole, which the method takes for motion,
+the texture of the images is matched in their place: see `texture_pyramids`.
+Names of parameters are those of OpenCV's DualTVL1; where a default differs,
+that is because it was better or faster, see `tvl1`.
 """
 
 import functools
@@ -26,6 +28,16 @@ FAST = {"warps": 3, "iterations": 10}
 
 # Share of the first image's derivative (Wedel et al. 2009, section 3).
 _BLEND = 0.4
+# Gray levels of a pair's change of brightness (`brightness_change`) below which
+# its images are matched as they are, and above which their texture is. Between
+# frames of real videos it is up to 0.6, where nothing but motion changes them.
+_CHANGE = (0.75, 1.5)
+# A pixel's part in the change of brightness, gray levels: what a bright object
+# adds that enters the image, or the black edge of a shaken one, stays small.
+_LARGEST_PART = 4.0
+# Texture is what a Gaussian mean leaves. Standard deviation in pixels of each
+# scale, and the radius at which the weights end.
+_SIGMA, _RADIUS = 2.0, 6
 # Networks of compare-exchanges that leave the median of 9 in place 4 (Smith
 # 1996): a sort is ruinous on a CPU.
 _MEDIAN_OF_9 = (
@@ -45,6 +57,7 @@ _PARAMETERS = (
   "scale_step",
   "warps",
   "iterations",
+  "texture",
 )
 
 
@@ -60,11 +73,13 @@ def tvl1(
   scale_step: float = 0.5,
   warps: int = 5,
   iterations: int = 15,
+  texture: float = 1.0,
 ) -> Array:
   """Optical flow between pairs of gray images.
 
   Minimises, over the flow u, the sum over pixels of
-  |grad u_x| + |grad u_y| + lambda |following(x + u) - previous(x)|.
+  |grad u_x| + |grad u_y| + lambda |following(x + u) - previous(x)|. Of a pair
+  whose brightness changes as a whole the texture takes the place of the images.
 
   Args:
     previous: [... h w], uint8 or float, 0..255.
@@ -77,6 +92,10 @@ def tvl1(
     warps: linearisations of the data term at each scale.
     iterations: primal-dual updates a warp. OpenCV: up to 300, until they
       change little; here always as many, so that no device waits.
+    texture: share of the local mean, in [0, 1], that is removed from both
+      images of a pair whose brightness changes as a whole (a flash, a fade, an
+      automatic exposure). 0 never removes any: flow as datasets hold it whose
+      parameters do not name `texture`.
 
   It is compiled anew for every shape and every value of a parameter.
 
@@ -99,6 +118,8 @@ def tvl1(
       f"scale_step must be in (0, 1), nscales, warps and iterations at least"
       f" 1: {scale_step}, {nscales}, {warps}, {iterations}"
     )
+  if not 0 <= texture <= 1:
+    raise ValueError(f"texture must be in [0, 1]: {texture}")
   h, w = previous.shape[-2:]
   flow = _solve(
     previous.reshape((-1, h, w)).astype(jnp.float32),
@@ -109,6 +130,7 @@ def tvl1(
     sizes=pyramid.pyramid_sizes(h, w, nscales, scale_step),
     warps=warps,
     iterations=iterations,
+    texture=texture,
   )
   return flow.reshape(previous.shape + (2,))
 
@@ -152,12 +174,23 @@ def default_pairs_at_once() -> int:
 
 
 def _solve(
-  previous, following, *, tau, lambda_, theta, sizes, warps, iterations
+  previous,
+  following,
+  *,
+  tau,
+  lambda_,
+  theta,
+  sizes,
+  warps,
+  iterations,
+  texture,
 ):
   """Coarse-to-fine solution for float32 [b h w]: float32 [b h w 2]."""
   images = [(previous, following)]
   for size in sizes[1:]:
     images.append(tuple(pyramid.resize(image, size) for image in images[-1]))
+  if texture:
+    images = texture_pyramids(images, texture)
   batch = previous.shape[0]
   flow = (jnp.zeros((batch, *sizes[-1]), jnp.float32),) * 2
   for size, (first, second) in zip(
@@ -168,6 +201,74 @@ def _solve(
       first, second, flow, tau, lambda_, theta, warps, iterations
     )
   return jnp.stack(flow, axis=-1)
+
+
+def texture_pyramids(
+  images: list[tuple[Array, Array]], texture: float
+) -> list[tuple[Array, Array]]:
+  """Takes the local mean from pairs whose brightness changes.
+
+  A change of brightness that is smooth in space is in the mean and not in what
+  remains. That is the structure-texture decomposition of Wedel et al. 2009,
+  section 2.1, with two differences. The structure is a Gaussian mean at each
+  scale, not a total-variation filter's result at the finest, which would take
+  as long as the flow. And it is done only where the brightness of a pair
+  changes, in proportion: where it does not, the mean says much about motion
+  that the texture does not.
+
+  What remains is up to twice as strong, so that smoothness does not outweigh
+  the weaker texture: the same as up to twice `lambda_`.
+
+  Args:
+    images: Both images at each scale, finest first, float32 [b h w], 0..255.
+    texture: Share of the mean that is removed at most, in [0, 1].
+
+  Returns:
+    Images in their place, of the same shapes. Those of a pair without a change
+    of brightness are as they were.
+  """
+  low, high = _CHANGE
+  change = jnp.abs(brightness_change(*images[-1]))
+  part = jnp.clip((change - low) / (high - low), 0, 1)[:, None, None]
+
+  def remaining(image):
+    return (1 + part) * (image - texture * part * _local_mean(image))
+
+  return [(remaining(first), remaining(second)) for first, second in images]
+
+
+def brightness_change(first: Array, second: Array) -> Array:
+  """Change of brightness that most of a pair's pixels share.
+
+  Motion makes some pixels brighter and others darker, which cancels out.
+
+  Args:
+    first: float32 [b h w], 0..255; the coarsest scale, in which motion and
+      noise make little difference.
+    second: Of the same shape.
+
+  Returns:
+    float32 [b]: gray levels, each pixel's limited to 4.
+  """
+  difference = jnp.clip(second - first, -_LARGEST_PART, _LARGEST_PART)
+  return difference.mean(axis=(1, 2))
+
+
+def _local_mean(images: Array) -> Array:
+  """Mean of [b h w] under a Gaussian window; edges are repeated."""
+  steps = np.arange(-_RADIUS, _RADIUS + 1)
+  weights = np.exp(-0.5 * (steps / _SIGMA) ** 2)
+  weights = (weights / weights.sum()).astype(np.float32)
+  for axis in (1, 2):
+    length = images.shape[axis]
+    around = [(0, 0)] * 3
+    around[axis] = (_RADIUS, _RADIUS)
+    padded = jnp.pad(images, around, mode="edge")
+    images = sum(
+      weight * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+      for i, weight in enumerate(weights)
+    )
+  return images
 
 
 def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):
