@@ -34,6 +34,7 @@ from twostream_jax.predict import (
   reading,
   timeline,
 )
+from twostream_jax.predict.__main__ import define_flags
 from twostream_jax.predict.following import Seen, Window
 from twostream_jax.predict.reading import Source
 from twostream_jax.predict.timeline import Segment, Track
@@ -54,7 +55,7 @@ def ready(finished_dir):
 
 def parsed(*arguments):
   values = flags.FlagValues()
-  command.define_flags(values)
+  define_flags(values)
   return values(["predict", *map(str, arguments)]), values
 
 

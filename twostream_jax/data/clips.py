@@ -14,6 +14,8 @@ from pathlib import Path
 SPLITS = ("train", "validation", "test")
 # Reason of a rejection that was asked for.
 SHARED_GROUP = "its group is also in test (--drop_shared_groups)"
+# Seconds that a clip may take: as one of 1 GiB with slow flow on one core.
+TIME_LIMIT = 1800.0
 _EXAMPLES = 3
 
 
