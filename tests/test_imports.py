@@ -1,6 +1,7 @@
 """The layers of the package: a module imports only from lower levels."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -142,6 +143,7 @@ UNITS = (
 )
 
 
+@functools.cache
 def modules():
   """Module name below the package to its file."""
   base = ROOT / PACKAGE
@@ -154,8 +156,13 @@ def modules():
   return found
 
 
+@functools.cache
 def imports(path):
   """Absolute names that a file imports, anywhere in it."""
+  return tuple(_imports(path))
+
+
+def _imports(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)

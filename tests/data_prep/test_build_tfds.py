@@ -308,6 +308,7 @@ def test_extracted_flow_needs_its_bound(videos, capsys):
   assert "--flow=extracted needs --bound" in capsys.readouterr().err
 
 
+@pytest.mark.optional
 def test_beam_gives_the_same_dataset(videos, tmp_path, capsys):
   pytest.importorskip("apache_beam", reason="an extra of the package")
   arguments = ["--dataset=folder", f"--videos={videos}", "--short_side=32"]
