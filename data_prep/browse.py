@@ -14,11 +14,6 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from twostream_jax import words
-from twostream_jax.data.dataset import open_dataset
-from twostream_jax.report.browse import render_dataset
-from twostream_jax.report.shell import write_page
-
 
 def define_flags(values: flags.FlagValues) -> None:
   """Adds this program's flags to `values`."""
@@ -46,6 +41,12 @@ def run(
     The exit code: 0; 1 after an error that is explained on stderr; 130 after
     Ctrl-C.
   """
+  # Not above: wrong flags are answered without what reads and draws.
+  from twostream_jax import words
+  from twostream_jax.data.dataset import open_dataset
+  from twostream_jax.report.browse import render_dataset
+  from twostream_jax.report.shell import write_page
+
   try:
     data = open_dataset(folder)
     out = Path(values.out or f"{data.name}.html")

@@ -1,5 +1,6 @@
 """Settings that every test shares: eight CPU devices, strict ranks."""
 
+import fcntl
 import os
 import tempfile
 
@@ -37,10 +38,23 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 flags.FLAGS.mark_as_parsed()
 
 
-@pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory):
-  """Folder of a built dataset: 12 classes; 2 train, 1 validation, 1 test."""
-  directory = tmp_path_factory.mktemp("tiny")
+def made_once(tmp_path_factory, name, make):
+  """A folder that all workers of a test run share; the first one makes it."""
+  base = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    base = base.parent
+  folder, done = base / name, base / f"{name}.done"
+  with open(base / f"{name}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not done.exists():
+      folder.mkdir()
+      make(folder)
+      done.touch()
+  return folder
+
+
+def build_tiny(directory):
+  """Builds the dataset of `tiny_dir`."""
   counts = {"train": 2, "validation": 1, "test": 1}
   synthetic.write_videos(directory / "videos", counts, seed=0)
   builder.build_dataset(
@@ -50,7 +64,15 @@ def tiny_dir(tmp_path_factory):
     flow_spec=FlowSpec("dis", default_parameters("dis"), short_side=64),
     progress=False,
   )
-  return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory):
+  """Folder of a built dataset: 12 classes; 2 train, 1 validation, 1 test.
+
+  All workers read it: it is not to be changed.
+  """
+  return made_once(tmp_path_factory, "tiny", build_tiny)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +86,7 @@ def finished_dir(tiny_dir, tiny, tmp_path_factory):
   """Workdir of a finished run of every kind of stage; not to be changed."""
   from tests import finished_run
 
-  folder = tmp_path_factory.mktemp("finished")
-  finished_run.make(finished_run.get_config(tiny_dir), folder, tiny)
-  return folder
+  def make(folder):
+    finished_run.make(finished_run.get_config(tiny_dir), folder, tiny)
+
+  return made_once(tmp_path_factory, "finished", make)

@@ -21,7 +21,7 @@ from absl import flags
 
 from twostream_jax import export, fuse, models, trained
 from twostream_jax.export import __main__ as command
-from twostream_jax.export import programs, runner
+from twostream_jax.export import programs, runner, write
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
@@ -65,7 +65,7 @@ def opened(finished_dir):
 def exported(opened, tmp_path_factory):
   """The folder of an export for all platforms."""
   folder = tmp_path_factory.mktemp("export") / "model"
-  found = export.export_run(opened, folder, licence="CC-BY-4.0")
+  found = write.export_run(opened, folder, licence="CC-BY-4.0")
   assert list(found) == list(opened.stages)
   assert all(fits for _, fits in found.values())
   return folder
@@ -185,7 +185,7 @@ def test_every_rule_is_the_same_as_plain_numbers(opened, name, multi_label):
     fitted = FITS[name](streams, split="validation")
     rule = FusionRule(name, fitted=fitted)
   # Through text, as it is stored.
-  plain = json.loads(json.dumps(export.describe_rule(opened, rule)))
+  plain = json.loads(json.dumps(write.describe_rule(opened, rule)))
   logits = {stage: found.logits for stage, found in streams.items()}
   # Sure scores, where a floor keeps logarithms finite.
   sure = {stage: 900 * x for stage, x in logits.items()}
@@ -663,6 +663,6 @@ def test_a_model_that_scores_otherwise_is_not_exported(
   alone, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(runner, "check", lambda _: {"spatial": (0.5, False)})
-  with pytest.raises(export.ExportError, match="not score as the run.*0.5"):
-    export.export_run(alone, tmp_path / "model", platforms=["cpu"])
+  with pytest.raises(write.ExportError, match="not score as the run.*0.5"):
+    write.export_run(alone, tmp_path / "model", platforms=["cpu"])
   assert not list(tmp_path.iterdir())

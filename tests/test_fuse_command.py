@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 
 from twostream_jax import fuse, metrics, scores
-from twostream_jax.fuse import __main__ as command
-from twostream_jax.fuse import files
+from twostream_jax.fuse import command, files
+from twostream_jax.fuse.__main__ import define_flags
 from twostream_jax.scores import Scores, ScoresError
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 def run(folder, *arguments):
   values = flags.FlagValues()
-  command.define_flags(values)
+  define_flags(values)
   rest = values(["fuse", *arguments])
   return command.run(values, [str(folder / name) for name in rest[1:]])
 

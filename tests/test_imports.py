@@ -1,6 +1,7 @@
 """The layers of the package: a module imports only from lower levels."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LEVELS = {
   "data.clips": 0,
   "data.combine": 0,
   "data.dataset": 3,
+  "data.command": 10,
   "data.decode": 2,
   "data.encode": 5,
   "data.eval_pipeline": 2,
@@ -59,6 +61,7 @@ LEVELS = {
   "data_prep": 0,
   "evaluate": 3,
   "examples": 9,
+  "experiment": 13,
   "explain": 0,
   "export": 9,
   "files": 0,
@@ -95,6 +98,7 @@ LEVELS = {
   "predict": 9,
   "preprocess": 1,
   "pretrained": 2,
+  "recipe_tables": 9,
   "recipes": 0,
   "report": 4,
   "rescore": 12,
@@ -109,7 +113,7 @@ LEVELS = {
   "stage_views": 5,
   "stages": 7,
   "steps": 1,
-  "summary": 9,
+  "summary": 10,
   "train": 9,
   "trained": 8,
   "trained_weights": 4,
@@ -142,6 +146,7 @@ UNITS = (
 )
 
 
+@functools.cache
 def modules():
   """Module name below the package to its file."""
   base = ROOT / PACKAGE
@@ -154,8 +159,13 @@ def modules():
   return found
 
 
+@functools.cache
 def imports(path):
   """Absolute names that a file imports, anywhere in it."""
+  return tuple(_imports(path))
+
+
+def _imports(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)

@@ -9,10 +9,13 @@ import pytest
 from tests import chromium
 from twostream_jax.predict import video_file
 
-pytestmark = pytest.mark.skipif(
-  chromium.find() is None,
-  reason=f"no Chromium: none of {', '.join(chromium.NAMES)} is installed",
-)
+pytestmark = [
+  pytest.mark.optional,
+  pytest.mark.skipif(
+    chromium.find() is None,
+    reason=f"no Chromium: none of {', '.join(chromium.NAMES)} is installed",
+  ),
+]
 
 TYPES = {
   ".mp4": 'video/mp4; codecs="avc1.640028"',

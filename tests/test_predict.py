@@ -35,6 +35,7 @@ from twostream_jax.predict import (
   reading,
   timeline,
 )
+from twostream_jax.predict.__main__ import define_flags
 from twostream_jax.predict.following import Seen, Window
 from twostream_jax.predict.reading import Source
 from twostream_jax.predict.timeline import Segment, Track
@@ -55,7 +56,7 @@ def ready(finished_dir):
 
 def parsed(*arguments):
   values = flags.FlagValues()
-  command.define_flags(values)
+  define_flags(values)
   return values(["predict", *map(str, arguments)]), values
 
 
@@ -706,6 +707,7 @@ def test_frames_that_nobody_wants_any_more_are_not_read_on():
   assert len(taken) < 12
 
 
+@pytest.mark.optional
 def test_every_odd_video_has_an_answer_or_a_reason(ready, finished_dir):
   if not _ODD.is_dir():
     pytest.skip(f"no odd videos in {_ODD}")

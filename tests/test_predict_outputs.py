@@ -28,13 +28,14 @@ from twostream_jax.predict import (
   reading,
   timeline,
 )
+from twostream_jax.predict.__main__ import define_flags
 
 NAMES = ("a", "b", "c")
 
 
 def run_command(*arguments):
   values = flags.FlagValues()
-  command.define_flags(values)
+  define_flags(values)
   rest = values(["predict", *map(str, arguments)])
   return command.main(rest, values)
 

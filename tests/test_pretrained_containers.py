@@ -172,6 +172,7 @@ def test_older_copies_in_other_shards_are_not_taken(tmp_path, stale):
   _assert_loaded(variables, "vgg11")
 
 
+@pytest.mark.optional
 def test_shards_of_torch(tmp_path):
   torch = pytest.importorskip("torch")
   arrays = {key: torch.tensor(x) for key, x in _torchvision("").items()}

@@ -19,6 +19,8 @@ from twostream_jax.pretrained import (
   read_source,
 )
 
+pytestmark = pytest.mark.optional
+
 torch = pytest.importorskip("torch")
 nn = torch.nn
 

@@ -14,6 +14,8 @@ from twostream_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from twostream_jax.models.vgg import VGG
 from twostream_jax.pretrained import WeightsError, load_pretrained
 
+pytestmark = pytest.mark.optional
+
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 nn = torch.nn

@@ -10,10 +10,13 @@ from tests import chromium
 from tests.test_report import make_data, make_multi_label
 from twostream_jax.report import write_report
 
-pytestmark = pytest.mark.skipif(
-  chromium.find() is None,
-  reason=f"no Chromium: none of {', '.join(chromium.NAMES)} is installed",
-)
+pytestmark = [
+  pytest.mark.optional,
+  pytest.mark.skipif(
+    chromium.find() is None,
+    reason=f"no Chromium: none of {', '.join(chromium.NAMES)} is installed",
+  ),
+]
 
 CARDS = "[...document.querySelectorAll('.card')]"
 SHOWN = f"{CARDS}.filter(c => c.offsetParent !== null)"

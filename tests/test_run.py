@@ -143,6 +143,7 @@ def test_another_protocol_scores_anew_without_training(
   assert run.train_and_evaluate(config, folder, tiny) == returned
 
 
+@pytest.mark.slow
 def test_resuming_stage_by_stage_gives_the_same_bits(
   finished, config, tiny, tmp_path, monkeypatch
 ):
@@ -307,6 +308,7 @@ def test_a_stage_learns_the_direction_of_the_dataset_s_flow(
     stages.create_stage(changed, "temporal", both_ways, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_where(config, tiny, tmp_path):
   changed = config.copy_and_resolve_references()
   changed.temporal.optim.learning_rate = 1e30

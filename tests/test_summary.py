@@ -13,7 +13,14 @@ from tests import tiny_config
 from tests.recipes import NUM_CLASSES, RECIPES, ROOT, dataset_of, get_config
 from tests.recipes import get_module as get_recipe_module
 from tests.test_recipes import expected_size
-from twostream_jax import models, recipes, stages, summary, zoo
+from twostream_jax import (
+  models,
+  recipe_tables,
+  recipes,
+  stages,
+  summary,
+  zoo,
+)
 from twostream_jax.flops import count_flops
 
 
@@ -96,7 +103,7 @@ def test_every_recipe_is_in_the_table():
 )
 def test_parameters_are_the_published_ones(name):
   config = get_config(name)
-  num_classes, second, _ = summary.count_classes(name, config, own=2)
+  num_classes, second, _ = recipe_tables.count_classes(name, config, own=2)
   for stage in config.stages:
     outputs = num_classes + second
     network = zoo.create_network(config, stage, outputs)
@@ -133,7 +140,7 @@ def run(capsys, *arguments):
   values = flags.FlagValues()
   summary.define_flags(values)
   values(["summary", *arguments])
-  summary.run(values)
+  recipe_tables.run(values)
   return capsys.readouterr().out
 
 
@@ -160,7 +167,7 @@ def test_the_command_prints_markdown(capsys):
 
 def test_numbers_are_short_and_plain():
   values = (0.000722, 1.1449, 99.9, 722.4, 17_412.0)
-  assert [*map(summary.number, values)] == [
+  assert [*map(recipe_tables.number, values)] == [
     "0.000722",
     "1.14",
     "99.9",
@@ -171,23 +178,23 @@ def test_numbers_are_short_and_plain():
 
 def test_own_videos_have_as_many_classes_as_is_said():
   config = get_config("folder_two_stream")
-  found = summary.count_classes("folder_two_stream", config, own=7)
+  found = recipe_tables.count_classes("folder_two_stream", config, own=7)
   assert found == (7, 0, "your videos, here 7 classes (--num_classes)")
 
 
 def test_what_is_no_recipe_is_named(tmp_path):
   with pytest.raises(ValueError, match="no recipe 'x'.*, quickstart, "):
-    summary.find_recipes(ROOT / "configs", ["x"])
+    recipe_tables.find_recipes(ROOT / "configs", ["x"])
   with pytest.raises(ValueError, match="no recipes in .*--configs"):
-    summary.find_recipes(tmp_path, [])
+    recipe_tables.find_recipes(tmp_path, [])
   path = tmp_path / "empty.py"
   path.write_text("")
   with pytest.raises(ValueError, match="defines no get_config"):
-    summary.read_config(path)
+    recipe_tables.read_config(path)
 
 
 def test_every_config_but_the_default_is_found():
-  found = summary.find_recipes(ROOT / "configs", [])
+  found = recipe_tables.find_recipes(ROOT / "configs", [])
   assert set(RECIPES) < set(found) and "default" not in found
   for name, path in found.items():
-    assert summary.read_config(path).stages, name
+    assert recipe_tables.read_config(path).stages, name

@@ -19,7 +19,7 @@ from twostream_jax import (
   configs,
   data_prep,
   main,  # noqa: F401, it defines the flags
-  summary,
+  recipe_tables,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def parse(path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_recipe_is_read_from_any_folder(elsewhere, name):
   path = ROOT / "configs" / f"{name}.py"
-  assert summary.read_config(path).stages == parse(str(path)).stages
+  assert recipe_tables.read_config(path).stages == parse(str(path)).stages
 
 
 @pytest.mark.parametrize("name", ["quickstart", "configs/quickstart.py"])

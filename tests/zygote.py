@@ -6,6 +6,7 @@ has ended, its exit code (minus the number of the signal that killed it). The
 children are processes as real as any, which start a second sooner.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -47,4 +48,7 @@ def serve():
 
 
 if __name__ == "__main__":
+  # Once, here: the command itself imports it when its flags are parsed. Not
+  # above, where processes that decode would import it too.
+  importlib.import_module("twostream_jax.experiment")
   serve()

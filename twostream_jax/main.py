@@ -20,33 +20,16 @@ will go on, and 1 for errors.
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
-import jax
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from twostream_jax import (
-  checkpoints,
-  interrupts,
-  launch,
-  parallel,
-  rescore,
-  results,
-  run,
-  settings,
-  train,
-  words,
-  workdir,
-)
+# What computes is imported by `main`: wrong flags are answered without it, and
+# processes that decode import this file again.
+from twostream_jax import settings, words, workdir
 from twostream_jax.configs import find_recipe
-from twostream_jax.data import annotations, builder, dataset, synthetic
-from twostream_jax.data.workers import WorkerStartError
-from twostream_jax.data_prep import runnable
-from twostream_jax.flow import default_parameters
-from twostream_jax.flow.spec import FlowSpec
 
 NAME = "twostream_jax.main"
 
@@ -90,7 +73,7 @@ flags.FLAGS["config"].parser = _RecipeParser(flags.FLAGS["config"].parser)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default: runs/<name of the config>."
 )
-_STAGE = flags.DEFINE_string("stage", "", "Train and evaluate this stage only.")
+flags.DEFINE_string("stage", "", "Train and evaluate this stage only.")
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
@@ -106,109 +89,27 @@ _PROTOCOL = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_integer(
   "checkpoint", None, "Step of the checkpoint; default: the one that counts."
 )
-_PROFILE = flags.DEFINE_integer(
+flags.DEFINE_integer(
   "profile",
   0,
   "Steps of each stage to trace into WORKDIR/STAGE/profile.",
   lower_bound=0,
 )
-_CACHE = flags.DEFINE_string(
+flags.DEFINE_string(
   "compilation_cache",
   None,
   "Folder of compiled programs; default: of the user.",
 )
-_DISTRIBUTED = flags.DEFINE_bool(
+flags.DEFINE_bool(
   "distributed", False, "Join the other processes of a SLURM job or TPU pod."
 )
-_COORDINATOR = flags.DEFINE_string(
+flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, to join processes by hand."
 )
-_NUM_PROCESSES = flags.DEFINE_integer(
+flags.DEFINE_integer(
   "num_processes", None, "Processes of the run, to join them by hand."
 )
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this is, from 0."
-)
-
-# What a user can mend; anything else is a defect and keeps its traceback.
-_USER_ERRORS = (
-  ValueError,
-  OSError,
-  FloatingPointError,
-  checkpoints.CheckpointError,
-  WorkerStartError,
-)
-_OUT_OF_MEMORY = (
-  "not enough memory; lower the batch_size of the stage, or pass its batches in"
-  " parts with --config.train.micro_batches"
-)
-
-
-def open_or_build(config: ml_collections.ConfigDict) -> dataset.VideoDataset:
-  """Opens the run's dataset; renders and builds it where it is synthetic.
-
-  Raises:
-    DatasetNotFoundError: there is none; the message says what builds it.
-    ValueError: the dataset found is not the one that the config describes.
-  """
-  counts = config.data.synthetic.to_dict()
-  try:
-    data = dataset.open_dataset(config.data.dir)
-  except dataset.DatasetNotFoundError as error:
-    if not any(counts.values()):
-      raise dataset.DatasetNotFoundError(
-        f"{error}\nBuild the dataset first, for example with\n"
-        f"  {runnable(config.data.build_command)}\n"
-        "or name its folder with --config.data.dir=DIR"
-      ) from error
-    if jax.process_count() > 1:
-      raise dataset.DatasetNotFoundError(
-        f"{error}\nOne process has to build the synthetic dataset: run the"
-        " command without the other processes once, until the first stage"
-        " begins"
-      ) from error
-    workdir.require_writable(Path(config.data.dir), "config.data.dir")
-    build_synthetic(config)
-    data = dataset.open_dataset(config.data.dir)
-  if any(counts.values()):
-    _check_synthetic(config, data)
-  return data
-
-
-def build_synthetic(config: ml_collections.ConfigDict) -> None:
-  """Renders the synthetic videos and builds their dataset."""
-  directory = Path(config.data.dir)
-  videos = directory / "videos"
-  counts = config.data.synthetic.to_dict()
-  if not videos.exists():
-    print(f"Rendering synthetic videos into {videos}", flush=True)
-    synthetic.write_videos(videos, counts, seed=0)
-  builder.build_dataset(
-    directory,
-    name="synthetic_videos",
-    clips=annotations.read_folder(videos),
-    flow_spec=FlowSpec(
-      algorithm="dis",
-      parameters=default_parameters("dis"),
-      short_side=config.data.synthetic_short_side,
-    ),
-  )
-
-
-def _check_synthetic(config, data) -> None:
-  classes = len(data.class_names)
-  found = {
-    name: len(source) // classes for name, source in data.sources.items()
-  }
-  expected = {k: v for k, v in config.data.synthetic.to_dict().items() if v}
-  side = data.flow_spec.short_side
-  if found != expected or side != config.data.synthetic_short_side:
-    raise ValueError(
-      f"{config.data.dir} holds a synthetic dataset of {found} clips a class at"
-      f" {side} px, but config.data.synthetic asks for {expected} at"
-      f" {config.data.synthetic_short_side} px: delete that folder, or name"
-      " another with --config.data.dir=DIR"
-    )
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -224,8 +125,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     # ml_collections wraps the error that has the words in another one.
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
-    words = error.args[0] if error.args else error
-    sys.exit(f"{NAME}: there is no such setting: {words}")
+    said = error.args[0] if error.args else error
+    sys.exit(f"{NAME}: there is no such setting: {said}")
 
 
 def main(argv) -> None:
@@ -243,38 +144,11 @@ def main(argv) -> None:
     config = with_evaluation(config)
     settings.check_numbers(config)
     workdir.require_writable(folder, "workdir")
-    launch.cache_compilations(NAME, _CACHE.value)
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-      launch.join_processes(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-      )
-    if _MODE.value == "evaluate":
-      # Before a dataset is built for a run that is not there.
-      rescore.checkpoint_steps(config, folder, **which_checkpoints())
-    data = open_or_build(config)
-    with interrupts.catch_signals() as should_stop:
-      watch = train.Watch(should_stop, _PROFILE.value)
-      if _MODE.value == "evaluate":
-        folder, outcome = rescore.rescore(
-          config, folder, data, watch=watch, **which_checkpoints()
-        )
-      else:
-        outcome = run.train_and_evaluate(
-          config, folder, data, _STAGE.value, watch
-        )
-  except _USER_ERRORS as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"{NAME}: {words.lines(str(error))}")
-  except MemoryError as error:
-    sys.exit(f"{NAME}: {_OUT_OF_MEMORY}: {error}")
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    sys.exit(f"{NAME}: {_OUT_OF_MEMORY}: {str(error).splitlines()[0]}")
-  except interrupts.Interrupted as stop:
-    print(f"{NAME}: ended by a signal: {stop}", file=sys.stderr)
-    sys.exit(interrupts.EXIT_CODE)
-  if parallel.is_primary():
-    conclude(config, folder, outcome)
+  from twostream_jax import experiment
+
+  experiment.execute(NAME, config, folder, flags.FLAGS)
 
 
 def with_evaluation(
@@ -299,26 +173,6 @@ def with_evaluation(
   if wanted["protocol"] is not None:
     config.eval.protocol = wanted["protocol"]
   return config
-
-
-def which_checkpoints() -> dict[str, Any]:
-  """What the flags say of it; see `rescore.checkpoint_steps`."""
-  return {"only_stage": _STAGE.value, "step": _CHECKPOINT.value}
-
-
-def conclude(
-  config: ml_collections.ConfigDict,
-  folder: Path,
-  outcome: dict[str, Any] | None,
-) -> None:
-  """Prints how the run ended."""
-  if outcome is None:
-    print(f"Stage {_STAGE.value!r} is done; other stages are still to be run.")
-    return
-  print(results.table(outcome))
-  if config.report.note:
-    print(f"\n{config.report.note}")
-  print(f"\nReport: {folder / results.REPORT_FILE}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ pytest.importorskip("apache_beam", reason="an extra of the package: [beam]")
 from twostream_jax.data import annotations, beam  # noqa: E402
 from twostream_jax.data.encode import process_clip  # noqa: E402
 
+pytestmark = pytest.mark.optional
+
 _DIRECT = ["--runner=DirectRunner", "--direct_num_workers=1"]
 ROOT = Path(__file__).parents[2]
 

@@ -549,6 +549,7 @@ def test_every_set_from_lists_to_clips(tmp_path):
 @pytest.mark.parametrize(
   "split, train, test", [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)]
 )
+@pytest.mark.optional
 def test_official_ucf101(split, train, test):
   rows = list_ucf101(_official("ucfTrainTestlist"), split)
   assert Counter(r.split for r in rows) == {"train": train, "test": test}
@@ -557,6 +558,7 @@ def test_official_ucf101(split, train, test):
   assert rows == list_ucf101(_official("ucfTrainTestlist_crlf"), split)
 
 
+@pytest.mark.optional
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_official_hmdb51(split):
   rows = list_hmdb51(_official("hmdb51_splits"), split)
@@ -567,6 +569,7 @@ def test_official_hmdb51(split):
   assert len(rows) == 3570 + 1530
 
 
+@pytest.mark.optional
 def test_official_ssv2():
   folder = _official("ssv2")
   rows = list_ssv2_part(folder, "validation", "test")
@@ -584,6 +587,7 @@ def test_official_ssv2():
     list_ssv2_part(folder, "test", "test")
 
 
+@pytest.mark.optional
 def test_official_ccv():
   folder = _official("ccv")
   rows = list_ccv(folder, keep_unlabelled=True)
@@ -599,6 +603,7 @@ def test_official_ccv():
 @pytest.mark.parametrize(
   "name, n", [("label_map", 400), ("label_map_600", 600)]
 )
+@pytest.mark.optional
 def test_official_kinetics_labels(tmp_path, name, n):
   path = _official("kinetics") / f"{name}.txt"
   (tmp_path / path.name).write_bytes(path.read_bytes())

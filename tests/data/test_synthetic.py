@@ -66,6 +66,20 @@ def test_files_are_a_function_of_the_seed(tmp_path):
   assert not set(train) & set(test)
 
 
+def test_processes_render_the_same_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(synthetic, "_CLIPS_A_PROCESS", 6)
+  for name, workers in (("one", 1), ("two", 2)):
+    synthetic.write_videos(
+      tmp_path / name, {"test": 1}, seed=0, num_workers=workers
+    )
+  one, two = (
+    {p.relative_to(tmp_path / n): p.read_bytes() for p in files}
+    for n in ("one", "two")
+    for files in [sorted((tmp_path / n).rglob("*.avi"))]
+  )
+  assert len(one) == 12 and one == two
+
+
 def test_an_interrupted_set_is_not_taken_for_whole(tmp_path, monkeypatch):
   def fail(path, frames):
     raise OSError("disk full")

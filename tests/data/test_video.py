@@ -104,6 +104,7 @@ def test_a_header_that_claims_frames_where_there_are_none(tmp_path):
     next(video.read_frames(path))
 
 
+@pytest.mark.optional
 def test_odd_headers():
   with pytest.raises(VideoError, match="no frame could be decoded"):
     next(video.read_frames(_odd("mp4parse/invalid_userdata.mp4")))
@@ -151,6 +152,7 @@ def test_frames_of_a_turned_video_come_upright(tmp_path, degrees):
   assert resized.shape == ((16, 32, 3) if degrees == 180 else (32, 16, 3))
 
 
+@pytest.mark.optional
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_the_turned_videos_of_cameras_come_upright(degrees):
   upright = decoded.first_image(_odd("decord/test_data_video_0.mov"))

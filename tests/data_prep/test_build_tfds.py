@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from data_prep import build_tfds
+from twostream_jax.data import command
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.builder import BuildSummary, build_dataset
 from twostream_jax.data.check import (
@@ -177,7 +178,7 @@ def test_groups_in_test_are_left_out_on_demand(
   videos, tmp_path, capsys, monkeypatch
 ):
   monkeypatch.setattr(
-    build_tfds,
+    command,
     "check_clips_decode",
     lambda clips, *, flow_spec, **_: [
       check_clip(clip, flow_spec) for clip in clips
@@ -207,9 +208,7 @@ def test_a_check_tells_before_it_decodes(videos, tmp_path, capsys, monkeypatch):
   rows = ["hug/0.mp4,hug", "kick/0.avi,Kick", "kick/gone.avi,kick"]
   for name, lines in [("a", rows), ("b", ["hug/1.avi,hug", "kick/1.avi,kick"])]:
     (tmp_path / name).write_text("\n".join(["path,label", *lines]))
-  monkeypatch.setattr(
-    build_tfds, "check_clips_decode", lambda clips, **_: 1 / 0
-  )
+  monkeypatch.setattr(command, "check_clips_decode", lambda clips, **_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     build_tfds.run(
       _flags(
@@ -309,6 +308,7 @@ def test_extracted_flow_needs_its_bound(videos, capsys):
   assert "--flow=extracted needs --bound" in capsys.readouterr().err
 
 
+@pytest.mark.optional
 def test_beam_gives_the_same_dataset(videos, tmp_path, capsys):
   pytest.importorskip("apache_beam", reason="an extra of the package")
   arguments = ["--dataset=folder", f"--videos={videos}", "--short_side=32"]
@@ -347,7 +347,7 @@ def test_beam_that_is_not_installed_is_an_error_of_one_line(
   ],
 )
 def test_a_dataset_is_named_after_its_folder(out, name):
-  assert build_tfds.name_from_folder(out) == name
+  assert command.name_from_folder(out) == name
 
 
 @pytest.fixture

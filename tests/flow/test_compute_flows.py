@@ -266,6 +266,7 @@ def _report(process):
   return dict(line.split(" ", 1) for line in output.splitlines())
 
 
+@pytest.mark.slow
 def test_flow_is_the_same_to_the_bit_however_processes_are_set_up(tmp_path):
   # The first two run at the same time.
   together = [_start("tvl1", tmp_path / "a"), _start("tvl1", tmp_path / "a")]
@@ -285,6 +286,7 @@ def test_flow_is_the_same_to_the_bit_however_processes_are_set_up(tmp_path):
   assert unprepared["NPROC"] == unprepared["cache"] == "None"
 
 
+@pytest.mark.slow
 def test_settings_of_the_user_stay(tmp_path):
   settings = {
     "NPROC": "3",

@@ -248,6 +248,7 @@ def _accuracy(model, params, task):
   return float((np.asarray(logits).argmax(axis=1) == label).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regularised", "joint"])
 def test_what_only_both_sources_tell_is_learned(name):
   _, params = _train(TINY[name], "xor")
@@ -281,6 +282,7 @@ def test_no_branch_and_no_unit_is_dead(name):
     assert np.abs(others - logits).max() > 0.1
 
 
+@pytest.mark.slow
 def test_fused_units_vanish_as_their_penalty_grows():
   model = TINY["regularised"]
   used = []

@@ -274,6 +274,7 @@ def test_bfloat16_keeps_logits_states_and_parameters_float32():
   assert kinds == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_the_order_of_frames_is_learned():
   """Both classes have the same frames; only their order differs."""
   rng = np.random.default_rng(0)

@@ -37,6 +37,8 @@ from tests.models.torch_networks import (  # noqa: E402
   variables_of,
 )
 
+pytestmark = pytest.mark.optional
+
 # Relative to the largest absolute value of an array.
 TOLERANCE = 1e-4
 # Of models that compute in float64 and give logits in float32.

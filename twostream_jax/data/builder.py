@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from twostream_jax import files
 from twostream_jax.data import build_errors
-from twostream_jax.data.check import TIME_LIMIT, Rejection
+from twostream_jax.data.check import Rejection
 from twostream_jax.data.clip_task import (
   ClipTask,
   Process,
   finish_here,
 )
 from twostream_jax.data.clips import (
+  TIME_LIMIT,
   Clip,
   check_class_names,
   class_names,

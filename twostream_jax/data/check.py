@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import cv2
 from tqdm import tqdm
 
-from twostream_jax.data.clips import Clip, clip_exists
+from twostream_jax.data.clips import TIME_LIMIT, Clip, clip_exists
 from twostream_jax.data.faults import (
   FILE_NOT_FOUND,
   machine_fault,
@@ -26,8 +26,6 @@ from twostream_jax.flow.spec import FlowSpec
 
 _Result = TypeVar("_Result")
 CRASHED = "the decoder crashed"
-# Seconds. As long as a clip of 1 GiB may take with slow flow on one core.
-TIME_LIMIT = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,8 @@ SHARED_GROUP = {
 }
 # What must share no group with the splits that are scored.
 _SCORED = {"test": ("train", "validation"), "validation": ("train",)}
+# Seconds that a clip may take: as one of 1 GiB with slow flow on one core.
+TIME_LIMIT = 1800.0
 _EXAMPLES = 3
 
 

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from twostream_jax import files
+from twostream_jax.data.workers import Lost, map_in_processes
 
 # (R, B) offsets; G follows from equal luminance.
 APPEARANCES = {"amber": (45, -60), "teal": (-60, 20), "violet": (25, 60)}
@@ -31,6 +32,8 @@ MOTIONS = ("slide", "bob", "pulse", "spin")
 
 # Rec. 601 luma, which OpenCV's conversion to gray uses.
 _LUMA = np.array([0.299, 0.587, 0.114])
+# To start a process takes as long as to render so many.
+_CLIPS_A_PROCESS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +77,24 @@ def render_clip(
   )
   tint = _texture(rng, background.shape, cell=40, contrast=8) - 127
   scene = background[..., None] + tint[..., None] * np.array([1.0, -0.4, -0.6])
+  scene = scene.astype(np.float32)
   side = 2 * int(np.ceil(1.6 * radius)) + 1
   patch = _texture(rng, (side, side), cell=6, contrast=45)
   coloured = (patch[..., None] + chroma(appearance)).astype(np.float32)
   shake = np.cumsum(rng.normal(0, 0.35, size=(num_frames, 2)), axis=0)
   shake = np.clip(shake, -margin + 1, margin - 1)
   gain = rng.uniform(0.85, 1.1)
-  frames = []
+  frames = np.empty((num_frames, height, width, 3), np.uint8)
   for t in range(num_frames):
-    frame = _camera(scene, shake[t], margin, height, width)
-    frame = _paste(frame, coloured, path, t, radius, shake[t])
-    noise = rng.normal(0, 2.5, size=(height, width, 1))
-    frames.append(np.clip(np.round(gain * frame + noise), 0, 255))
-  return np.stack(frames).astype(np.uint8)
+    frame = _camera(scene, shake[t], margin, height, width).astype(np.float64)
+    _paste(frame, coloured, path, t, radius, shake[t])
+    # In place: to allocate such arrays takes as long as to compute them.
+    frame *= gain
+    frame += rng.normal(0, 2.5, size=(height, width, 1))
+    np.rint(frame, out=frame)
+    np.clip(frame, 0, 255, out=frame)
+    frames[t] = frame
+  return frames
 
 
 def _object_path(rng, motion, num_frames, height, width) -> _Path:
@@ -122,13 +130,11 @@ def _camera(scene, offset, margin, height, width) -> np.ndarray:
   """The window of the scene that a shaking camera sees."""
   dx, dy = offset
   matrix = np.array([[1, 0, dx - margin], [0, 1, dy - margin]], np.float32)
-  return cv2.warpAffine(
-    scene.astype(np.float32), matrix, (width, height), flags=cv2.INTER_LINEAR
-  )
+  return cv2.warpAffine(scene, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
 
-def _paste(frame, patch, path, t, radius, offset) -> np.ndarray:
-  """Draws the disc over the frame with a soft edge."""
+def _paste(frame, patch, path, t, radius, offset) -> None:
+  """Draws the disc into the frame, float64 [h w 3], with a soft edge."""
   height, width = frame.shape[:2]
   middle = patch.shape[0] // 2
   x, y = path.x[t] + offset[0], path.y[t] + offset[1]
@@ -143,14 +149,37 @@ def _paste(frame, patch, path, t, radius, offset) -> np.ndarray:
   warped = cv2.warpAffine(
     patch, matrix, (width, height), borderMode=cv2.BORDER_REFLECT
   )
-  rows, columns = np.mgrid[:height, :width]
-  distance = np.hypot(columns - x, rows - y)
+  # The square around the disc: outside, the frame stays as it is.
+  reach = radius * path.scale[t] + 1
+  rows = slice(max(0, int(y - reach)), max(0, int(y + reach) + 1))
+  columns = slice(max(0, int(x - reach)), max(0, int(x + reach) + 1))
+  inside = frame[rows, columns]
+  down, across = np.ogrid[: inside.shape[0], : inside.shape[1]]
+  distance = np.hypot(columns.start + across - x, rows.start + down - y)
   alpha = np.clip(radius * path.scale[t] - distance + 0.5, 0, 1)[..., None]
-  return alpha * warped + (1 - alpha) * frame
+  inside[:] = alpha * warped[rows, columns] + (1 - alpha) * inside
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+  """A clip to render: its file, what it shows, and the seed of the rest."""
+
+  path: Path
+  appearance: str
+  motion: str
+  seed: tuple[int, ...]
+
+  def write(self) -> None:
+    rng = np.random.default_rng(self.seed)
+    _write_video(self.path, render_clip(rng, self.appearance, self.motion))
 
 
 def write_videos(
-  directory: str | os.PathLike, clips_per_class: Mapping[str, int], *, seed: int
+  directory: str | os.PathLike,
+  clips_per_class: Mapping[str, int],
+  *,
+  seed: int,
+  num_workers: int = 1,
 ) -> None:
   """Renders a whole set as video files, all or nothing.
 
@@ -161,31 +190,51 @@ def write_videos(
     directory: must not exist yet.
     clips_per_class: clips of each class by split, such as {"train": 20}.
     seed: seed of the whole set.
+    num_workers: processes that render, of a set worth starting them.
 
   Raises:
     FileExistsError: `directory` exists.
     OSError: a file can't be written.
+    WorkerStartError: processes can't start.
   """
   directory = Path(directory)
   if directory.exists():
     raise FileExistsError(f"{directory} exists already")
   # What a killed call left behind is rendered again.
   with files.replaced_folder(directory, (r"[^/]+/[^/]+/\d+\.avi",)) as partial:
-    _write_all(partial, clips_per_class, seed)
+    _write_all(partial, clips_per_class, seed, num_workers)
 
 
 def _write_all(
-  directory: Path, clips_per_class: Mapping[str, int], seed: int
+  directory: Path,
+  clips_per_class: Mapping[str, int],
+  seed: int,
+  num_workers: int,
 ) -> None:
+  clips = []
   for s, (split, count) in enumerate(sorted(clips_per_class.items())):
     for a, appearance in enumerate(APPEARANCES):
       for m, motion in enumerate(MOTIONS):
         folder = directory / split / f"{appearance}-{motion}"
         folder.mkdir(parents=True)
-        for i in range(count):
-          rng = np.random.default_rng([seed, s, a, m, i])
-          frames = render_clip(rng, appearance, motion)
-          _write_video(folder / f"{i:03d}.avi", frames)
+        clips += [
+          _Clip(folder / f"{i:03d}.avi", appearance, motion, (seed, s, a, m, i))
+          for i in range(count)
+        ]
+  num_workers = min(num_workers, len(clips) // _CLIPS_A_PROCESS)
+  if num_workers < 2:
+    for clip in clips:
+      clip.write()
+  else:
+    for clip, result in map_in_processes(
+      _Clip.write, clips, num_workers, _start_worker
+    ):
+      if isinstance(result, Lost):
+        raise OSError(f"{clip.path}: its process {result.reason}")
+
+
+def _start_worker() -> None:
+  cv2.setNumThreads(1)
 
 
 def _write_video(path: Path, frames: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from twostream_jax import checkpoints, export, launch, trained, words
+from twostream_jax.export import PLATFORMS
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -33,7 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_list(
     "platforms",
-    list(export.PLATFORMS),
+    list(PLATFORMS),
     "What to write programs for.",
     flag_values=values,
   )
@@ -45,8 +45,15 @@ def run(values: flags.FlagValues) -> int:
     if not values[name].value:
       print(f"twostream_jax.export: --{name} is not given", file=sys.stderr)
       return 1
+  # Not above: wrong flags are answered without what exports.
+  from twostream_jax import checkpoints, launch, trained, words
+  from twostream_jax.export import write
+
+  # What libraries log as an error they raise as well, and we put it in words.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  launch.cache_compilations("twostream_jax.export")
   try:
-    found = export.export_run(
+    found = write.export_run(
       trained.open_run(values.workdir),
       Path(values.out),
       licence=values.licence,
@@ -67,9 +74,6 @@ def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
     print(f"twostream_jax.export: not a flag: {argv[1:]}", file=sys.stderr)
     return 1
-  # What libraries log as an error they raise as well, and we put it in words.
-  absl_logging.set_verbosity(absl_logging.FATAL)
-  launch.cache_compilations("twostream_jax.export")
   return run(flags.FLAGS)
 
 

@@ -13,8 +13,6 @@ from flax import traverse_util
 from twostream_jax.preprocess import standardise
 from twostream_jax.trained import TrainedRun, TrainedStage
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-
 Arrays = Mapping[str, Any]
 
 

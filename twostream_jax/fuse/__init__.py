@@ -9,68 +9,36 @@ applied to those of any other:
 
 Fitting sees nothing but the scores it is given, and applying never reads a
 label.
+
+Names are imported when they are first asked for, so that the command answers
+wrong flags at once.
 """
 
-from collections.abc import Mapping
+import importlib
+from typing import Any
 
-from twostream_jax.fuse.adaptive import fit_adaptive, fit_logistic
-from twostream_jax.fuse.average import (
-  WeightedFusion,
-  apply_weighted,
-  average,
-  average_logits,
-  fit_weighted,
-  fit_weights,
-  weighted,
-)
-from twostream_jax.fuse.linear import LinearFusion, apply_linear, fit_svm
-from twostream_jax.fuse.subsets import Subset, subset_table
-from twostream_jax.scores import Scores
-
-# Rules with parameters, by the name that configs and score files use. Each is
-# called as fit(streams, split=name of the split that the scores are of).
-FITS = {
-  "fitted_weights": fit_weighted,
-  "svm": fit_svm,
-  "logistic": fit_logistic,
-  "adaptive": fit_adaptive,
+_PLACES = {
+  "FITS": "catalogue",
+  "LinearFusion": "linear",
+  "Subset": "subsets",
+  "WeightedFusion": "weighting",
+  "apply": "catalogue",
+  "average": "weighting",
+  "average_logits": "weighting",
+  "fit_adaptive": "adaptive",
+  "fit_logistic": "adaptive",
+  "fit_svm": "linear",
+  "fit_weighted": "weighting",
+  "fit_weights": "weighting",
+  "subset_table": "subsets",
+  "weighted": "weighting",
 }
+__all__ = list(_PLACES)
 
 
-def apply(
-  fitted: WeightedFusion | LinearFusion, streams: Mapping[str, Scores]
-) -> Scores:
-  """Fused scores by a rule that a function of `FITS` fitted.
-
-  Args:
-    fitted: what it returned.
-    streams: scores by name, of the streams it was fitted on, in any order.
-
-  Returns:
-    Scores in the order of the videos of the first stream at fitting.
-
-  Raises:
-    ScoresError: the streams, their classes or their kind of labels are not
-      those of fitting, or their videos differ.
-  """
-  if isinstance(fitted, WeightedFusion):
-    return apply_weighted(fitted, streams)
-  return apply_linear(fitted, streams)
-
-
-__all__ = [
-  "FITS",
-  "LinearFusion",
-  "Subset",
-  "WeightedFusion",
-  "apply",
-  "average",
-  "average_logits",
-  "fit_adaptive",
-  "fit_logistic",
-  "fit_svm",
-  "fit_weighted",
-  "fit_weights",
-  "subset_table",
-  "weighted",
-]
+def __getattr__(name: str) -> Any:
+  """Imports a name of the package (PEP 562)."""
+  if name not in _PLACES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_PLACES[name]}")
+  return getattr(module, name)

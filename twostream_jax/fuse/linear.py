@@ -8,7 +8,7 @@ from sklearn.svm import LinearSVC
 
 from twostream_jax import scores as scores_lib
 from twostream_jax.fuse import fitting
-from twostream_jax.fuse.average import in_order
+from twostream_jax.fuse.weighting import in_order
 from twostream_jax.scores import Scores, ScoresError
 
 # scikit-learn's C, from the most to the least regularised.

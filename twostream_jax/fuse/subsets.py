@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from twostream_jax import metrics
-from twostream_jax.fuse.average import average
+from twostream_jax.fuse.weighting import average
 from twostream_jax.scores import Scores
 
 # All subsets of 8 streams.
