@@ -80,7 +80,7 @@ LEVELS = {
   "launch": 0,
   "logging": 1,
   "losses": 0,
-  "main": 13,
+  "main": 14,
   "metrics": 0,
   "models": 1,
   "models.cnn_m": 0,
