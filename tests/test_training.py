@@ -20,6 +20,8 @@ from twostream_jax import (
 )
 from twostream_jax.flow import spec as flow_spec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):
