@@ -107,6 +107,7 @@ def by_differences(net, variables, conv, label):
   return np.maximum((weights * conv).sum(axis=-1), 0)
 
 
+@pytest.mark.slow
 def test_cnn_m_agrees_with_differences():
   net = narrow()
   model = Stream(modality="rgb", backbone=net)

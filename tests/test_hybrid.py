@@ -22,6 +22,8 @@ from twostream_jax import (
 from twostream_jax.data import dataset, features, sampling
 from twostream_jax.workdir import features_path, scores_path
 
+pytestmark = pytest.mark.slow
+
 
 def get_config(directory):
   """The tiny recipe and four stages that read its streams."""

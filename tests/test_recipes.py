@@ -125,6 +125,7 @@ def write_weights(settings, folder):
   return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_stage_steps_and_predicts_at_full_size(name, tiny, tmp_path):
   """Shapes only, of the real classes, batches, widths and image sizes."""

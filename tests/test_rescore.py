@@ -21,6 +21,8 @@ from twostream_jax import (
 from twostream_jax.data import features
 from twostream_jax.workdir import features_path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):

@@ -22,6 +22,8 @@ from twostream_jax import (
 )
 from twostream_jax.flow import spec as flow_spec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):
