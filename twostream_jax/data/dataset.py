@@ -199,7 +199,8 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     raise ValueError(
       f"{folder / METADATA_FILE}: {name!r:.200} is not the name of a dataset"
     )
-  check_facts(metadata, folder / METADATA_FILE)
+  # Runs of earlier versions do not state it, datasets always have.
+  check_facts({"rgb_quality": None} | metadata, folder / METADATA_FILE)
   _check_label(folder / FEATURES_FILE, metadata["multi_label"])
   if not _are_rejected(rejected):
     raise ValueError(

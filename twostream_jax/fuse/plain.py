@@ -106,7 +106,9 @@ def _whole(labels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
       f" {str(labels.flat[0])[:40]!r} for {ids[0]!r}"
     )
   # NaN is no whole number either.
-  broken = ~(labels % 1 == 0) if labels.dtype.kind == "f" else labels != labels
+  with np.errstate(invalid="ignore"):
+    whole = labels % 1 == 0 if labels.dtype.kind == "f" else labels == labels
+  broken = ~whole
   if broken.any():
     row = int(np.argwhere(broken)[0][0])
     raise ScoresError(

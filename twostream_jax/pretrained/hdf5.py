@@ -11,6 +11,10 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
+# Groups inside of each other, and those of one level.
+_DEEPEST = 64
+_MOST_GROUPS = 100_000
+
 
 def read(
   content: BinaryIO, most: int
@@ -40,6 +44,7 @@ def read(
       datasets[key] = item
 
   with h5py.File(content, "r") as file:
+    _check_depth(file)
     # Whoever wrote the file would choose what of this machine is read.
     link = file.visititems_links(
       lambda key, link: None if isinstance(link, h5py.HardLink) else key
@@ -56,6 +61,25 @@ def read(
         f"it would unpack to {unpacked} bytes; this is not a file of weights"
       )
     return {key: np.asarray(item) for key, item in datasets.items()}, names
+
+
+def _check_depth(file: h5py.File) -> None:
+  """Refuses groups in groups in groups: HDF5 walks them by recursion."""
+  level = [file]
+  for _ in range(_DEEPEST):
+    level = [
+      item
+      for group in level
+      for name in group
+      # A link would be followed.
+      if isinstance(group.get(name, getlink=True), h5py.HardLink)
+      and isinstance(item := group.get(name), h5py.Group)
+    ]
+    if not level:
+      return
+    if len(level) > _MOST_GROUPS:
+      break
+  raise ValueError(f"groups in {_DEEPEST} others; this is no file of weights")
 
 
 def _unpacked(item: h5py.Dataset) -> int:
