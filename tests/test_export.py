@@ -21,7 +21,7 @@ from absl import flags
 
 from twostream_jax import export, fuse, models, trained
 from twostream_jax.export import __main__ as command
-from twostream_jax.export import programs, runner, write
+from twostream_jax.export import card, programs, runner, write
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
@@ -379,12 +379,12 @@ def test_intervals_are_told_where_the_run_has_them(opened, exported):
     }
     for group in ("streams", "fusion")
   }
-  card = export.model_card(manifest, {})
-  assert "(0.125–0.875)" in card and "95 % intervals" in card
+  text = card.model_card(manifest, {})
+  assert "(0.125–0.875)" in text and "95 % intervals" in text
   results["protocols"]["spatial"] = "another protocol"
-  assert "- spatial: another protocol" in export.model_card(manifest, {})
-  card = export.model_card(manifest | {"results": None}, {})
-  assert "no results.json" in card
+  assert "- spatial: another protocol" in card.model_card(manifest, {})
+  text = card.model_card(manifest | {"results": None}, {})
+  assert "no results.json" in text
 
 
 @pytest.mark.parametrize(
@@ -399,9 +399,9 @@ def test_the_card_uses_the_rules_and_stages_of_the_run(
 ):
   manifest = json.loads((exported / "manifest.json").read_text())
   rule = json.loads((exported / "fusion.json").read_text())["average"]
-  card = export.model_card(manifest, dict.fromkeys(kept, rule))
-  assert f"model.top(found.{used}, 5)" in card and words in card
-  assert "average" not in card.split("## Networks")[0]
+  text = card.model_card(manifest, dict.fromkeys(kept, rule))
+  assert f"model.top(found.{used}, 5)" in text and words in text
+  assert "average" not in text.split("## Networks")[0]
   one = {"look": manifest["stages"]["temporal"]}
   results = manifest["results"]
   results = results | {
@@ -412,9 +412,9 @@ def test_the_card_uses_the_rules_and_stages_of_the_run(
       "fusion": {},
     },
   }
-  card = export.model_card(manifest | {"stages": one, "results": results}, {})
-  assert 'model.top(found.streams["look"], 5)' in card
-  assert "`flow={" + '"look": ...}`' in card and "there is one stage" in card
+  text = card.model_card(manifest | {"stages": one, "results": results}, {})
+  assert 'model.top(found.streams["look"], 5)' in text
+  assert "`flow={" + '"look": ...}`' in text and "there is one stage" in text
 
 
 def test_quantisation_is_that_of_the_flow_spec(opened, exported):
@@ -580,7 +580,7 @@ def test_an_export_goes_to_where_a_link_leads_and_removes_no_other(
   for name in (".real.tmp", ".real.old"):
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis").touch()
-  export.export_run(alone, tmp_path / "link", platforms=["tpu"])
+  write.export_run(alone, tmp_path / "link", platforms=["tpu"])
   assert (tmp_path / "link").is_symlink()
   assert (tmp_path / "real" / "manifest.json").is_file()
   assert len(list(tmp_path.glob(".real.*/thesis"))) == 2

@@ -487,7 +487,7 @@ def test_a_threshold_of_zero_would_show_every_class_always():
 @pytest.mark.parametrize("multi_label, threshold", [(False, 0), (True, 0.5)])
 def test_the_command_s_threshold_is_that_of_the_kind(multi_label, threshold):
   values = flags.FlagValues()
-  command.define_flags(values)
+  define_flags(values)
   values(["predict"])
   run = types.SimpleNamespace(
     rules={}, stages={"a": None}, multi_label=multi_label, flow_spec=None

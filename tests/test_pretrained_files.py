@@ -277,7 +277,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError("disk full")
 
-  monkeypatch.setattr(os, "replace", fail)
+  monkeypatch.setattr("pathlib.Path.rename", fail)
   with pytest.raises(OSError, match="disk full"):
     save_weights(path, _random_variables(seed=1), metadata)
   assert path.read_bytes() == before

@@ -78,7 +78,9 @@ def networks(config, data, tmp_path_factory):
   """By kind: a network, variables that tell views apart, and the predict."""
   folder, found = tmp_path_factory.mktemp("networks"), {}
   for name in ("spatial", "temporal", "joint"):
-    stage = stages.create_stage(config, name, data, folder)
+    own = config.copy_and_resolve_references()
+    own.stages = (name,)  # Towers of a joint stage are not trained here.
+    stage = stages.create_stage(own, name, data, folder)
     variables = jax.tree.map(lambda x: 1.5 * x, stage.init_state().variables)
     found[name] = Network(data, stage, variables)
   return found

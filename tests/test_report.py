@@ -1090,7 +1090,7 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
   def fail(*args):
     raise OSError("disk full")
 
-  monkeypatch.setattr("os.replace", fail)
+  monkeypatch.setattr("pathlib.Path.rename", fail)
   with pytest.raises(OSError, match="disk full"):
     write_report(path, dataclasses.replace(data, title="Another"))
   assert path.read_bytes() == before

@@ -173,6 +173,6 @@ def test_a_run_can_begin_with_what_means_something(
     for parent in parents:
       part = part[parent]
     part[key] = type(part[key])(value)
-  run.check_config(config, tiny, "")
+  run.check_config(config, tiny, tmp_path)
   for name in config.stages:
     stages.create_stage(config, name, tiny, tmp_path)
