@@ -57,6 +57,7 @@ LEVELS = {
   "data.views": 1,
   "data.workers": 0,
   "data_prep": 0,
+  "effects": 1,
   "evaluate": 3,
   "examples": 8,
   "explain": 0,
