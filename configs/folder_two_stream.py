@@ -23,8 +23,6 @@ def get_config():
     stage.batch_size = 32
     stage.input.image_size = 112
     stage.input.crop_scale = (0.8, 1.0)
-    # People seen from afar move by a fraction of a pixel at 128 px.
-    stage.input.flow_scale = 0.5
     stage.optim.warmup_steps = 20
     stage.optim.max_grad_norm = 1.0
 
@@ -39,6 +37,8 @@ def get_config():
   config.temporal.model.dropout_rate = 0.3
   config.temporal.model.fields = {"normalisation": "batch"}
   config.temporal.input.stack_length = 10
+  # People seen from afar move by a fraction of a pixel at 128 px.
+  config.temporal.input.flow_scale = 0.5
   config.temporal.total_steps = 800
   config.temporal.optim.learning_rate = 0.02
 

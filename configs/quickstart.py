@@ -26,7 +26,6 @@ def get_config():
     stage.input.image_size = 64
     stage.input.crop_scale = (0.8, 1.0)
     stage.input.max_ratio = 1.1
-    stage.input.flow_scale = 2.0
     stage.optim.warmup_steps = 20
     stage.optim.max_grad_norm = 1.0
 
@@ -40,6 +39,7 @@ def get_config():
   config.temporal.model.width = 0.25
   config.temporal.model.dropout_rate = 0.3
   config.temporal.input.stack_length = 5
+  config.temporal.input.flow_scale = 2.0
   config.temporal.total_steps = 500
   config.temporal.optim.learning_rate = 0.02
 

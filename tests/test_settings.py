@@ -165,11 +165,15 @@ def test_a_run_can_begin_with_what_means_something(
   tiny, tmp_path, value, names
 ):
   config = tiny_config.get_config()
+  config.spatial.optim.schedule = "step"
+  config.temporal.input.crop = "corner"
+  of_flow = {"input.flow_scale", "input.max_distort"}
   # They need other settings.
   other = {"selection.patience", "optim.l1", "optim.l21"}
   for name in names - other - {"model.fields.fc7_dropout_rate"}:
     *parents, key = name.split(".")
-    part = config if name.split(".")[0] in config else config.spatial
+    stage = config.temporal if name in of_flow else config.spatial
+    part = config if name.split(".")[0] in config else stage
     for parent in parents:
       part = part[parent]
     part[key] = type(part[key])(value)

@@ -18,9 +18,9 @@ def get_config():
     stage.model.width = 0.02
     stage.model.fields = {"normalisation": "none"}
     stage.input.image_size = 64
-    stage.input.stack_length = 2
     stage.optim.warmup_steps = 2
     stage.optim.max_grad_norm = 1.0
+  config.temporal.input.stack_length = 2
   config.train.log_every = 2
   config.train.validate_every = 4
   config.train.checkpoint_every = 2

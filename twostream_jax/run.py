@@ -16,6 +16,7 @@ import ml_collections
 
 from twostream_jax import (
   checkpoints,
+  effects,
   evaluate,
   inputs,
   parallel,
@@ -125,6 +126,7 @@ def check_config(
   stage_data.check_groups(config, data)
   for name in config.stages:
     stages.check_kind(config, name)
+    effects.check_effects(config, name)
     weights = (
       "" if config[name].kind == "features" else config[name].init.weights
     )

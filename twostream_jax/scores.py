@@ -161,8 +161,15 @@ def load_scores(path: str | os.PathLike) -> Scores:
     raise ScoresError(
       f"{path} can't be read as scores: there is no array {error}"
     ) from error
-  # What the arrays are may be anything.
-  except (AttributeError, IndexError, TypeError, ValueError) as error:
+  # What the arrays are may be anything; NumPy's error for text of characters
+  # that there are not is a SystemError.
+  except (
+    AttributeError,
+    IndexError,
+    SystemError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise ScoresError(
       f"{path} can't be read as scores: {printable(str(error))}"
     ) from error

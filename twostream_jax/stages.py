@@ -65,7 +65,7 @@ class Stage:
   num_outputs: int
   ema_decay: float
   precision: str
-  input_numbers: Mapping[str, Any]
+  input_numbers: Mapping[str, Any] = dataclasses.field(hash=False)
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
