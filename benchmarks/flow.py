@@ -6,10 +6,10 @@ The rival is OpenCV's DualTVL1 with its defaults, which only the contrib build
 has: `pip install opencv-contrib-python-headless` in place of the plain one.
 Images are warped by known affine and smooth random fields in turn: smooth
 random textures, 256 x 344; with --videos also real frames, 256 x 256, one from
-each of some videos evenly spread over the folder, and how far the algorithms
-are from the rival between consecutive frames of the same videos. With --pair
-also a Middlebury pair (frame10.png, frame11.png, flow10.flo). What is left out
-is said.
+each of some videos evenly spread over the folder, what changes of brightness do
+to the flow of consecutive frames of the same videos, and how far the algorithms
+are from the rival there. With --pair also a Middlebury pair (frame10.png,
+frame11.png, flow10.flo). What is left out is said.
 """
 
 import statistics
@@ -34,6 +34,16 @@ _COUNT = flags.DEFINE_integer("count", 24, "Videos used of each --videos.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Counted runs, after one more.")
 _RIVAL = "OpenCV DualTVL1"
 _SIZE = (256, 344)
+# Changes of brightness of a gray image; what leaves 0..255 is clipped.
+_CHANGES = {
+  "+1": lambda image: image + 1.0,
+  "+2": lambda image: image + 2.0,
+  "+60": lambda image: image + 60.0,
+  "+100": lambda image: image + 100.0,
+  "x 0.7": lambda image: image * 0.7,
+  "x 1.3": lambda image: image * 1.3,
+  "x 0.98": lambda image: image * 0.98,
+}
 
 
 def textures(rng, count=4):
@@ -133,35 +143,75 @@ def algorithms():
   found["tvl1, FAST"] = lambda first, second: np.asarray(
     tvl1(first, second, **FAST)
   )
+  found["tvl1, texture=0"] = lambda first, second: np.asarray(
+    tvl1(first, second, texture=0.0)
+  )
   found["dis"] = dis
   found["farneback"] = farneback
   return found
 
 
-def measure(compute, pairs, repeats):
-  """Median seconds a pair and mean end-point error in pixels."""
-  times, errors = [], []
+def measure(found, pairs, repeats):
+  """Median seconds a pair and mean end-point error in pixels, by name.
+
+  The algorithms take turns, so that other work on the machine slows all alike.
+  """
+  times = {name: [] for name in found}
+  errors = {name: [] for name in found}
   for first, second, truth, known in pairs:
-    compute(first, second)
-    for _ in range(repeats):
-      began = time.perf_counter()
-      flow = compute(first, second)
-      times.append(time.perf_counter() - began)
-    error = np.where(known[..., None], flow - truth, 0)
-    errors.append(np.hypot(*np.moveaxis(error, -1, 0))[known].mean())
-  return statistics.median(times), float(np.mean(errors))
+    for repeat in range(repeats + 1):
+      for name, compute in found.items():
+        began = time.perf_counter()
+        flow = compute(first, second)
+        # The first one compiles.
+        if repeat:
+          times[name].append(time.perf_counter() - began)
+          continue
+        error = np.where(known[..., None], flow - truth, 0)
+        errors[name].append(_length(error)[known].mean())
+  return {
+    name: (statistics.median(times[name]), float(np.mean(errors[name])))
+    for name in found
+  }
 
 
 def print_errors(title, pairs):
   """Prints time and error of every algorithm where the motion is known."""
   print(f"\n{title}\n\n| algorithm | ms a pair | times faster | error, px |")
   print("|---|---|---|---|")
-  rival = None
-  for name, compute in algorithms().items():
-    seconds, error = measure(compute, pairs, _REPEATS.value)
-    rival = seconds if name == _RIVAL else rival
+  measured = measure(algorithms(), pairs, _REPEATS.value)
+  rival, _ = measured.get(_RIVAL, (None, None))
+  for name, (seconds, error) in measured.items():
     ratio = f"{rival / seconds:.1f}" if rival else "-"
     print(f"| {name} | {1000 * seconds:.1f} | {ratio} | {error:.3f} |")
+
+
+def print_brightness(title, pairs):
+  """Prints what changes of brightness do to every algorithm's flow.
+
+  Of two equal frames, one of them changed: the mean length of the flow. Of
+  consecutive frames, the second one changed: its mean distance from the flow of
+  the unchanged frames.
+  """
+  print(f"\n{title}; equal frames, px / consecutive frames, px\n")
+  print(f"| algorithm | {' | '.join(_CHANGES)} |")
+  print("|---|" + "---|" * len(_CHANGES))
+  for name, compute in algorithms().items():
+    if name == _RIVAL:
+      continue  # It would take hours.
+    cells = []
+    for change in _CHANGES.values():
+      still = [_length(compute(a, _stored(change(a)))) for a, _ in pairs]
+      apart = [
+        _length(compute(a, _stored(change(b))) - compute(a, b))
+        for a, b in pairs
+      ]
+      cells.append(f"{np.mean(still):.3f} / {np.mean(apart):.3f}")
+    print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _stored(image):
+  return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
 def print_agreement(title, pairs):
@@ -227,6 +277,7 @@ def main(argv):
     frames = (first.astype(np.float32) for first, _ in pairs)
     warped = list(warped_pairs(frames, np.random.default_rng(0)))
     print_errors(f"{name}: {len(pairs)} frames, known warps", warped)
+    print_brightness(f"{name}: changes of brightness", pairs)
     if hasattr(cv2, "optflow"):
       print_agreement(
         f"{name}: {len(pairs)} pairs of consecutive frames", pairs

@@ -35,9 +35,12 @@ _CHANGE = (0.75, 1.5)
 # A pixel's part in the change of brightness, gray levels: what a bright object
 # adds that enters the image, or the black edge of a shaken one, stays small.
 _LARGEST_PART = 4.0
-# Texture is what a Gaussian mean leaves. Standard deviation in pixels of each
-# scale, and the radius at which the weights end.
-_SIGMA, _RADIUS = 2.0, 6
+# Side of the squares whose means give the local mean, pixels of each scale.
+_SQUARE = 5
+# Gray levels up to and from which a pixel may have been clipped.
+_CLIPPED = (5.0, 250.0)
+# Largest ratio of the contrasts of a pair that is taken for a gain.
+_LARGEST_GAIN = 4.0
 # Networks of compare-exchanges that leave the median of 9 in place 4 (Smith
 # 1996): a sort is ruinous on a CPU.
 _MEDIAN_OF_9 = (
@@ -210,11 +213,14 @@ def texture_pyramids(
 
   A change of brightness that is smooth in space is in the mean and not in what
   remains. That is the structure-texture decomposition of Wedel et al. 2009,
-  section 2.1, with two differences. The structure is a Gaussian mean at each
+  section 2.1, with two differences. The structure is a local mean at each
   scale, not a total-variation filter's result at the finest, which would take
   as long as the flow. And it is done only where the brightness of a pair
   changes, in proportion: where it does not, the mean says much about motion
   that the texture does not.
+
+  What remains of the second image is scaled to the contrast of the first one,
+  which takes out a change of exposure (a gain).
 
   What remains is up to twice as strong, so that smoothness does not outweigh
   the weaker texture: the same as up to twice `lambda_`.
@@ -234,7 +240,35 @@ def texture_pyramids(
   def remaining(image):
     return (1 + part) * (image - texture * part * _local_mean(image))
 
-  return [(remaining(first), remaining(second)) for first, second in images]
+  def decompose(images):
+    pairs = [(remaining(first), remaining(second)) for first, second in images]
+    # A change of exposure scales the texture; the finest scale shows it best.
+    ratio = _contrast_ratio(*images[0], *pairs[0])
+    gain = 1 + texture * part * (ratio - 1)
+    return [(first, gain * second) for first, second in pairs]
+
+  # Most pairs are spared all of it.
+  return jax.lax.cond((part > 0).any(), decompose, lambda same: same, images)
+
+
+def _contrast_ratio(first, second, first_texture, second_texture):
+  """Contrast of the first images' texture over the second's: [b 1 1].
+
+  Of the pixels whose windows are neither black nor white anywhere: what was
+  clipped has lost its texture and says nothing about the others.
+  """
+  low, high = _CLIPPED
+  clipped = jnp.minimum(first, second) <= low
+  clipped |= jnp.maximum(first, second) >= high
+  seen = _local_mean(clipped.astype(jnp.float32)) == 0
+
+  def energy(texture):
+    energies = jnp.where(seen, texture * texture, 0)
+    # The ratio is 1 where there is no texture.
+    return energies.sum(axis=(1, 2), keepdims=True) + 1e-3
+
+  ratio = jnp.sqrt(energy(first_texture) / energy(second_texture))
+  return jnp.clip(ratio, 1 / _LARGEST_GAIN, _LARGEST_GAIN)
 
 
 def brightness_change(first: Array, second: Array) -> Array:
@@ -255,20 +289,21 @@ def brightness_change(first: Array, second: Array) -> Array:
 
 
 def _local_mean(images: Array) -> Array:
-  """Mean of [b h w] under a Gaussian window; edges are repeated."""
-  steps = np.arange(-_RADIUS, _RADIUS + 1)
-  weights = np.exp(-0.5 * (steps / _SIGMA) ** 2)
-  weights = (weights / weights.sum()).astype(np.float32)
-  for axis in (1, 2):
-    length = images.shape[axis]
-    around = [(0, 0)] * 3
-    around[axis] = (_RADIUS, _RADIUS)
-    padded = jnp.pad(images, around, mode="edge")
-    images = sum(
-      weight * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
-      for i, weight in enumerate(weights)
-    )
-  return images
+  """Mean of [b h w] under a window; edges are repeated.
+
+  The window is a pyramid, the mean of means over squares: about a Gaussian of 2
+  pixels. As a sum of shifted images, XLA would fuse it with all that uses it
+  and compile for minutes.
+  """
+  reach = _SQUARE - 1
+  around = ((0, 0), (reach, reach), (reach, reach))
+  images = jnp.pad(images, around, mode="edge")
+  for _ in range(2):
+    for window in ((1, _SQUARE, 1), (1, 1, _SQUARE)):
+      images = jax.lax.reduce_window(
+        images, 0.0, jax.lax.add, window, (1, 1, 1), "valid"
+      )
+  return images / _SQUARE**4
 
 
 def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):
