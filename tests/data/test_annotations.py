@@ -329,7 +329,7 @@ def test_csv_errors(tmp_path, train, test, message):
     read_csv(**_lists(tmp_path, train, test))
 
 
-@pytest.mark.parametrize("sides", itertools.permutations(SPLITS, 2))
+@pytest.mark.parametrize("sides", list(itertools.permutations(SPLITS, 2)))
 def test_group_in_two_splits_is_leakage(tmp_path, sides):
   rows = {
     "train": [("a/1.avi", "a", "g1"), ("b/1.avi", "b", "g2")],

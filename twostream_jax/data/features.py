@@ -93,7 +93,8 @@ def _write(
   ids, labels, lengths, stored = [], [], [], None
   count, total, squares = 0, 0.0, 0.0
   for batch in batches:
-    values = np.asarray(batch["values"]).astype(np.float16)
+    with np.errstate(over="ignore"):  # What overflows is told by name below.
+      values = np.asarray(batch["values"]).astype(np.float16)
     if not np.isfinite(values).all():
       raise FeatureError(
         f"{facts['description']}: features of {batch['video_id'][0]!r} or a"
