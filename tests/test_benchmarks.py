@@ -3,7 +3,12 @@
 import importlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+
+from twostream_jax.data.clips import Clip
+from twostream_jax.flow.spec import FlowSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,3 +29,35 @@ def test_the_profile_of_a_step_finds_the_layers_of_a_network(
     counts[kind] += count
   expected = {"cnn_m": (5, 3, 3), "resnet50": (53, 1, 1)}[network]
   assert tuple(counts.values()) == expected
+
+
+@pytest.fixture
+def clip(tmp_path):
+  path = tmp_path / "a.avi"
+  fourcc = cv2.VideoWriter.fourcc(*"MJPG")
+  writer = cv2.VideoWriter(str(path), fourcc, 25, (64, 48))
+  for level in (0, 60, 120):
+    writer.write(np.full((48, 64, 3), level, np.uint8))
+  writer.release()
+  return Clip("a", path, "train", "l", "")
+
+
+def test_the_flow_benchmark_reads_gray_pairs(monkeypatch, clip):
+  monkeypatch.syspath_prepend(ROOT / "benchmarks")
+  flow = importlib.import_module("flow")
+  ((first, second),) = flow.real_pairs(clip.path.parent, 1)
+  assert first.shape == second.shape == (256, 256)
+  assert first.dtype == np.uint8
+
+
+def test_the_build_benchmark_times_the_parts_of_a_clip(monkeypatch, clip):
+  monkeypatch.syspath_prepend(ROOT / "benchmarks")
+  build = importlib.import_module("build")
+  spec = FlowSpec("dis", {"preset": "ultrafast"}, short_side=32)
+  assert set(build.time_parts(spec, clip)) == {
+    "decode, resize",
+    "JPEG of frames",
+    "gray",
+    "flow",
+    "JPEG of flow",
+  }

@@ -51,7 +51,9 @@ class FlowSpec:
   Attributes:
     algorithm: name of the algorithm, a key of `twostream_jax.flow.FLOWS`, or
       "extracted" where another program computed the fields.
-    parameters: the algorithm's own parameters, by name.
+    parameters: the algorithm's own parameters, by name. One that the algorithm
+      had not yet when the fields were computed is not named, and is then at the
+      value that changes nothing.
     step: frames between the two images of a field (1: consecutive frames).
     direction: "forward": fields from each frame to a later one.
       "bidirectional": also the fields back (Simonyan & Zisserman 2014, §3.1),
