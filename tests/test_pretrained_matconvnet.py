@@ -178,7 +178,7 @@ def test_a_file_that_crashes_the_reader_is_told(tmp_path, monkeypatch):
   program = tmp_path / "crash.py"
   program.write_text("import os\nos.abort()\n")
   monkeypatch.setattr(matconvnet, "__file__", str(program))
-  with pytest.raises(WeightsError, match="net.mat: damaged: the reader of MAT"):
+  with pytest.raises(WeightsError, match="net.mat: damaged: its reader crash"):
     read_source(path)
 
 
