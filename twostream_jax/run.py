@@ -109,10 +109,10 @@ def check_config(
         f"config.data.{key}={split!r}, but the dataset has the splits"
         f" {sorted(data.sources)}"
       )
-  stage_data.check_groups(config, data)
   check_selection(config)
   protocol = protocols.parse(config.eval.protocol)
   results.check_fusion(config, data)
+  stage_data.check_groups(config, data)
   for name in config.stages:
     stages.check_kind(config, name)
     effects.check_effects(config, name)
