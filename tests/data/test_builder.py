@@ -275,7 +275,7 @@ t._build({str(tmp_path / "out")!r}, clips)
     ({"rgb_quality": 0}, "rgb JPEG quality must be 1 to 100: 0"),
     ({"num_workers": 0}, "at least one worker"),
     (
-      {"flow_spec": dataclasses.replace(_SPEC, quality=101)},
+      {"flow_spec": dataclasses.replace(_SPEC, quality=0)},
       "flow JPEG quality",
     ),
     (
