@@ -5,6 +5,7 @@ ends with a traceback where reading fails in another way than by what is not
 there yet.
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -45,7 +46,8 @@ def score(workdir, config, data):
   other = config.copy_and_resolve_references()
   other.init_from = str(workdir)
   stage = stages.create_stage(other, RESCORED, data, workdir.parent / "beside")
-  stage.warm_start(stage.init_state())
+  with contextlib.suppress(trained.TrainedRunError):  # Half-trained: refused.
+    stage.warm_start(stage.init_state())
 
 
 def main(folder, directory):

@@ -62,7 +62,9 @@ def gather(
     labels = [int(answers[rows[video_id]]) for video_id in chosen]
     try:
       step = steps[name] if steps else None
-      stage = trained.open_stage(config, name, workdir, step=step)
+      stage = trained.open_stage(
+        config, name, workdir, step=step, finished=step is None
+      )
       more = class_maps(stage, records, labels)
     except (checkpoints.CheckpointError, trained.TrainedRunError):
       unmapped[name] = "its checkpoint can't be read"

@@ -112,10 +112,12 @@ def rescore(
     # Until all is scored anew, what was there before does not count.
     for file in (results.RESULTS_FILE, results.REPORT_FILE):
       (folder / file).unlink(missing_ok=True)
-  for name, chosen in steps.items():
+  for name in steps:
     # Of the streams that it reads, the checkpoints that count.
     run.compute_features(config, name, workdir, data, watch)
-    stage = trained.open_stage(config, name, workdir, step=chosen)
+    # Not by the step found above: whoever trains may have removed it since.
+    stage = trained.open_stage(config, name, workdir, step=step, finished=False)
+    steps[name] = stage.step
     for source in stage.sources:
       found = trained.open_stage(config, source, workdir)
       trained.check_source(stage, found, workdir)

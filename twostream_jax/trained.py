@@ -219,6 +219,7 @@ def open_stage(
   workdir: Path,
   *,
   step: int | None = None,
+  finished: bool = True,
 ) -> TrainedStage:
   """Opens a trained stage. It only reads.
 
@@ -226,8 +227,8 @@ def open_stage(
     config: Settings of the run; its test protocol is that of the stage.
     name: Name of the stage.
     workdir: Folder of the run.
-    step: Step of another checkpoint than the selected one; the stage may then
-      be half-trained.
+    step: Step of another checkpoint than the selected one.
+    finished: Whether a half-trained stage is refused.
 
   Raises:
     TrainedRunError: The stage is not trained to its end, or its weights do not
@@ -235,7 +236,9 @@ def open_stage(
     CheckpointError: A checkpoint can't be read.
   """
   stages.check_kind(config, name)
-  weights = trained_weights.read(config, name, workdir, step=step)
+  weights = trained_weights.read(
+    config, name, workdir, step=step, finished=finished
+  )
   facts = weights.metadata
   num_classes = len(facts["class_names"])
   views = frames = None

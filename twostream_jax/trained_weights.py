@@ -55,6 +55,7 @@ def read(
   workdir: Path,
   *,
   step: int | None = None,
+  finished: bool = True,
 ) -> TrainedWeights:
   """Reads the selected checkpoint of a stage; nothing is written.
 
@@ -62,32 +63,34 @@ def read(
     config: Settings of the run.
     name: Name of the stage.
     workdir: Folder of the run.
-    step: Step of another checkpoint; the stage may then be half-trained.
+    step: Step of another checkpoint than the selected one.
+    finished: Whether a half-trained stage is refused.
 
   Raises:
-    TrainedRunError: The stage is not trained to its end.
+    TrainedRunError: The stage is not trained, or not to its end.
     CheckpointError: The checkpoint can't be read.
   """
-  directory = folder(workdir, name)
-  if step is None:
-    metadata = read_facts(config, name, workdir)
-  else:
-    metadata = checkpoints.read_metadata(directory)[1]
-  with checkpoints.open_reader(directory) as manager:
-    step = checkpoints.chosen_step(manager) if step is None else step
+  metadata = read_facts(config, name, workdir, finished=finished)
+  with checkpoints.open_reader(folder(workdir, name)) as manager:
     variables = checkpoints.restore_variables(manager, step)
+    # After: whoever trains may have removed the one that was selected before.
+    step = checkpoints.chosen_step(manager) if step is None else step
   # Orbax gives back an empty tree as None.
   variables = {key: tree or {} for key, tree in variables.items()}
   return TrainedWeights(step, variables, metadata, digest(variables))
 
 
 def read_facts(
-  config: ml_collections.ConfigDict, name: str, workdir: Path
+  config: ml_collections.ConfigDict,
+  name: str,
+  workdir: Path,
+  *,
+  finished: bool = True,
 ) -> dict[str, Any]:
-  """Metadata of a stage that is trained to its end.
+  """Metadata of a trained stage.
 
   Raises:
-    TrainedRunError: It is not.
+    TrainedRunError: It is not trained, or it is not finished and has to be.
   """
   directory = folder(workdir, name)
   found = checkpoints.read_metadata(directory)
@@ -95,6 +98,8 @@ def read_facts(
     raise TrainedRunError(
       f"stage {name!r} of {workdir} is not trained: nothing in {directory}"
     )
+  if not finished:
+    return found[1]
   with checkpoints.open_reader(directory) as manager:
     newest = manager.latest_step()
   selection = Selection(
