@@ -180,7 +180,7 @@ def _finished(out):
 def test_deaths_of_workers_and_of_the_build_change_no_byte(tmp_path):
   pytest.importorskip("distributed", reason="an extra of the package: [dask]")
   videos, out, log = (tmp_path / name for name in ("videos", "out", "log"))
-  _write_clips(videos, 15)
+  _write_clips(videos, 24)  # So many that a slow worker gets some.
   logged_build.build(videos, tmp_path / "whole")
   names = [clip.video_id for clip in annotations.read_folder(videos)]
 
