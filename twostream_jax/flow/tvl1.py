@@ -291,9 +291,8 @@ def brightness_change(first: Array, second: Array) -> Array:
 def _local_mean(images: Array) -> Array:
   """Mean of [b h w] under a window; edges are repeated.
 
-  The window is a pyramid, the mean of means over squares: about a Gaussian of 2
-  pixels. As a sum of shifted images, XLA would fuse it with all that uses it
-  and compile for minutes.
+  The window is the mean of means over squares: about a Gaussian with a standard
+  deviation of 2 pixels.
   """
   reach = _SQUARE - 1
   around = ((0, 0), (reach, reach), (reach, reach))
