@@ -185,8 +185,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   # Of parameters, order of the data, crops and dropout.
   config.seed = 0
-  # What networks compute in: "float32" or "bfloat16". Parameters and losses are
-  # float32.
+  # What networks compute in: "float32" or "bfloat16". Parameters, the last
+  # layer and losses are float32.
   config.precision = "float32"
   # Workdir of another run whose stages of the same name give the first
   # weights, as far as they fit; "" is none.
