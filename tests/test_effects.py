@@ -3,6 +3,7 @@
 import copy
 import functools
 import types
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -121,9 +122,11 @@ def built(config, name, monkeypatch):
     parts.append(inputs.create_video_inputs(config, name, DATA).train)
     numbers = copy.deepcopy(config)
     numbers[name].update({"init": {"weights": ""}} if "init" in stage else {})
+    numbers.stages = (name,)  # Towers of a joint stage are not trained here.
+    batches = inputs.create_video_inputs(numbers, name, DATA)
     parts.append(
       stages.create_preprocess(
-        numbers, name, DATA, inputs.create_video_inputs(numbers, name, DATA)
+        numbers, name, DATA, batches, Path("/no/such/workdir")
       )
     )
   if stage.kind == "stream":

@@ -300,15 +300,15 @@ def test_forecast_says_when_the_disk_is_too_small():
 
 def test_tvl1_can_be_that_of_earlier_datasets():
   arguments = ["--dataset=folder", "--videos=v", "--out=o"]
-  now = build_tfds._flow_spec(_flags(*arguments, "--flow=tvl1"))
-  before = build_tfds._flow_spec(
+  now = command._flow_spec(_flags(*arguments, "--flow=tvl1"))
+  before = command._flow_spec(
     _flags(*arguments, "--flow=tvl1", "--notvl1_texture")
   )
   assert now.parameters == default_parameters("tvl1")
   assert now.parameters == {**before.parameters, "texture": 1.0}
   assert "texture" not in before.parameters
   with pytest.raises(ValueError, match="--notvl1_texture is for --flow=tvl1"):
-    build_tfds._flow_spec(_flags(*arguments, "--notvl1_texture"))
+    command._flow_spec(_flags(*arguments, "--notvl1_texture"))
 
 
 def test_extracted_flow_needs_its_bound(videos, capsys):
