@@ -16,14 +16,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
-from twostream_jax.data import (  # noqa: E402
-  annotations,
-  builder,
-  dataset,
-  synthetic,
-)
-from twostream_jax.flow import default_parameters  # noqa: E402
-from twostream_jax.flow.spec import FlowSpec  # noqa: E402
+from tests import tiny_dataset  # noqa: E402
+from twostream_jax.data import dataset  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests that build the same program again, also in other processes, share it.
@@ -53,26 +47,13 @@ def made_once(tmp_path_factory, name, make):
   return folder
 
 
-def build_tiny(directory):
-  """Builds the dataset of `tiny_dir`."""
-  counts = {"train": 2, "validation": 1, "test": 1}
-  synthetic.write_videos(directory / "videos", counts, seed=0)
-  builder.build_dataset(
-    directory,
-    name="tiny",
-    clips=annotations.read_folder(directory / "videos"),
-    flow_spec=FlowSpec("dis", default_parameters("dis"), short_side=64),
-    progress=False,
-  )
-
-
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory):
   """Folder of a built dataset: 12 classes; 2 train, 1 validation, 1 test.
 
   All workers read it: it is not to be changed.
   """
-  return made_once(tmp_path_factory, "tiny", build_tiny)
+  return made_once(tmp_path_factory, "tiny", tiny_dataset.build)
 
 
 @pytest.fixture(scope="session")

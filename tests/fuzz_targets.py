@@ -283,19 +283,9 @@ def _read_listing(path: Path) -> object:
 
 
 def _make_dataset(folder: Path) -> None:
-  from twostream_jax.data import annotations, builder, synthetic
-  from twostream_jax.flow import default_parameters
-  from twostream_jax.flow.spec import FlowSpec
+  from tests import tiny_dataset
 
-  counts = {"train": 2, "validation": 1, "test": 1}
-  synthetic.write_videos(folder / "videos", counts, seed=0)
-  builder.build_dataset(
-    folder,
-    name="tiny",
-    clips=annotations.read_folder(folder / "videos"),
-    flow_spec=FlowSpec("dis", default_parameters("dis"), short_side=64),
-    progress=False,
-  )
+  tiny_dataset.build(folder)
   shutil.rmtree(folder / "videos")
 
 

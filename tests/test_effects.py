@@ -99,14 +99,7 @@ def built(config, name, monkeypatch):
   """All that is made of a stage's settings, to be compared."""
   stage = config[name]
   monkeypatch.setattr(optim, "create_optimizer", lambda _, **given: given)
-  schedule = optim.create_schedule(
-    stage.optim.schedule,
-    learning_rate=stage.optim.learning_rate,
-    total_steps=stage.total_steps,
-    warmup_steps=stage.optim.warmup_steps,
-    boundaries=stage.optim.boundaries,
-    decay_factor=stage.optim.decay_factor,
-  )
+  schedule = stages.create_schedule(stage)
   loss = stages.create_loss(config, name, DATA)
   parts = [
     stage.batch_size,

@@ -5,7 +5,7 @@
 Run it again to resume. Any setting can be changed on the command line, as in
 --config.temporal.optim.learning_rate=0.001.
 
-A trained run is scored anew, without training, with
+A trained run is scored again, without training, with
 
   python -m twostream_jax.main --config=configs/quickstart.py --mode=evaluate
 
@@ -131,7 +131,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv) -> None:
   """Runs the config given by the flags."""
-  # What libraries log as an error they raise as well, and we put it in words.
+  # Libraries also raise what they log as an error, and our message is clearer.
   absl_logging.set_verbosity(absl_logging.FATAL)
   if len(argv) > 1:
     sys.exit(f"{NAME}: not a flag: {' '.join(argv[1:])}")

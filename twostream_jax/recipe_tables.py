@@ -56,7 +56,7 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
 def count_classes(
   name: str, config: ml_collections.ConfigDict, own: int
 ) -> tuple[int, int, str]:
-  """Classes of a recipe's dataset, those of its second head, and in words.
+  """Classes of a dataset and of a second head, and how they are described.
 
   Args:
     name: of the recipe.
@@ -80,7 +80,7 @@ def count_classes(
 
 
 def paper(name: str) -> tuple[str, str]:
-  """The paper of a recipe and its published numbers, in words."""
+  """The paper of a recipe and its published numbers."""
   if name not in recipes.RECIPES:
     return "none", "none"
   return recipes.RECIPES[name].paper, recipes.RECIPES[name].published

@@ -109,7 +109,7 @@ def rescore(
   check_config_file(workdir, settings, to_train=False)
   folder = evaluation_path(config, workdir, only_stage, step)
   if parallel.is_primary():
-    # Until all is scored anew, what was there before does not count.
+    # Until all is scored again, what was there before does not count.
     for file in (results.RESULTS_FILE, results.REPORT_FILE):
       (folder / file).unlink(missing_ok=True)
   for name in steps:
@@ -118,9 +118,7 @@ def rescore(
     # Not by the step found above: whoever trains may have removed it since.
     stage = trained.open_stage(config, name, workdir, step=step, finished=False)
     steps[name] = stage.step
-    for source in stage.sources:
-      found = trained.open_stage(config, source, workdir)
-      trained.check_source(stage, found, workdir)
+    trained.check_sources(config, stage, workdir)
     splits = stage_data.splits_to_score(config)
     run.score_splits(config, stage, data, splits, workdir, folder, watch)
   if parallel.is_primary():

@@ -130,8 +130,8 @@ def check_config(
     weights = (
       "" if config[name].kind == "features" else config[name].init.weights
     )
-    begun = checkpoints.read_metadata(trained_weights.folder(workdir, name))
-    if weights and begun is None and not Path(weights).is_file():
+    begun = trained_weights.is_begun(name, workdir)
+    if weights and not begun and not Path(weights).is_file():
       raise ValueError(
         f"config.{name}.init.weights={weights!r} is no file; make it with"
         " data_prep/convert_weights.py, or name another"
@@ -204,26 +204,19 @@ def run_stage(
 ) -> None:
   """Trains a stage and writes its scores, as far as they are missing."""
   if not trained_weights.is_finished(config, name, workdir):
-    if not _is_begun(name, workdir) and is_scored(config, name, workdir, data):
+    begun = trained_weights.is_begun(name, workdir)
+    if not begun and is_scored(config, name, workdir, data):
       return  # Somebody has removed its checkpoints.
     compute_features(config, name, workdir, data, watch)
     stage = stages.create_stage(config, name, data, workdir)
     predict = create_predict(config, stage, len(data.class_names))
     train.train_stage(stage, data, config, workdir / name, predict, watch)
   stage = trained.open_stage(config, name, workdir)
-  for source in stage.sources:
-    if _is_begun(source, workdir):
-      found = trained.open_stage(config, source, workdir)
-      trained.check_source(stage, found, workdir)
+  trained.check_sources(config, stage, workdir)
   missing = missing_splits(config, stage, workdir, data)
   if missing:
     compute_features(config, name, workdir, data, watch)
     score_splits(config, stage, data, missing, workdir, workdir, watch)
-
-
-def _is_begun(name: str, workdir: Path) -> bool:
-  directory = trained_weights.folder(workdir, name)
-  return checkpoints.read_metadata(directory) is not None
 
 
 def create_predict(
@@ -287,7 +280,7 @@ def is_scored(
   Where its checkpoints were removed, nothing is left to tell what weights the
   scores are of, and they are taken as they are.
   """
-  if not _is_begun(name, workdir):
+  if not trained_weights.is_begun(name, workdir):
     protocol = stage_views.protocol(config, name)
     return not _missing(config, name, workdir, data, protocol, weights=None)
   if not trained_weights.is_finished(config, name, workdir):

@@ -145,14 +145,7 @@ def create_stage(
     raise ValueError(
       f"config.{name}.optim.ema_decay={stage.optim.ema_decay} must be in [0, 1)"
     )
-  schedule = optim.create_schedule(
-    stage.optim.schedule,
-    learning_rate=stage.optim.learning_rate,
-    total_steps=stage.total_steps,
-    warmup_steps=stage.optim.warmup_steps,
-    boundaries=stage.optim.boundaries,
-    decay_factor=stage.optim.decay_factor,
-  )
+  schedule = create_schedule(stage)
   batches = inputs.create_inputs(config, name, data, workdir)
   preprocess = create_preprocess(config, name, data, batches, workdir)
   numbers = describe_preprocess(config, preprocess, batches)
@@ -271,6 +264,18 @@ def create_backbone(
     axis_name=parallel.AXIS,
     sync_batch_norm=model.sync_batch_norm,
     **model.fields.to_dict(),
+  )
+
+
+def create_schedule(stage: ml_collections.ConfigDict) -> optax.Schedule:
+  """The learning rate of a stage by step."""
+  return optim.create_schedule(
+    stage.optim.schedule,
+    learning_rate=stage.optim.learning_rate,
+    total_steps=stage.total_steps,
+    warmup_steps=stage.optim.warmup_steps,
+    boundaries=stage.optim.boundaries,
+    decay_factor=stage.optim.decay_factor,
   )
 
 

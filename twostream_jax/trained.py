@@ -41,7 +41,7 @@ __all__ = [
   "TrainedRun",
   "TrainedRunError",
   "TrainedStage",
-  "check_source",
+  "check_sources",
   "open_run",
   "open_stage",
 ]
@@ -152,7 +152,7 @@ def open_run(
       _check_facts(config, found[name], workdir, dataset)
     for stage in found.values():
       for source in stage.sources:
-        check_source(stage, found[source], workdir)
+        _check_source(stage, found[source], workdir)
     rules = create_rules(config, workdir)
   except ScoresError as error:
     raise TrainedRunError(f"fusion of {workdir}: {error}") from error
@@ -295,14 +295,22 @@ def _sources(
     ) from error
 
 
-def check_source(
-  stage: TrainedStage, source: TrainedStage, workdir: Path
+def check_sources(
+  config: ml_collections.ConfigDict, stage: TrainedStage, workdir: Path
 ) -> None:
-  """Refuses a stage that was trained on features of other weights.
+  """Refuses a stage whose streams have other weights than it was trained on.
+
+  Streams without checkpoints are passed over: somebody has removed them.
 
   Raises:
-    TrainedRunError: `source` has been trained again since.
+    TrainedRunError: A stream has been trained again since.
   """
+  for source in stage.sources:
+    if trained_weights.is_begun(source, workdir):
+      _check_source(stage, open_stage(config, source, workdir), workdir)
+
+
+def _check_source(stage: TrainedStage, source: TrainedStage, workdir) -> None:
   trained = stage.metadata["inputs"]["sources"][source.name]["weights"]
   if trained != source.digest:
     raise TrainedRunError(

@@ -38,6 +38,11 @@ def folder(workdir: Path, name: str) -> Path:
   return workdir / name / "checkpoints"
 
 
+def is_begun(name: str, workdir: Path) -> bool:
+  """Whether a stage has a checkpoint."""
+  return checkpoints.read_metadata(folder(workdir, name)) is not None
+
+
 def is_finished(
   config: ml_collections.ConfigDict, name: str, workdir: Path
 ) -> bool:

@@ -1,7 +1,7 @@
 """What a stage begins with: fresh, imported or earlier trained parameters."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,9 @@ def rgb_statistics(
   if spatial is None:
     return own
   if _is_trained_before(config, name, spatial):
-    trained = _numbers(config, spatial, workdir)
-    found = tuple(trained["rgb_mean"]), tuple(trained["rgb_std"])
-    if not config[spatial].init.weights:
-      keys = ("rgb_mean", "rgb_std")
-      for key, ours, theirs in zip(keys, own, found, strict=True):
-        _require_same(name, spatial, key, ours, theirs)
-    return found
+    keys = ("rgb_mean", "rgb_std")
+    trained = _numbers(config, name, spatial, workdir, keys)
+    return tuple(trained["rgb_mean"]), tuple(trained["rgb_std"])
   convention = _convention(config[spatial])
   if convention is None:
     return own
@@ -126,14 +122,9 @@ def flow_numbers(
   if temporal is None:
     return own
   if _is_trained_before(config, name, temporal):
-    trained = _numbers(config, temporal, workdir)
-    found = trained["flow_scale"], trained["subtract_mean_flow"]
-    if not config[temporal].init.weights:
-      for key, ours, theirs in zip(
-        ("flow_scale", "subtract_mean_flow"), own, found, strict=True
-      ):
-        _require_same(name, temporal, key, ours, theirs)
-    return found
+    keys = ("flow_scale", "subtract_mean_flow")
+    trained = _numbers(config, name, temporal, workdir, keys)
+    return trained["flow_scale"], trained["subtract_mean_flow"]
   weights = config[temporal].init.weights
   if not weights:
     return own
@@ -160,19 +151,25 @@ def _is_trained_before(
 
 
 def _numbers(
-  config: ml_collections.ConfigDict, stream: str, workdir: Path
+  config: ml_collections.ConfigDict,
+  name: str,
+  tower: str,
+  workdir: Path,
+  keys: Sequence[str],
 ) -> Mapping[str, Any]:
-  """How a trained stream's pixels or motion became numbers."""
-  return trained_weights.read_facts(config, stream, workdir)["inputs"]
+  """How pixels or motion became numbers of the trained tower of a joint stage.
 
-
-def _require_same(name: str, tower: str, key: str, ours: Any, theirs: Any):
-  """Raises ValueError where a joint stage would show a tower other numbers."""
-  if ours != theirs:
-    raise ValueError(
-      f"config.{name}.input.{key}={ours}, but its tower {tower!r} was trained"
-      f" with {theirs}: set it to that"
-    )
+  Raises:
+    ValueError: The joint stage has another setting, which would do nothing.
+  """
+  for key in keys:
+    ours, theirs = config[name].input[key], config[tower].input[key]
+    if ours != theirs:
+      raise ValueError(
+        f"config.{name}.input.{key}={ours}, but its tower {tower!r} was trained"
+        f" with {theirs}: set it to that"
+      )
+  return trained_weights.read_facts(config, tower, workdir)["inputs"]
 
 
 def _flow_of_file(stream: str, path: str, spec: FlowSpec) -> tuple[float, bool]:

@@ -49,7 +49,7 @@ def run(values: flags.FlagValues) -> int:
   from twostream_jax import checkpoints, launch, trained, words
   from twostream_jax.export import write
 
-  # What libraries log as an error they raise as well, and we put it in words.
+  # Libraries also raise what they log as an error, and our message is clearer.
   absl_logging.set_verbosity(absl_logging.FATAL)
   launch.cache_compilations("twostream_jax.export")
   try:

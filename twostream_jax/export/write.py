@@ -62,7 +62,7 @@ def export_run(
   Args:
     run: opened by `trained.open_run`.
     out: the folder, or a link to it; an earlier export in it is replaced.
-    licence: of the weights, in words.
+    licence: Licence of the weights, free text.
     platforms: of PLATFORMS.
 
   Returns:

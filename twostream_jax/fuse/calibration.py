@@ -90,7 +90,7 @@ def softened(
   Of b videos that all are right another one is with the probability
   (b + 1) / (b + 2) (Platt 1999). The rest goes to the highest of the other
   scores, which is what a mistake would be: spread over all classes it would
-  limit the scale by classes that nothing speaks for. Of a multi-label set the
+  limit the scale by classes without evidence. Of a multi-label set the
   rule is that of the positives, and apart from them of the negatives.
   """
   b = len(targets)

@@ -37,7 +37,7 @@ SOME_FAILED = 2
 
 def main(argv: Sequence[str], values: flags.FlagValues) -> int:
   """Runs the command of parsed flags; returns the exit code."""
-  # What libraries log as an error they raise as well, and we put it in words.
+  # Libraries also raise what they log as an error, and our message is clearer.
   absl_logging.set_verbosity(absl_logging.FATAL)
   try:
     launch.cache_compilations("twostream_jax.predict", values.compilation_cache)

@@ -91,7 +91,7 @@ def _shapes(backbone: str, num_classes: int) -> dict[str, Any]:
 
 
 def _only_arrays(variables: dict[str, Any]) -> dict[str, Any]:
-  """Leaves out what the file did not have and only a shape stands for."""
+  """Leaves out what is only a shape, because the file did not have it."""
   flat = traverse_util.flatten_dict(variables)
   return traverse_util.unflatten_dict(
     {
