@@ -92,7 +92,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(tmp_path):
 
   # While clips are rendered, while they are stored, while each stage trains
   # (the first file of a checkpoint is there, so it is likely cut in half).
-  kill_when(exists("data/.videos.partial/train/*/*.avi"), killed)
+  kill_when(exists("data/.videos.*/train/*/*.avi"), killed)
   kill_when(exists("data/*/*.incomplete"), killed)
   kill_when(exists("run/spatial/checkpoints/4*"), killed)
   kill_when(exists("run/temporal/checkpoints/2*"), killed)

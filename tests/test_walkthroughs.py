@@ -130,7 +130,7 @@ def small(config_path):
   for stage in config.stages:
     kind = config[stage].kind
     own = {"batch_size": 2, "total_steps": 1, "optim.warmup_steps": 0}
-    own |= {"optim.schedule": "constant"}
+    own |= {"optim.schedule": "constant", "optim.boundaries": "()"}
     if kind == "features":
       sizes = {"lstm": "hidden_sizes=(6,5)", "regularised": "hidden=7"}
       field, _, value = sizes[config[stage].model.name].partition("=")
