@@ -11,6 +11,12 @@ os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), with_devices(8)]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests that build the same program again, also in processes that they start,
+# share it, small ones too.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  CACHE = tempfile.TemporaryDirectory(prefix="twostream_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -20,14 +26,6 @@ from tests import tiny_dataset  # noqa: E402
 from twostream_jax.data import dataset  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests that build the same program again, also in other processes, share it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  CACHE = tempfile.TemporaryDirectory(prefix="twostream_jax_tests_")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-jax.config.update(
-  "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # grain reads absl flags, which only a program's main would parse.
 flags.FLAGS.mark_as_parsed()
 

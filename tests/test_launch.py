@@ -25,18 +25,31 @@ def test_without_a_cluster_the_message_says_how_to_name_the_processes():
 
 @pytest.fixture
 def cache_setting():
-  before = jax.config.jax_compilation_cache_dir
+  settings = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+  )
+  before = {name: getattr(jax.config, name) for name in settings}
   yield
-  jax.config.update("jax_compilation_cache_dir", before)
+  for name, value in before.items():
+    jax.config.update(name, value)
 
 
 def test_programs_are_kept_where_the_user_says(
   monkeypatch, tmp_path, cache_setting
 ):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "env"))
+  smallest = "jax_persistent_cache_min_compile_time_secs"
+  monkeypatch.setenv(smallest.upper(), "1.5")
+  jax.config.update(smallest, 1.5)
   before = jax.config.jax_compilation_cache_dir
   launch.cache_compilations("program", tmp_path / "flag")
   assert jax.config.jax_compilation_cache_dir == before
+  assert getattr(jax.config, smallest) == 1.5
+  # Small programs are kept wherever the folder's name is from.
+  monkeypatch.delenv(smallest.upper())
+  launch.cache_compilations("program", tmp_path / "flag")
+  assert getattr(jax.config, smallest) == 0.2
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   launch.cache_compilations("program", tmp_path / "flag")
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "flag")

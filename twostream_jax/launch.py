@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_SMALLEST_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def join_processes(
@@ -73,6 +74,9 @@ def cache_compilations(
     ValueError: `directory` is given and can't be written to, or every user of
       the machine can.
   """
+  if _SMALLEST_VARIABLE not in os.environ:
+    # Small programs too: a start is made of many.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   if os.environ.get(CACHE_VARIABLE):
     return
   try:
@@ -87,8 +91,6 @@ def cache_compilations(
     )
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
-  # Small programs too: a start is made of many.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _writable(folder: Path) -> Path:
