@@ -18,6 +18,7 @@ from twostream_jax import checkpoints, logging, rescore, stages, trained
 from twostream_jax.data import dataset
 
 RESCORED = "temporal"  # It keeps an average.
+PAUSE = 1.0  # Seconds between two readings, which would take a core.
 
 
 def read(workdir, config):
@@ -72,7 +73,7 @@ def main(folder, directory):
         score(workdir, config, data)
         scores += 1
         last = time.monotonic()
-    time.sleep(0.1)
+    ended.wait(PAUSE)
   print(f"{reads} reads, {scores} scores", flush=True)
 
 

@@ -295,6 +295,7 @@ def test_programs_take_any_number_of_videos_and_windows(exported):
   np.testing.assert_allclose(whole, np.mean(parts, axis=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sequences_are_read_end_to_end(opened, given):
   """LSTMs too; and of two heads only the first is scored."""
   network = opened.stages["network"]

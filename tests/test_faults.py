@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from tests import faults_config
+from tests.conftest import made_once
 from tests.xla_flags import COMPILE_FAST
 from twostream_jax import checkpoints, interrupts, scores, stages
 from twostream_jax.data import dataset
 
 ROOT = Path(__file__).parent.parent
 ENDS = 10  # Of each seed.
+LONGEST = 15.0  # Seconds to a moment that no condition names.
 
 
 class Command:
@@ -70,14 +72,13 @@ def command(tiny_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(command, tmp_path_factory):
-  """Workdir of a run that nothing disturbed, and how long it took."""
-  workdir = tmp_path_factory.mktemp("whole") / "run"
-  for _ in range(2):  # The second finds its programs compiled.
-    subprocess.run(["rm", "-rf", workdir], check=True)
-    began = time.monotonic()
-    command.start(workdir)
+  """Workdir of a run that nothing disturbed; its programs are kept."""
+
+  def make(folder):
+    command.start(folder / "run")
     assert command.wait() == 0, command.log.read_text()
-  return workdir, time.monotonic() - began
+
+  return made_once(tmp_path_factory, "whole", make) / "run"
 
 
 def moments(workdir):
@@ -230,7 +231,6 @@ def test_neither_ends_nor_readers_change_a_bit(
   command, whole, tiny_dir, tmp_path, seed
 ):
   """Killed, asked to end and read: the same bits, and the same choice."""
-  reference, duration = whole
   data = dataset.open_dataset(tiny_dir)
   rng = np.random.default_rng(seed)
   runs, at = 0, []
@@ -243,17 +243,17 @@ def test_neither_ends_nor_readers_change_a_bit(
         condition = planned[rng.integers(len(planned))]
         delay = rng.uniform(0.0, 0.2)
       else:
-        condition, delay = (lambda: True), rng.uniform(0.0, duration)
+        condition, delay = (lambda: True), rng.uniform(0.0, LONGEST)
       if end(command, workdir, condition, delay, int(number)):
         at.append(f"{signal.Signals(number).name} {condition.__name__}")
       elif (workdir / "results.json").exists():
         # This run came to its end: begin another one.
-        assert_same(reference, workdir, data)
+        assert_same(whole, workdir, data)
         runs += 1
         workdir = tmp_path / f"run{runs}"
     command.start(workdir)
     assert command.wait() == 0, command.log.read_text()
-    assert_same(reference, workdir, data)
+    assert_same(whole, workdir, data)
   print(f"\n{len(at)} ends in {runs + 1} runs: {sorted(at)}")
 
 
@@ -262,20 +262,17 @@ def test_neither_ends_nor_readers_change_a_bit(
 def test_signals_save_and_end_with_their_own_code(
   command, whole, tiny_dir, tmp_path, number
 ):
-  reference, duration = whole
   workdir = tmp_path / "run"
+  planned = {moment.__name__: moment for moment in moments(workdir)}
   rng = np.random.default_rng(number)
-  codes = []
-  while 0 not in codes:
+  # In the order in which a run comes to them, none yet there at its start.
+  for name in ("validation", "between_stages", "features", "joint"):
     pid = command.start(workdir)
-    deadline = time.monotonic() + rng.uniform(0.4, 0.8) * duration
-    while time.monotonic() < deadline and alive(pid):
-      time.sleep(0.01)
-    if len(codes) < 4 and alive(pid):
-      os.kill(pid, number)
-    codes.append(command.wait())
-    assert len(codes) < 10
-  # What a signal meets before the run listens ends as it always did.
-  assert set(codes) <= {0, interrupts.EXIT_CODE, -number, 1}
-  assert interrupts.EXIT_CODE in codes, command.log.read_text()
-  assert_same(reference, workdir, dataset.open_dataset(tiny_dir))
+    while not planned[name]() and alive(pid):
+      time.sleep(0.002)
+    time.sleep(rng.uniform(0.0, 0.2))
+    os.kill(pid, number)
+    assert command.wait() == interrupts.EXIT_CODE, command.log.read_text()
+  command.start(workdir)
+  assert command.wait() == 0, command.log.read_text()
+  assert_same(whole, workdir, dataset.open_dataset(tiny_dir))

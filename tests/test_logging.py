@@ -1,5 +1,9 @@
 """Records survive kills, and a resumed run repeats none."""
 
+import os
+import subprocess
+import sys
+
 from twostream_jax import logging
 
 
@@ -32,3 +36,24 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
   logger.write(30, "train", {"loss": -1.0})
   logger.close()
   assert [r["loss"] for r in logging.read_metrics(tmp_path)] == [10, 20, -1]
+
+
+def test_pytorch_is_not_loaded_but_can_be(tmp_path):
+  (tmp_path / "torch.py").write_text("print('loaded')")
+  code = (
+    "from twostream_jax.logging import MetricsLogger\n"
+    "logger = MetricsLogger('run', resume_step=0)\n"
+    "logger.write(1, 'train', {'loss': 1.5})\n"
+    "logger.close()\n"
+    "print('closed')\n"
+    "import torch\n"
+  )
+  path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": path},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout.split() == ["closed", "loaded"], done.stderr

@@ -15,6 +15,8 @@ from twostream_jax.data import annotations, builder, dataset
 
 BARE = "test/amber-bob/000.avi"  # A test clip without any class.
 UNSEEN = "spin"  # A class that no test clip shows.
+pytestmark = pytest.mark.slow
+
 STAGES = ("spatial", "temporal", "lstm")
 RULES = ("average", "fitted_weights", "logistic")
 

@@ -57,6 +57,7 @@ def config(tiny_dir):
   return config
 
 
+@pytest.mark.slow
 def test_a_run_with_two_heads_scores_the_first(config, tiny, tmp_path):
   outcome = run.train_and_evaluate(config, tmp_path, tiny)
   assert outcome["videos"] == 12

@@ -162,6 +162,7 @@ def test_processes_that_decode_start_without_jax():
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.filterwarnings("ignore:2 files in . not taken")
 def test_sources_are_found(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for name in ("b/x.mp4", "b/notes.txt", "a/y.AVI", "b/.hidden.mp4"):
@@ -240,6 +241,7 @@ def test_a_list_of_paths_is_utf8_with_or_without_a_mark(tmp_path):
     reading.read_list(path)
 
 
+@pytest.mark.filterwarnings("ignore:1 file in .* not taken")
 def test_a_batch_of_good_and_bad_files_finishes(
   ready, finished_dir, videos, tmp_path, monkeypatch, capsys
 ):

@@ -7,13 +7,16 @@ tensorboard/   both, and samples of the input
 
 import json
 import os
+import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-import tensorboardX
 
 from twostream_jax import files
+
+if TYPE_CHECKING:
+  import tensorboardX
 
 FILENAME = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -50,9 +53,7 @@ class MetricsLogger:
     directory.mkdir(parents=True, exist_ok=True)
     self._metrics = _open(directory, FILENAME, resume_step)
     self._timing = _open(directory, TIMING, resume_step)
-    self._events = tensorboardX.SummaryWriter(
-      str(directory / "tensorboard"), purge_step=resume_step + 1
-    )
+    self._events = _event_writer(directory / "tensorboard", resume_step + 1)
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes one record; it is on disk when this returns."""
@@ -93,6 +94,22 @@ class NoLogger:
 
   def close(self) -> None:
     """Does nothing."""
+
+
+def _event_writer(
+  directory: Path, purge_step: int
+) -> "tensorboardX.SummaryWriter":
+  # tensorboardX imports PyTorch wherever it is installed, which takes two
+  # seconds and is used for PyTorch's tensors only.
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # An import of it fails.
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
 
 
 def _open(directory: Path, filename: str, resume_step: int) -> TextIO:

@@ -149,6 +149,7 @@ def test_split_folders_need_train_and_test(tmp_path):
     read_folder(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:1 file beside the folders of classes")
 def test_folder_errors(tmp_path):
   with pytest.raises(AnnotationError, match="no such folder of videos"):
     read_folder(tmp_path / "nowhere")

@@ -261,6 +261,7 @@ def _crash_once(folder, clip, flow_spec, rgb_quality):
   return process_clip(clip, flow_spec, rgb_quality)
 
 
+@pytest.mark.slow
 def test_a_crash_that_does_not_come_again_costs_nothing(videos, tmp_path):
   whole = _hashes(_build(tmp_path / "whole", videos).path)
   process = functools.partial(_crash_once, tmp_path)

@@ -27,9 +27,9 @@ def random_problem(b, h, w):
   "shape, iterations",
   [
     ((2, 37, 91), 7),  # Several tiles each way; a pass that is not full.
-    ((1, 16, 21), 1),
-    ((3, 2, 300), 3),
-    ((1, 130, 2), 6),
+    pytest.param((1, 16, 21), 1, marks=pytest.mark.slow),
+    pytest.param((3, 2, 300), 3, marks=pytest.mark.slow),
+    pytest.param((1, 130, 2), 6, marks=pytest.mark.slow),
   ],
 )
 def test_the_kernel_equals_the_plain_updates(shape, iterations):
@@ -44,6 +44,7 @@ def test_the_kernel_equals_the_plain_updates(shape, iterations):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_flow_by_the_kernel_is_the_flow(monkeypatch):
   rng = np.random.default_rng(0)
   image = np.asarray(

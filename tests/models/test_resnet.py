@@ -143,7 +143,9 @@ def test_stem_pads_symmetrically():
   np.testing.assert_allclose(stem, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", [BasicBlock, BottleneckBlock])
+@pytest.mark.parametrize(
+  "block", [BasicBlock, pytest.param(BottleneckBlock, marks=pytest.mark.slow)]
+)
 def test_gradients_reach_every_parameter(block):
   model = Small(block=block, dropout_rate=0.2)
   x = _images()

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.svm import LinearSVC
 
 from twostream_jax import scores as scores_lib
 from twostream_jax.fuse import fitting
@@ -142,6 +141,8 @@ def one_vs_rest(
   Returns:
     Weights float64 [f, n] and bias [n].
   """
+  from sklearn.svm import LinearSVC  # A second, which only fitting needs.
+
   # In the primal the solver draws no random numbers.
   model = LinearSVC(C=cost, dual=False)
   weights = np.zeros((features.shape[1], targets.shape[1]))
