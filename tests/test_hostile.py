@@ -240,6 +240,7 @@ def test_codes_in_names_are_shown_escaped(tmp_path):
   assert shown.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
   "name",
   ["pickle", "npy", "scores_npz", "scores_csv", "scores_json", "scores_pkl"]
