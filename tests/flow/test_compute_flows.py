@@ -25,9 +25,8 @@ from twostream_jax.flow.spec import (
   require_equal,
 )
 
-# TV-L1 as earlier datasets have it: all but the defaults themselves, so that two
-# programs for one size of images, which test_opencv.py shares, are all that is
-# compiled.
+# TV-L1 as earlier datasets have it. With the defaults, which test_opencv.py
+# shares, two programs are compiled for most tests, whose images have one size.
 _EARLIER = {
   name: value
   for name, value in default_parameters("tvl1").items()
@@ -244,10 +243,10 @@ def test_only_other_devices_than_cpus_get_chunks(monkeypatch, backend, size):
 
 def test_chunks_take_no_more_frames_than_they_hold(monkeypatch):
   spec = _spec("tvl1", step=3, direction="bidirectional")
-  expected = list(compute_flows(spec, _frames(12)))
+  expected = list(compute_flows(spec, _frames(8)))
   monkeypatch.setattr(tvl1_module, "default_pairs_at_once", lambda: 4)
   taken = []
-  fields = compute_flows(spec, _counted(_frames(12), taken))
+  fields = compute_flows(spec, _counted(_frames(8), taken))
   got = [next(fields)]
   # Four pairs are two frames, forth and back.
   assert len(taken) == spec.step + 2
