@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from twostream_jax import files
 from twostream_jax.data import builder, dataset, staging
@@ -75,19 +75,34 @@ def _hashes(path):
   }
 
 
-def test_round_trip_of_a_dataset(videos, tmp_path):
+@pytest.fixture(scope="module")
+def four(videos, tmp_path_factory):
+  """The folder and the summary of a build of `_four`; not to be changed."""
+  folder = tmp_path_factory.mktemp("four")
+  return folder, _build(folder, _four(videos))
+
+
+@pytest.fixture
+def built(four, tmp_path):
+  """A copy of that folder, and of the dataset in it."""
+  folder, summary = four
+  copied = shutil.copytree(folder, tmp_path / "built")
+  return copied, copied / summary.path.relative_to(folder)
+
+
+def test_round_trip_of_a_dataset(videos, four):
   clips = _four(videos)
-  summary = _build(tmp_path, clips)
-  assert summary.path == tmp_path / "tiny" / "1.0.0"
+  folder, summary = four
+  assert summary.path == folder / "tiny" / "1.0.0"
   assert summary.counts == {"train": 2, "test": 2}
   assert summary.rejected == summary.untrained == ()
   assert summary.size == sum(f.stat().st_size for f in summary.path.iterdir())
-  assert [f.name for f in tmp_path.rglob("*") if f.is_dir()] == [
+  assert [f.name for f in folder.rglob("*") if f.is_dir()] == [
     "tiny",
     "1.0.0",
   ]
 
-  opened = dataset.open_dataset(tmp_path)
+  opened = dataset.open_dataset(folder)
   assert (opened.path, opened.name) == (summary.path, "tiny")
   assert opened.class_names == ("a", "b")
   assert opened.flow_spec == _SPEC
@@ -110,12 +125,9 @@ def test_round_trip_of_a_dataset(videos, tmp_path):
       assert read == stored
 
 
-def test_number_of_workers_does_not_change_a_byte(videos, tmp_path):
-  clips = [*_four(videos), _clip(videos / "no.avi")]
-  one = _build(tmp_path / "one", clips, num_workers=1)
-  two = _build(tmp_path / "two", clips, num_workers=2)
-  assert len(one.rejected) == 1
-  assert _hashes(one.path) == _hashes(two.path)
+def test_number_of_workers_does_not_change_a_byte(videos, four, tmp_path):
+  two = _build(tmp_path, _four(videos), num_workers=2)
+  assert _hashes(four[1].path) == _hashes(two.path)
 
 
 def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
@@ -177,26 +189,26 @@ def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
     dataset.open_dataset(tmp_path / "out")
 
 
-def test_existing_dataset_is_kept_or_replaced(videos, tmp_path):
+def test_existing_dataset_is_kept_or_replaced(videos, built):
   clips = _four(videos)
-  path = _build(tmp_path, clips).path
+  folder, path = built
   before = _hashes(path)
   with pytest.raises(FileExistsError, match="--overwrite"):
-    _build(tmp_path, clips)
+    _build(folder, clips)
   missing = [dataclasses.replace(c, path=videos / "no.avi") for c in clips]
   with pytest.raises(builder.BuildError):
-    _build(tmp_path, missing, overwrite=True)
+    _build(folder, missing, overwrite=True)
   assert _hashes(path) == before
-  _build(tmp_path, [clips[0], *clips[2:]], overwrite=True)
-  assert len(dataset.open_dataset(tmp_path).sources["train"]) == 1
+  _build(folder, [clips[0], *clips[2:]], overwrite=True)
+  assert len(dataset.open_dataset(folder).sources["train"]) == 1
   assert [f.name for f in path.parent.iterdir()] == ["1.0.0"]
 
 
-def test_half_a_replacement_is_undone(videos, tmp_path):
-  path = _build(tmp_path, _four(videos)).path
+def test_half_a_replacement_is_undone(videos, built):
+  folder, path = built
   path.rename(path.with_name(".replaced-1.0.0"))
   with pytest.raises(FileExistsError):
-    _build(tmp_path, _four(videos))
+    _build(folder, _four(videos))
   assert dataset.open_dataset(path).name == "tiny"
 
 
@@ -299,25 +311,23 @@ def test_opening_where_there_is_no_dataset(tmp_path):
     dataset.open_dataset(tmp_path / "nowhere")
 
 
-def test_opening_needs_one_dataset_of_this_format(videos, tmp_path):
-  path = _build(tmp_path, _four(videos)).path
+def test_opening_needs_one_dataset_of_this_format(built):
+  folder, path = built
   second = path.parent / "2.0.0"
   second.mkdir()
   for file in path.iterdir():
     (second / file.name).write_bytes(file.read_bytes())
   with pytest.raises(ValueError, match="2 datasets(.|\n)*1.0.0(.|\n)*2.0.0"):
-    dataset.open_dataset(tmp_path)
+    dataset.open_dataset(folder)
   (second / dataset.METADATA_FILE).write_text("{}")
   with pytest.raises(ValueError, match="not a dataset of format version 2 or"):
     dataset.open_dataset(second)
 
 
-def test_a_build_at_a_constant_rate(videos, tmp_path):
-  clips = _four(videos)
-  whole = _build(tmp_path / "whole", clips)
+def test_a_build_at_a_constant_rate(videos, four, tmp_path):
   spec = dataclasses.replace(_SPEC, fps=5.0)
-  slow = _build(tmp_path / "slow", clips, flow_spec=spec)
-  one, other = (dataset.open_dataset(s.path) for s in (whole, slow))
+  slow = _build(tmp_path, _four(videos), flow_spec=spec)
+  one, other = (dataset.open_dataset(s.path) for s in (four[1], slow))
   assert (one.flow_spec.fps, other.flow_spec.fps) == (None, 5.0)
   every, some = one.sources["train"][0], other.sources["train"][0]
   assert some["fps"] == 5 and every["fps"] == 12.5
@@ -326,6 +336,9 @@ def test_a_build_at_a_constant_rate(videos, tmp_path):
 
 
 def test_tfds_reads_the_class_names_that_were_stored(videos, tmp_path):
+  # Here, not above: a process that crashes here imports this module.
+  import tensorflow_datasets as tfds
+
   labels = ["run far", "éa\u3000b"]
   clips = [
     dataclasses.replace(clip, label=labels[i % 2])
