@@ -81,6 +81,8 @@ def test_folder_end_to_end_from_another_folder(videos, tmp_path):
   assert "my_set: 100%" in done.stderr
   opened = open_dataset(tmp_path / "My-set")
   assert opened.class_names == ("hug", "kick")
+  assert not opened.multi_label
+  assert {int(record["label"]) for record in opened.sources["train"]} == {0, 1}
   assert opened.flow_spec.algorithm == "farneback"
   assert opened.flow_spec.parameters["winsize"] == 15
   assert (opened.flow_spec.short_side, opened.flow_spec.bound) == (32, 15.0)
@@ -519,17 +521,6 @@ def test_check_outlives_a_crash(videos):
     process=_abort_on_0,
   )
   assert checked == [Rejection("the decoder crashed"), None]
-
-
-def test_single_label_sets_say_so(videos, tmp_path, capsys):
-  arguments = [f"--videos={videos}", f"--out={tmp_path}", "--short_side=32"]
-  code = build_tfds.run(
-    _flags("--dataset=folder", *arguments, "--name=tiny", "--workers=1")
-  )
-  assert code == 0, capsys.readouterr().err
-  data = open_dataset(tmp_path)
-  assert not data.multi_label
-  assert {int(record["label"]) for record in data.sources["train"]} == {0, 1}
 
 
 def test_labels_of_two_kinds_are_refused(videos, tmp_path):
