@@ -1,6 +1,7 @@
 """The builder and what it stores, from small videos to opened records."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pickle
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests import crashes
 from twostream_jax import files
 from twostream_jax.data import builder, dataset, staging
 from twostream_jax.data.annotations import Clip
@@ -162,15 +164,10 @@ def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
   assert opened.class_names == ("a", "b", "c")
 
 
-def _crash_on_1(clip, flow_spec, rgb_quality):
-  if clip.video_id == "1.avi":
-    os.abort()
-  return process_clip(clip, flow_spec, rgb_quality)
-
-
 def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   clips = [*_four(videos), _clip(videos / "0.avi")]
-  summary = _build(tmp_path, clips, num_workers=2, process=_crash_on_1)
+  process = functools.partial(crashes.abort_on, "1.avi", process_clip)
+  summary = _build(tmp_path, clips, num_workers=2, process=process)
   assert summary.counts == {"train": 2, "test": 2}
   assert [(r["video_id"], r["reason"]) for r in summary.rejected] == [
     ("1.avi", "the decoder crashed")
@@ -336,7 +333,7 @@ def test_a_build_at_a_constant_rate(videos, four, tmp_path):
 
 
 def test_tfds_reads_the_class_names_that_were_stored(videos, tmp_path):
-  # Here, not above: a process that crashes here imports this module.
+  # Here, not above: the script below imports this module, twice.
   import tensorflow_datasets as tfds
 
   labels = ["run far", "éa\u3000b"]

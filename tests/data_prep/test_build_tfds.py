@@ -1,7 +1,7 @@
 """The command line of data_prep/build_tfds.py."""
 
 import dataclasses
-import os
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from data_prep import build_tfds
+from tests import crashes
 from twostream_jax.data import command
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.builder import BuildSummary, build_dataset
@@ -502,12 +503,6 @@ def test_check_rejects_what_a_build_rejects(videos, tmp_path):
   }
 
 
-def _abort_on_0(clip, flow_spec):
-  if clip.video_id == "hug/0.avi":
-    os.abort()
-  return check_clip(clip, flow_spec)
-
-
 def test_check_outlives_a_crash(videos):
   clips = [
     Clip(f"hug/{i}.avi", videos / "hug" / f"{i}.avi", "train", "hug", "")
@@ -518,7 +513,7 @@ def test_check_outlives_a_crash(videos):
     flow_spec=FlowSpec("dis", {}, short_side=32),
     num_workers=1,
     progress=False,
-    process=_abort_on_0,
+    process=functools.partial(crashes.abort_on, "hug/0.avi", check_clip),
   )
   assert checked == [Rejection("the decoder crashed"), None]
 
