@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tests import crashes
+from tests import build_processes
 from twostream_jax import files
-from twostream_jax.data import builder, dataset, staging
+from twostream_jax.data import builder, check, clip_task, dataset, staging
 from twostream_jax.data.annotations import Clip
 from twostream_jax.data.encode import process_clip
 from twostream_jax.flow import default_parameters
@@ -92,6 +92,13 @@ def built(four, tmp_path):
   return copied, copied / summary.path.relative_to(folder)
 
 
+@pytest.fixture
+def no_processes(monkeypatch):
+  """Clips are worked on here: processes take most of the time of a build."""
+  for module in (check, clip_task):
+    monkeypatch.setattr(module, "map_in_processes", build_processes.map_here)
+
+
 def test_round_trip_of_a_dataset(videos, four):
   clips = _four(videos)
   folder, summary = four
@@ -166,7 +173,7 @@ def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
 
 def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   clips = [*_four(videos), _clip(videos / "0.avi")]
-  process = functools.partial(crashes.abort_on, "1.avi", process_clip)
+  process = functools.partial(build_processes.abort_on, "1.avi", process_clip)
   summary = _build(tmp_path, clips, num_workers=2, process=process)
   assert summary.counts == {"train": 2, "test": 2}
   assert [(r["video_id"], r["reason"]) for r in summary.rejected] == [
@@ -176,6 +183,7 @@ def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   assert [record["video_id"] for record in source] == [b"2.avi", b"3.avi"]
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
   clips = [_clip(videos / "0.avi"), _clip(videos / "no.avi", "test")]
   with pytest.raises(
@@ -186,6 +194,7 @@ def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
     dataset.open_dataset(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_existing_dataset_is_kept_or_replaced(videos, built):
   clips = _four(videos)
   folder, path = built
@@ -249,6 +258,7 @@ def test_an_empty_folder_of_the_user_stays(tmp_path):
   assert tmp_path.exists()
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_a_dataset_is_built_and_replaced_where_a_link_leads(videos, tmp_path):
   (tmp_path / "out" / "tiny").mkdir(parents=True)
   (tmp_path / "out" / "tiny" / "1.0.0").symlink_to(tmp_path / "disk" / "tiny1")
@@ -321,6 +331,7 @@ def test_opening_needs_one_dataset_of_this_format(built):
     dataset.open_dataset(second)
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_a_build_at_a_constant_rate(videos, four, tmp_path):
   spec = dataclasses.replace(_SPEC, fps=5.0)
   slow = _build(tmp_path, _four(videos), flow_spec=spec)
@@ -332,6 +343,7 @@ def test_a_build_at_a_constant_rate(videos, four, tmp_path):
   assert list(some["rgb"]) == [every["rgb"][0], every["rgb"][2]]
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_tfds_reads_the_class_names_that_were_stored(videos, tmp_path):
   # Here, not above: the script below imports this module, twice.
   import tensorflow_datasets as tfds

@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 
 from data_prep import build_tfds
-from tests import crashes
-from twostream_jax.data import command
+from tests import build_processes
+from twostream_jax.data import check, clip_task, command
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.builder import BuildSummary, build_dataset
 from twostream_jax.data.check import (
@@ -69,6 +69,13 @@ def _run_script(*arguments, **options):
   )
 
 
+@pytest.fixture
+def no_processes(monkeypatch):
+  """Clips are worked on here: processes take most of the time of a build."""
+  for module in (check, clip_task):
+    monkeypatch.setattr(module, "map_in_processes", build_processes.map_here)
+
+
 def test_folder_end_to_end_from_another_folder(videos, tmp_path):
   done = _run_script(
     *("--dataset=folder", f"--videos={videos}", "--out=My-set"),
@@ -114,6 +121,7 @@ def test_csv_with_rejections(videos, tmp_path, capsys):
   assert metadata.is_file()
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_csv_with_a_missing_video(videos, tmp_path, capsys):
   lists = {"train": ["hug/0", "kick/0", "kick/gone"], "test": ["hug/1"]}
   arguments = []
@@ -397,6 +405,7 @@ def _records(path, split):
   }
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_multi_label_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert build_tfds.run(_flags(*ccv)) == 1
   message = "1 video of 5 not found"
@@ -431,12 +440,14 @@ def test_multi_label_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert _records(tmp_path / "ccv", "test") == test
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_clips_without_a_label_can_be_kept(ccv, tmp_path, capsys):
   code = build_tfds.run(_flags(*ccv, "--allow_missing", "--keep_unlabelled"))
   assert code == 0, capsys.readouterr().err
   assert _records(tmp_path / "ccv", "train")["none"] == []
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_check_of_a_set_with_a_missing_video(ccv, tmp_path, capsys):
   code = build_tfds.run(_flags(*ccv, "--check"))
   shown = capsys.readouterr()
@@ -456,6 +467,7 @@ def test_check_of_a_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert not (tmp_path / "ccv").exists()
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_check_of_a_folder_needs_no_out(tmp_path, capsys):
   for name in ("hug/0", "hug/1", "kick/0", "kick/1"):
     _write_video(tmp_path / f"{name}.avi", seed=0)
@@ -513,7 +525,9 @@ def test_check_outlives_a_crash(videos):
     flow_spec=FlowSpec("dis", {}, short_side=32),
     num_workers=1,
     progress=False,
-    process=functools.partial(crashes.abort_on, "hug/0.avi", check_clip),
+    process=functools.partial(
+      build_processes.abort_on, "hug/0.avi", check_clip
+    ),
   )
   assert checked == [Rejection("the decoder crashed"), None]
 
