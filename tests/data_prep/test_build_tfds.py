@@ -13,7 +13,7 @@ from absl import flags
 
 from data_prep import build_tfds
 from tests import build_processes
-from twostream_jax.data import check, clip_task, command
+from twostream_jax.data import check, clip_task, command, workers
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.builder import BuildSummary, build_dataset
 from twostream_jax.data.check import (
@@ -515,10 +515,15 @@ def test_check_rejects_what_a_build_rejects(videos, tmp_path):
   }
 
 
-def test_check_outlives_a_crash(videos):
+def test_check_outlives_a_crash(videos, monkeypatch):
+  started = []
+  begin = workers._Worker._begin
+  monkeypatch.setattr(
+    workers._Worker, "_begin", lambda self: (started.append(self), begin(self))
+  )
   clips = [
     Clip(f"hug/{i}.avi", videos / "hug" / f"{i}.avi", "train", "hug", "")
-    for i in range(2)
+    for i in (0, 1, 0)
   ]
   checked = check_clips_decode(
     clips,
@@ -529,7 +534,10 @@ def test_check_outlives_a_crash(videos):
       build_processes.abort_on, "hug/0.avi", check_clip
     ),
   )
-  assert checked == [Rejection("the decoder crashed"), None]
+  crash = Rejection("the decoder crashed")
+  assert checked == [crash, None, crash]
+  # After the last clip there is nothing to start another process for.
+  assert len(started) == 2
 
 
 def test_labels_of_two_kinds_are_refused(videos, tmp_path):
