@@ -45,9 +45,11 @@ def test_no_motion_is_no_flow(name):
 @pytest.mark.parametrize(
   "name, shape",
   # TV-L1 compiles each shape; test_tvl1.py has its smallest.
-  itertools.product(
-    ["dis", "farneback"], [(8, 8), (16, 33), (40, 7), (1, 1), (1, 50)]
-  ),
+  [
+    *itertools.product(
+      ["dis", "farneback"], [(8, 8), (16, 33), (40, 7), (1, 1), (1, 50)]
+    )
+  ],
 )
 def test_flow_of_a_tiny_image_has_its_size(name, shape):
   image = _texture(*shape)
