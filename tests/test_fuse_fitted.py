@@ -1,6 +1,7 @@
 """Fitted fusion: what every rule promises, then the SVM and the subsets."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -16,6 +17,13 @@ from twostream_jax.scores import (
 )
 
 RULES = sorted(fuse.FITS)
+# Two candidates a rule, where it does not matter how good the best is: all of
+# them, by cross-validation, take seconds.
+FEW = {
+  "adaptive": {"lambdas": [(0.01, 1e-3), (1e-4, 0.0)]},
+  "logistic": {"lambdas": [0.01, 1e-4]},
+  "svm": {"costs": [0.1, 1.0]},
+}
 
 
 def reordered(scores, order):
@@ -63,14 +71,23 @@ def multi_label(split, seed, videos=80):
   }
 
 
+@functools.cache
+def fitted_on_validation(make):
+  """Every rule's fit with its own candidates, which several tests read."""
+  validation = make("v", 0)
+  return {
+    rule: fit(validation, split="validation") for rule, fit in fuse.FITS.items()
+  }
+
+
 @pytest.fixture(scope="module", params=["single", "multi"])
 def kind(request):
   make = complementary if request.param == "single" else multi_label
-  validation = make("v", 0)
-  fitted = {
-    rule: fit(validation, split="validation") for rule, fit in fuse.FITS.items()
-  }
-  return validation, make("t", 1), fitted
+  return make("v", 0), make("t", 1), fitted_on_validation(make)
+
+
+def fit_few(rule, named):
+  return fuse.FITS[rule](named, split="validation", **FEW.get(rule, {}))
 
 
 def quality(scores):
@@ -80,7 +97,7 @@ def quality(scores):
 @pytest.mark.parametrize("rule", ["adaptive", "logistic", "svm"])
 def test_learned_rules_beat_the_average(rule):
   test = complementary("t", 1)
-  fitted = fuse.FITS[rule](complementary("v", 0), split="validation")
+  fitted = fitted_on_validation(complementary)[rule]
   assert quality(fuse.average(test)) < 0.75
   assert quality(fuse.apply(fitted, test)) > 0.9
 
@@ -119,7 +136,7 @@ def test_a_rule_that_is_always_right_is_sure_of_it(rule):
     }
     for split in ("v", "t")
   )
-  fused = fuse.apply(fuse.FITS[rule](validation, split="val"), test)
+  fused = fuse.apply(fit_few(rule, validation), test)
   assert quality(fused) == 1
   assert probabilities(fused).max(axis=1).mean() > 0.9
 
@@ -141,8 +158,7 @@ def test_small_fitting_sets_work(rule, videos):
   whole = complementary("v", 0)
   rows = np.random.default_rng(1).permutation(120)[:videos]
   few = {name: reordered(s, rows) for name, s in whole.items()}
-  options = {"adaptive": {"lambdas": [(0.1, 0.0), (0.01, 0.0)]}}
-  fitted = fuse.FITS[rule](few, split="val", **options.get(rule, {}))
+  fitted = fit_few(rule, few)
   fused = fuse.apply(fitted, complementary("t", 1))
   assert np.isfinite(fused.logits).all()
   assert 0 < fitted.scale < 1e4
@@ -164,18 +180,17 @@ def test_shuffled_test_labels_change_no_score(kind, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_order_of_videos_in_files_plays_no_part(kind, rule):
-  validation, test, fitted = kind
+  validation, test, _ = kind
   order = np.random.default_rng(4).permutation(len(validation["a"].ids))
   moved = {
     "a": reordered(validation["a"], order),
     "b": reordered(validation["b"], order[::-1]),
   }
-  fused = fuse.apply(fitted[rule], test)
-  again = fuse.apply(fuse.FITS[rule](moved, split="validation"), test)
+  fitted = fit_few(rule, validation)
+  fused = fuse.apply(fitted, test)
+  again = fuse.apply(fit_few(rule, moved), test)
   np.testing.assert_array_equal(fused.logits, again.logits)
-  other = fuse.apply(
-    fitted[rule], {"b": reordered(test["b"], order), "a": test["a"]}
-  )
+  other = fuse.apply(fitted, {"b": reordered(test["b"], order), "a": test["a"]})
   assert other.ids == test["a"].ids
   np.testing.assert_array_equal(fused.logits, other.logits)
 
@@ -204,7 +219,7 @@ def test_fused_scores_are_finite_and_of_the_test_videos(kind, rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_fused_multi_label_scores_are_better_than_either_stream(rule):
   test = multi_label("t", 1)
-  fitted = fuse.FITS[rule](multi_label("v", 0), split="validation")
+  fitted = fitted_on_validation(multi_label)[rule]
   alone = max(quality(s) for s in test.values())
   assert quality(fuse.apply(fitted, test)) > alone + 0.05
 
@@ -254,7 +269,7 @@ def test_a_class_absent_from_fitting_does_not_hurt_the_others(rule):
   validation, test = complementary("v", 0), complementary("t", 1)
   seen = np.flatnonzero(validation["a"].labels != 7)
   fewer = {name: reordered(s, seen) for name, s in validation.items()}
-  fused = fuse.apply(fuse.FITS[rule](fewer, split="validation"), test)
+  fused = fuse.apply(fit_few(rule, fewer), test)
   assert np.isfinite(fused.logits).all()
   others = np.flatnonzero(test["a"].labels != 7)
   assert quality(reordered(fused, others)) > 0.9
@@ -268,7 +283,7 @@ def test_multi_label_classes_without_positives_stay_finite(rule):
     )
     for name, s in multi_label("v", 0).items()
   }
-  fitted = fuse.FITS[rule](validation, split="validation")
+  fitted = fit_few(rule, validation)
   fused = fuse.apply(fitted, multi_label("t", 1))
   assert np.isfinite(fused.logits).all()
   assert (fused.logits[:, 3] < 0).all()

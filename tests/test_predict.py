@@ -173,12 +173,14 @@ def test_sources_are_found(tmp_path, monkeypatch):
     Path(f"c/img_{number}.jpg").touch()
   Path("none").mkdir()
   Path("7").touch()
-  found = reading.find_sources(
-    [
-      *(".", "c", "none", "0", "7", "rtsp://host/x", "b/notes.txt", "gone.mp4"),
-      *("concat:a/y.AVI|b/x.mp4", "concat:file://a", "file:a/y.AVI"),
-    ]
-  )
+  with pytest.warns(UserWarning, match=r"2 files in \. not taken"):
+    found = reading.find_sources(
+      [
+        *(".", "c", "none", "0", "7", "rtsp://host/x"),
+        *("b/notes.txt", "gone.mp4", "concat:a/y.AVI|b/x.mp4"),
+        *("concat:file://a", "file:a/y.AVI"),
+      ]
+    )
   assert [(s.kind, s.path) for s in found] == [
     ("file", "a/y.AVI"),
     ("file", "b/x.mp4"),
@@ -246,9 +248,11 @@ def test_a_batch_of_good_and_bad_files_finishes(
   ready, finished_dir, videos, tmp_path, monkeypatch, capsys
 ):
   good = videos / "teal-bob" / "000.avi"
-  shutil.copy(good, tmp_path / "a_crash.avi")
-  shutil.copy(good, tmp_path / "b_hang.avi")
-  (tmp_path / "c_bad.mp4").write_bytes(b"no video")
+  folder = tmp_path / "videos"
+  folder.mkdir()
+  shutil.copy(good, folder / "a_crash.avi")
+  shutil.copy(good, folder / "b_hang.avi")
+  (folder / "c_bad.mp4").write_bytes(b"no video")
   (tmp_path / "list").write_text(f"{tmp_path / 'missing.mp4'}\n")
   answer_all = command.answer_all
   monkeypatch.setattr(
@@ -259,7 +263,7 @@ def test_a_batch_of_good_and_bad_files_finishes(
   monkeypatch.setattr(predictor, "load", lambda *_: ready)
   code = run_command(
     f"--workdir={finished_dir}",
-    tmp_path,
+    folder,
     good,
     f"--list={tmp_path / 'list'}",
     f"--json={tmp_path / 'answers.jsonl'}",
@@ -552,6 +556,10 @@ def test_a_video_of_few_frames_a_second_does_not_end_the_others(
   ready, videos, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setattr(predictor, "load", lambda *_: ready)
+  # The processes that decode are those of the test above.
+  monkeypatch.setattr(
+    long_videos, "iterate_in_process", lambda work, item, *_, **__: work(item)
+  )
   code = cv2.VideoWriter.fourcc(*"MJPG")
   writer = cv2.VideoWriter(str(tmp_path / "slow.avi"), code, 0.5, (64, 64))
   for level in range(10):

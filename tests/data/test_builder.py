@@ -1,19 +1,21 @@
 """The builder and what it stores, from small videos to opened records."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
+from tests import build_processes
 from twostream_jax import files
-from twostream_jax.data import builder, dataset, staging
+from twostream_jax.data import builder, check, clip_task, dataset, staging
 from twostream_jax.data.annotations import Clip
 from twostream_jax.data.encode import process_clip
 from twostream_jax.flow import default_parameters
@@ -75,19 +77,41 @@ def _hashes(path):
   }
 
 
-def test_round_trip_of_a_dataset(videos, tmp_path):
+@pytest.fixture(scope="module")
+def four(videos, tmp_path_factory):
+  """The folder and the summary of a build of `_four`; not to be changed."""
+  folder = tmp_path_factory.mktemp("four")
+  return folder, _build(folder, _four(videos))
+
+
+@pytest.fixture
+def built(four, tmp_path):
+  """A copy of that folder, and of the dataset in it."""
+  folder, summary = four
+  copied = shutil.copytree(folder, tmp_path / "built")
+  return copied, copied / summary.path.relative_to(folder)
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+  """Clips are worked on here: processes take most of the time of a build."""
+  for module in (check, clip_task):
+    monkeypatch.setattr(module, "map_in_processes", build_processes.map_here)
+
+
+def test_round_trip_of_a_dataset(videos, four):
   clips = _four(videos)
-  summary = _build(tmp_path, clips)
-  assert summary.path == tmp_path / "tiny" / "1.0.0"
+  folder, summary = four
+  assert summary.path == folder / "tiny" / "1.0.0"
   assert summary.counts == {"train": 2, "test": 2}
   assert summary.rejected == summary.untrained == ()
   assert summary.size == sum(f.stat().st_size for f in summary.path.iterdir())
-  assert [f.name for f in tmp_path.rglob("*") if f.is_dir()] == [
+  assert [f.name for f in folder.rglob("*") if f.is_dir()] == [
     "tiny",
     "1.0.0",
   ]
 
-  opened = dataset.open_dataset(tmp_path)
+  opened = dataset.open_dataset(folder)
   assert (opened.path, opened.name) == (summary.path, "tiny")
   assert opened.class_names == ("a", "b")
   assert opened.flow_spec == _SPEC
@@ -110,12 +134,9 @@ def test_round_trip_of_a_dataset(videos, tmp_path):
       assert read == stored
 
 
-def test_number_of_workers_does_not_change_a_byte(videos, tmp_path):
-  clips = [*_four(videos), _clip(videos / "no.avi")]
-  one = _build(tmp_path / "one", clips, num_workers=1)
-  two = _build(tmp_path / "two", clips, num_workers=2)
-  assert len(one.rejected) == 1
-  assert _hashes(one.path) == _hashes(two.path)
+def test_number_of_workers_does_not_change_a_byte(videos, four, tmp_path):
+  two = _build(tmp_path, _four(videos), num_workers=2)
+  assert _hashes(four[1].path) == _hashes(two.path)
 
 
 def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
@@ -150,15 +171,10 @@ def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
   assert opened.class_names == ("a", "b", "c")
 
 
-def _crash_on_1(clip, flow_spec, rgb_quality):
-  if clip.video_id == "1.avi":
-    os.abort()
-  return process_clip(clip, flow_spec, rgb_quality)
-
-
 def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   clips = [*_four(videos), _clip(videos / "0.avi")]
-  summary = _build(tmp_path, clips, num_workers=2, process=_crash_on_1)
+  process = functools.partial(build_processes.abort_on, "1.avi", process_clip)
+  summary = _build(tmp_path, clips, num_workers=2, process=process)
   assert summary.counts == {"train": 2, "test": 2}
   assert [(r["video_id"], r["reason"]) for r in summary.rejected] == [
     ("1.avi", "the decoder crashed")
@@ -167,6 +183,7 @@ def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   assert [record["video_id"] for record in source] == [b"2.avi", b"3.avi"]
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
   clips = [_clip(videos / "0.avi"), _clip(videos / "no.avi", "test")]
   with pytest.raises(
@@ -177,26 +194,27 @@ def test_split_without_usable_clips_writes_no_dataset(videos, tmp_path):
     dataset.open_dataset(tmp_path / "out")
 
 
-def test_existing_dataset_is_kept_or_replaced(videos, tmp_path):
+@pytest.mark.usefixtures("no_processes")
+def test_existing_dataset_is_kept_or_replaced(videos, built):
   clips = _four(videos)
-  path = _build(tmp_path, clips).path
+  folder, path = built
   before = _hashes(path)
   with pytest.raises(FileExistsError, match="--overwrite"):
-    _build(tmp_path, clips)
+    _build(folder, clips)
   missing = [dataclasses.replace(c, path=videos / "no.avi") for c in clips]
   with pytest.raises(builder.BuildError):
-    _build(tmp_path, missing, overwrite=True)
+    _build(folder, missing, overwrite=True)
   assert _hashes(path) == before
-  _build(tmp_path, [clips[0], *clips[2:]], overwrite=True)
-  assert len(dataset.open_dataset(tmp_path).sources["train"]) == 1
+  _build(folder, [clips[0], *clips[2:]], overwrite=True)
+  assert len(dataset.open_dataset(folder).sources["train"]) == 1
   assert [f.name for f in path.parent.iterdir()] == ["1.0.0"]
 
 
-def test_half_a_replacement_is_undone(videos, tmp_path):
-  path = _build(tmp_path, _four(videos)).path
+def test_half_a_replacement_is_undone(videos, built):
+  folder, path = built
   path.rename(path.with_name(".replaced-1.0.0"))
   with pytest.raises(FileExistsError):
-    _build(tmp_path, _four(videos))
+    _build(folder, _four(videos))
   assert dataset.open_dataset(path).name == "tiny"
 
 
@@ -240,6 +258,7 @@ def test_an_empty_folder_of_the_user_stays(tmp_path):
   assert tmp_path.exists()
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_a_dataset_is_built_and_replaced_where_a_link_leads(videos, tmp_path):
   (tmp_path / "out" / "tiny").mkdir(parents=True)
   (tmp_path / "out" / "tiny" / "1.0.0").symlink_to(tmp_path / "disk" / "tiny1")
@@ -299,25 +318,24 @@ def test_opening_where_there_is_no_dataset(tmp_path):
     dataset.open_dataset(tmp_path / "nowhere")
 
 
-def test_opening_needs_one_dataset_of_this_format(videos, tmp_path):
-  path = _build(tmp_path, _four(videos)).path
+def test_opening_needs_one_dataset_of_this_format(built):
+  folder, path = built
   second = path.parent / "2.0.0"
   second.mkdir()
   for file in path.iterdir():
     (second / file.name).write_bytes(file.read_bytes())
   with pytest.raises(ValueError, match="2 datasets(.|\n)*1.0.0(.|\n)*2.0.0"):
-    dataset.open_dataset(tmp_path)
+    dataset.open_dataset(folder)
   (second / dataset.METADATA_FILE).write_text("{}")
   with pytest.raises(ValueError, match="not a dataset of format version 2 or"):
     dataset.open_dataset(second)
 
 
-def test_a_build_at_a_constant_rate(videos, tmp_path):
-  clips = _four(videos)
-  whole = _build(tmp_path / "whole", clips)
+@pytest.mark.usefixtures("no_processes")
+def test_a_build_at_a_constant_rate(videos, four, tmp_path):
   spec = dataclasses.replace(_SPEC, fps=5.0)
-  slow = _build(tmp_path / "slow", clips, flow_spec=spec)
-  one, other = (dataset.open_dataset(s.path) for s in (whole, slow))
+  slow = _build(tmp_path, _four(videos), flow_spec=spec)
+  one, other = (dataset.open_dataset(s.path) for s in (four[1], slow))
   assert (one.flow_spec.fps, other.flow_spec.fps) == (None, 5.0)
   every, some = one.sources["train"][0], other.sources["train"][0]
   assert some["fps"] == 5 and every["fps"] == 12.5
@@ -325,7 +343,11 @@ def test_a_build_at_a_constant_rate(videos, tmp_path):
   assert list(some["rgb"]) == [every["rgb"][0], every["rgb"][2]]
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_tfds_reads_the_class_names_that_were_stored(videos, tmp_path):
+  # Here, not above: the script below imports this module, twice.
+  import tensorflow_datasets as tfds
+
   labels = ["run far", "éa\u3000b"]
   clips = [
     dataclasses.replace(clip, label=labels[i % 2])

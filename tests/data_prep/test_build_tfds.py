@@ -1,7 +1,7 @@
 """The command line of data_prep/build_tfds.py."""
 
 import dataclasses
-import os
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,8 @@ import pytest
 from absl import flags
 
 from data_prep import build_tfds
-from twostream_jax.data import command
+from tests import build_processes
+from twostream_jax.data import check, clip_task, command, workers
 from twostream_jax.data.annotations import read_folder
 from twostream_jax.data.builder import BuildSummary, build_dataset
 from twostream_jax.data.check import (
@@ -68,6 +69,13 @@ def _run_script(*arguments, **options):
   )
 
 
+@pytest.fixture
+def no_processes(monkeypatch):
+  """Clips are worked on here: processes take most of the time of a build."""
+  for module in (check, clip_task):
+    monkeypatch.setattr(module, "map_in_processes", build_processes.map_here)
+
+
 def test_folder_end_to_end_from_another_folder(videos, tmp_path):
   done = _run_script(
     *("--dataset=folder", f"--videos={videos}", "--out=My-set"),
@@ -81,6 +89,8 @@ def test_folder_end_to_end_from_another_folder(videos, tmp_path):
   assert "my_set: 100%" in done.stderr
   opened = open_dataset(tmp_path / "My-set")
   assert opened.class_names == ("hug", "kick")
+  assert not opened.multi_label
+  assert {int(record["label"]) for record in opened.sources["train"]} == {0, 1}
   assert opened.flow_spec.algorithm == "farneback"
   assert opened.flow_spec.parameters["winsize"] == 15
   assert (opened.flow_spec.short_side, opened.flow_spec.bound) == (32, 15.0)
@@ -111,6 +121,7 @@ def test_csv_with_rejections(videos, tmp_path, capsys):
   assert metadata.is_file()
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_csv_with_a_missing_video(videos, tmp_path, capsys):
   lists = {"train": ["hug/0", "kick/0", "kick/gone"], "test": ["hug/1"]}
   arguments = []
@@ -394,6 +405,7 @@ def _records(path, split):
   }
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_multi_label_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert build_tfds.run(_flags(*ccv)) == 1
   message = "1 video of 5 not found"
@@ -428,12 +440,14 @@ def test_multi_label_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert _records(tmp_path / "ccv", "test") == test
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_clips_without_a_label_can_be_kept(ccv, tmp_path, capsys):
   code = build_tfds.run(_flags(*ccv, "--allow_missing", "--keep_unlabelled"))
   assert code == 0, capsys.readouterr().err
   assert _records(tmp_path / "ccv", "train")["none"] == []
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_check_of_a_set_with_a_missing_video(ccv, tmp_path, capsys):
   code = build_tfds.run(_flags(*ccv, "--check"))
   shown = capsys.readouterr()
@@ -453,6 +467,7 @@ def test_check_of_a_set_with_a_missing_video(ccv, tmp_path, capsys):
   assert not (tmp_path / "ccv").exists()
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_check_of_a_folder_needs_no_out(tmp_path, capsys):
   for name in ("hug/0", "hug/1", "kick/0", "kick/1"):
     _write_video(tmp_path / f"{name}.avi", seed=0)
@@ -500,36 +515,29 @@ def test_check_rejects_what_a_build_rejects(videos, tmp_path):
   }
 
 
-def _abort_on_0(clip, flow_spec):
-  if clip.video_id == "hug/0.avi":
-    os.abort()
-  return check_clip(clip, flow_spec)
-
-
-def test_check_outlives_a_crash(videos):
+def test_check_outlives_a_crash(videos, monkeypatch):
+  started = []
+  begin = workers._Worker._begin
+  monkeypatch.setattr(
+    workers._Worker, "_begin", lambda self: (started.append(self), begin(self))
+  )
   clips = [
     Clip(f"hug/{i}.avi", videos / "hug" / f"{i}.avi", "train", "hug", "")
-    for i in range(2)
+    for i in (0, 1, 0)
   ]
   checked = check_clips_decode(
     clips,
     flow_spec=FlowSpec("dis", {}, short_side=32),
     num_workers=1,
     progress=False,
-    process=_abort_on_0,
+    process=functools.partial(
+      build_processes.abort_on, "hug/0.avi", check_clip
+    ),
   )
-  assert checked == [Rejection("the decoder crashed"), None]
-
-
-def test_single_label_sets_say_so(videos, tmp_path, capsys):
-  arguments = [f"--videos={videos}", f"--out={tmp_path}", "--short_side=32"]
-  code = build_tfds.run(
-    _flags("--dataset=folder", *arguments, "--name=tiny", "--workers=1")
-  )
-  assert code == 0, capsys.readouterr().err
-  data = open_dataset(tmp_path)
-  assert not data.multi_label
-  assert {int(record["label"]) for record in data.sources["train"]} == {0, 1}
+  crash = Rejection("the decoder crashed")
+  assert checked == [crash, None, crash]
+  # After the last clip there is nothing to start another process for.
+  assert len(started) == 2
 
 
 def test_labels_of_two_kinds_are_refused(videos, tmp_path):

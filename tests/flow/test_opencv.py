@@ -22,20 +22,20 @@ def _texture(height, width, seed=0):
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("x, y", [(3, 0), (0, 2), (-2, 1), (1, -3)])
 def test_recovers_a_known_translation(name, x, y):
-  image = _texture(112, 144)
+  image = _texture(64, 80)
   previous = image[8:-8, 8:-8]
   # What was at p is at p + (x, y): the window moves the other way.
-  following = image[8 - y : -8 - y, 8 - x : 136 - x]
+  following = image[8 - y : -8 - y, 8 - x : 72 - x]
   flow = FLOWS[name](previous, np.ascontiguousarray(following))
-  assert flow.shape == (96, 128, 2)
+  assert flow.shape == (48, 64, 2)
   assert flow.dtype == np.float32
-  inner = flow[16:-16, 16:-16]
+  inner = flow[12:-12, 12:-12]
   np.testing.assert_allclose(np.median(inner, axis=(0, 1)), [x, y], atol=0.1)
 
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_no_motion_is_no_flow(name):
-  image = _texture(64, 80)
+  image = _texture(48, 64)
   flow = np.abs(FLOWS[name](image, image))
   # Farneback invents motion at the border.
   assert flow[16:-16, 16:-16].max() < 1e-3
@@ -44,9 +44,11 @@ def test_no_motion_is_no_flow(name):
 
 @pytest.mark.parametrize(
   "name, shape",
+  # TV-L1 compiles each shape; test_tvl1.py has its smallest.
   [
-    *itertools.product(FLOWS, [(8, 8), (16, 33), (40, 7)]),
-    *itertools.product(["dis", "farneback"], [(1, 1), (1, 50)]),
+    *itertools.product(
+      ["dis", "farneback"], [(8, 8), (16, 33), (40, 7), (1, 1), (1, 50)]
+    )
   ],
 )
 def test_flow_of_a_tiny_image_has_its_size(name, shape):

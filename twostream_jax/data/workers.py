@@ -234,6 +234,7 @@ class _Worker:
 
   def __init__(self, work: Callable[[Any], Any], start: Callable[[], None]):
     self._arguments = (work, start)
+    self._ended = False
     self._begin()
 
   def _begin(self) -> None:
@@ -251,6 +252,8 @@ class _Worker:
     _wait_for_start(self.connection, self._process)
 
   def send(self, item: Any) -> None:
+    if self._ended:
+      self._replace()
     try:
       self.connection.send(item)
     except BrokenPipeError:
@@ -265,7 +268,7 @@ class _Worker:
         value, error = self.connection.recv()
       except (EOFError, ConnectionResetError):
         lost = _how_it_ended(self._process)
-        self._replace()
+        self._end()
         return (lost,)
       if error is not None:
         raise error
@@ -273,7 +276,7 @@ class _Worker:
     if not overdue:
       return None
     lost = Lost("stalled" if self._has_stalled() else "timed out")
-    self._replace()
+    self._end()
     return (lost,)
 
   def _has_stalled(self) -> bool:
@@ -282,10 +285,16 @@ class _Worker:
     time.sleep(_LOOK)
     return _processor_seconds(self._process) - before < _STALLED
 
+  def _end(self) -> None:
+    """Waits for an item before another process takes its place."""
+    self.close()
+    self._ended = True
+
   def _replace(self) -> None:
     self.close()
     self._begin()
     self.wait_until_ready()
+    self._ended = False
 
   def close(self) -> None:
     # It may be in the middle of an item that nobody waits for.
