@@ -6,7 +6,9 @@ import tempfile
 
 from tests.xla_flags import with_devices
 
-# Before the first import of jax, anywhere.
+# Before the first import of NumPy and JAX, anywhere. Threads that wait for
+# their part of a tiny product take the time of another test.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), with_devices(8)]
 )

@@ -3,6 +3,7 @@
 # Most of the time of a few small steps goes into compiling them.
 COMPILE_FAST = (
   "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_use_fusion_emitters=false"
 )
 
 
