@@ -139,6 +139,7 @@ def test_parts_of_a_row_have_their_own_limits_and_times(
   assert rows["over"]["seconds"] < 2 <= rows["long"]["seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_goes_on_where_the_command_is_interrupted(tmp_path, number):
   process = subprocess.Popen(

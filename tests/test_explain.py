@@ -70,6 +70,7 @@ def test_after_a_global_mean_it_is_cam():
   np.testing.assert_allclose(found["backbone"], expected, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_resnet_s_map_is_cam():
   net = ResNet(num_classes=4, stage_sizes=(1, 1), block=BasicBlock, width=0.125)
   model = Stream(modality="flow", backbone=net)

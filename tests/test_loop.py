@@ -159,7 +159,7 @@ def cosine(step):
   return 0.5 * (1.0 + jnp.cos(jnp.pi * step / TOTAL))
 
 
-@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("keep", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_best_of_all_validations_is_kept_wherever_a_run_is_interrupted(
   tmp_path, monkeypatch, keep
 ):
@@ -179,6 +179,7 @@ def test_the_best_of_all_validations_is_kept_wherever_a_run_is_interrupted(
     assert other.train({*range(TOTAL)}) == 8.0
 
 
+@pytest.mark.slow
 def test_patience_counts_the_same_validations_after_interruptions(
   tmp_path, monkeypatch
 ):

@@ -140,7 +140,13 @@ def test_wrong_settings_end_with_one_clear_message(
   assert not (tmp_path / "run" / "spatial").exists()
 
 
-@pytest.mark.parametrize("name", ["folder_two_stream", "ssv2_two_stream"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "folder_two_stream",
+    pytest.param("ssv2_two_stream", marks=pytest.mark.slow),
+  ],
+)
 def test_a_missing_dataset_ends_with_the_command_that_builds_it(tmp_path, name):
   failed = run_to_end(tmp_path, config=f"configs/{name}.py")
   assert failed.returncode == 1
@@ -150,6 +156,7 @@ def test_a_missing_dataset_ends_with_the_command_that_builds_it(tmp_path, name):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_synthetic_set_in_the_folder_is_not_taken_for_ours(
   tiny_dir, tmp_path
 ):

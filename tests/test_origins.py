@@ -100,6 +100,7 @@ def test_another_run_to_begin_from_has_to_be_finished(config, tiny, tmp_path):
 # Caches of weights that have changed.
 
 
+@pytest.mark.slow
 def test_features_and_scores_are_of_the_weights_that_are_there(
   config, tiny, tmp_path
 ):
@@ -240,6 +241,7 @@ def weights_of(config, path, *, convention=None, notes=None):
   return str(path)
 
 
+@pytest.mark.slow
 def test_weights_of_a_network_of_flow_bring_its_numbers(config, tiny, tmp_path):
   inputs = {"flow_scale": 0.25, "subtract_mean_flow": False}
   spec = to_dict(tiny.flow_spec)
@@ -260,6 +262,7 @@ def test_weights_of_a_network_of_flow_bring_its_numbers(config, tiny, tmp_path):
         stages.create_stage(config, "temporal", tiny, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_features_of_another_layer_are_no_beginning(config, tiny, tmp_path):
   for name in config.stages:
     run.compute_features(config, name, tmp_path, tiny, train.Watch())
@@ -356,6 +359,7 @@ def test_a_fact_that_an_earlier_version_did_not_write_is_no_change(
       workdir.check_config_file(tmp_path, begun | {"dataset": facts | other})
 
 
+@pytest.mark.slow
 def test_fusion_may_be_fitted_on_any_split(config, tiny, tmp_path):
   config.data.validation_split = ""
   config.fusion.fit_split = "validation"

@@ -190,8 +190,22 @@ def inputs_of(config, data, kind, protocol, rule):
   return inputs.create_video_inputs(config, kind, data)
 
 
-@pytest.mark.parametrize("rule", ["loop", "hold"])
-@pytest.mark.parametrize("protocol", ["single", "7x1", "3x5", "4x10", "dense"])
+@pytest.mark.parametrize(
+  "protocol, rule",
+  [
+    ("single", "loop"),
+    ("single", "hold"),
+    ("4x10", "loop"),
+    ("dense", "hold"),
+  ]
+  + [
+    pytest.param(protocol, rule, marks=pytest.mark.slow)
+    for protocol, rule in (
+      *(("7x1", "loop"), ("7x1", "hold"), ("3x5", "loop"), ("3x5", "hold")),
+      *(("4x10", "hold"), ("dense", "loop")),
+    )
+  ],
+)
 def test_stacks_of_flow(config, data, networks, protocol, rule):
   network = networks["temporal"]
   views = inputs_of(config, data, "temporal", protocol, rule)
@@ -221,7 +235,9 @@ def test_frames_alone_and_with_flow(config, data, networks, protocol, kind):
   assert_agrees(found, network, protocol, kind, data, "hold")
 
 
-@pytest.mark.parametrize("views_per_pass", [20, 1000])
+@pytest.mark.parametrize(
+  "views_per_pass", [pytest.param(20, marks=pytest.mark.slow), 1000]
+)
 @pytest.mark.parametrize("protocol", ["4x10", "dense"])
 def test_one_device_and_other_batches(
   config, data, networks, protocol, views_per_pass, monkeypatch

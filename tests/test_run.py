@@ -132,6 +132,7 @@ def test_a_finished_run_does_nothing_twice(
   assert run.train_and_evaluate(config, folder, tiny) == returned
 
 
+@pytest.mark.slow
 def test_another_protocol_scores_anew_without_training(
   finished, config, tiny, forbid_training, tmp_path
 ):
@@ -378,6 +379,7 @@ def test_mirrored_crops_need_mirrored_training(config, tiny, tmp_path):
     run.train_and_evaluate(changed, tmp_path, tiny)
 
 
+@pytest.mark.slow
 def test_one_stage_alone_is_not_fused(finished, config, tiny, tmp_path):
   changed = config.copy_and_resolve_references()
   changed.stages = ("temporal",)

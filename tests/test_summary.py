@@ -144,6 +144,7 @@ def run(capsys, *arguments):
   return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_prints(capsys):
   path = str(ROOT / "tests" / "tiny_config.py")
   printed = run(capsys, f"--recipe={path}", "--batch_size=2")

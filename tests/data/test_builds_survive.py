@@ -245,6 +245,7 @@ def _hang(clip, flow_spec, rgb_quality):
   return process_clip(clip, flow_spec, rgb_quality)
 
 
+@pytest.mark.slow
 def test_a_clip_that_hangs_is_rejected_at_the_time_limit(videos, tmp_path):
   summary = _build(tmp_path, videos, process=_hang, time_limit=2.0)
   assert [(r["video_id"], r["reason"]) for r in summary.rejected] == [
@@ -290,6 +291,7 @@ def _fail_announce(forecast):
   raise AssertionError(forecast)
 
 
+@pytest.mark.slow
 def test_several_shards_keep_the_order(videos, tmp_path, monkeypatch):
   whole = _build(tmp_path / "whole", videos)
   monkeypatch.setattr("twostream_jax.data.plan._CLIPS_PER_SHARD", 3)

@@ -251,6 +251,7 @@ def interrupt_a_start(stream):
   assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_interrupt_while_a_process_starts_is_silent(tmp_path, stream):
   # In a process of its own: its first start of another one is the hard one.

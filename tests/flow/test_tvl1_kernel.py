@@ -80,6 +80,7 @@ def test_no_pairs_have_no_flow(monkeypatch, form):
   tvl1.tvl1.clear_cache()
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_plain_form(monkeypatch):
   state, linear = random_problem(1, 8, 9)
   plain = functools.partial(tvl1.plain_updates, iterations=2, **PARAMETERS)

@@ -116,7 +116,14 @@ def test_forward_equals_the_layer_table(fields, lrns):
     assert np.abs(other - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("normalisation", ["lrn", "batch", "none"])
+@pytest.mark.parametrize(
+  "normalisation",
+  [
+    "lrn",
+    pytest.param("batch", marks=pytest.mark.slow),
+    pytest.param("none", marks=pytest.mark.slow),
+  ],
+)
 def test_gradients_reach_every_parameter(normalisation):
   model = _small(normalisation=normalisation, dropout_rate=0.1)
   x = _images(channels=4)

@@ -262,7 +262,13 @@ def test_concat_learns_what_adds_up_but_no_xor():
   assert _accuracy(TINY["concat"], params, "xor") < 0.8
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name == "joint" else name
+    for name in TINY
+  ],
+)
 def test_no_branch_and_no_unit_is_dead(name):
   model = TINY[name]
   inputs, label = _task("xor")

@@ -141,6 +141,7 @@ def test_what_the_padding_holds_changes_nothing(output, bidirectional, fill):
   assert (np.abs(of_x[~padding]).max(axis=-1) > 0).all()
 
 
+@pytest.mark.slow
 def test_how_much_padding_there_is_changes_nothing():
   model = _small(output="mean", bidirectional=True, dropout_rate=0.5)
   variables = _init(model)

@@ -13,7 +13,9 @@ from twostream_jax import models
   "name, fields, first",
   [
     pytest.param("resnet18", {}, "bn1", marks=pytest.mark.slow),
-    ("vgg11_bn", {"dropout_rate": 0.0}, "bn1_1"),
+    pytest.param(
+      "vgg11_bn", {"dropout_rate": 0.0}, "bn1_1", marks=pytest.mark.slow
+    ),
     ("cnn_m", {"normalisation": "batch", "dropout_rate": 0.0}, "bn1"),
   ],
 )

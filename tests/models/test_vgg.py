@@ -73,7 +73,9 @@ def test_fc6_flattens_rows_then_columns_then_channels():
   )
 
 
-@pytest.mark.parametrize("use_batch_norm", [False, True])
+@pytest.mark.parametrize(
+  "use_batch_norm", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_gradients_reach_every_parameter(use_batch_norm):
   model = _small(use_batch_norm=use_batch_norm)
   x = _images()
