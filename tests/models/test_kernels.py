@@ -1,6 +1,7 @@
 """The forms for CPUs equal the plain operations, and so do their gradients."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,41 @@ def test_the_gradient_of_pooling_finds_the_maxima_of_rounded_values():
   found = jax.jit(jax.grad(lambda a: loss(rounded(a))))(a)
   expected = 1.1 * jax.grad(loss)(rounded(a)).astype(jnp.float32) * (a > 0)
   np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_gradient_of_pooling_finds_maxima_that_are_computed_twice(dtype):
+  """XLA may compute batch norm again, and round otherwise, for the gradient."""
+
+  class Pooled(nn.Module):
+    pool: Callable
+
+    @nn.compact
+    def __call__(self, x):
+      norm = kernels.BatchNorm(use_running_average=False, dtype=dtype)
+      return self.pool(nn.relu(norm(x)))
+
+  def gradient(pool, x):
+    model = Pooled(pool)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    ones = jax.tree.map(lambda leaf: jnp.ones_like(leaf), variables)
+
+    def loss(x):
+      y, _ = model.apply(ones, x, mutable=["batch_stats"])
+      return (y**2).sum()
+
+    return jax.grad(loss)(x)
+
+  with jax.enable_x64(dtype == "float64"):
+    x = jnp.asarray(normal(3, 32, 32, 8), dtype)
+    found, expected = (
+      jax.jit(functools.partial(gradient, pool))(x)
+      for pool in (
+        lambda x: kernels.max_pool(x, 2, 2, ((0, 0), (0, 0))),
+        lambda x: nn.max_pool(x, (2, 2), (2, 2)),
+      )
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_pooling_keeps_bfloat16():

@@ -117,13 +117,11 @@ def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
 
 
 def _max_pool_forward(x, window, stride, padding):
-  y = max_pool(x, window, stride, padding)
-  return y, (x, y)
+  return max_pool(x, window, stride, padding), x
 
 
-def _max_pool_backward(window, stride, padding, residuals, gradient):
-  def plain(x, y, gradient):
-    del y
+def _max_pool_backward(window, stride, padding, x, gradient):
+  def plain(x, gradient):
     pool = functools.partial(
       nn.max_pool,
       window_shape=(window, window),
@@ -135,9 +133,8 @@ def _max_pool_backward(window, stride, padding, residuals, gradient):
   by_phase = functools.partial(
     _unpool, window=window, stride=stride, padding=padding
   )
-  x, y = residuals
   to_x = lax.platform_dependent(
-    x, y, gradient, cpu=by_phase, cuda=by_phase, default=plain
+    x, gradient, cpu=by_phase, cuda=by_phase, default=plain
   )
   return (to_x,)
 
@@ -145,7 +142,7 @@ def _max_pool_backward(window, stride, padding, residuals, gradient):
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _unpool(x, y, gradient, *, window, stride, padding):
+def _unpool(x, gradient, *, window, stride, padding):
   """The gradient of max_pool without scattering: every pixel gathers.
 
   Pixels of one phase (row and column modulo the stride) lie in the same places
@@ -154,13 +151,13 @@ def _unpool(x, y, gradient, *, window, stride, padding):
   low = -jnp.inf
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=low)
   height, width = x.shape[1:3]
-  first = _first_maximum(x, y, window, stride)
+  first = _first_maximum(x, gradient.shape, window, stride)
   reach = -(-window // stride)  # Windows over a pixel, in each direction.
   rows, columns = -(-height // stride), -(-width // stride)
   margins = (
     (0, 0),
-    (reach - 1, max(0, rows - y.shape[1])),
-    (reach - 1, max(0, columns - y.shape[2])),
+    (reach - 1, max(0, rows - gradient.shape[1])),
+    (reach - 1, max(0, columns - gradient.shape[2])),
     (0, 0),
   )
   # The barrier keeps both from being computed anew for each phase.
@@ -185,28 +182,34 @@ def _unpool(x, y, gradient, *, window, stride, padding):
           )
           is_first = first[shifted] == i * window + j
           total = total + jnp.where(is_first, gradient[shifted], 0)
-    shape = (y.shape[0], rows, columns, y.shape[3])
+    shape = (len(gradient), rows, columns, gradient.shape[3])
     return jnp.broadcast_to(total, shape)
 
   phases = range(stride)
   whole = jnp.stack(
     [jnp.stack([of_phase(i, j) for j in phases], axis=3) for i in phases],
     axis=2,
-  ).reshape(y.shape[0], rows * stride, columns * stride, y.shape[3])
+  ).reshape(len(gradient), rows * stride, columns * stride, gradient.shape[3])
   (top, bottom), (left, right) = padding
   return whole[:, top : height - bottom, left : width - right]
 
 
-def _first_maximum(x, y, window, stride):
-  """Where in its window each maximum y of x is first, row by row: int32."""
-  rows = stride * (y.shape[1] - 1) + 1
-  columns = stride * (y.shape[2] - 1) + 1
-  first = jnp.full(y.shape, window * window - 1, jnp.int32)
-  x, y = _rounded(x), _rounded(y)
-  for place in reversed(range(window * window - 1)):
+def _first_maximum(x, shape, window, stride):
+  """Where in its window each maximum of x is first, row by row: int32 `shape`.
+
+  The maxima are sought again, not looked up among the outputs of the pooling:
+  XLA may compute x a second time, with another rounding, and then no pixel is
+  equal to its window's maximum.
+  """
+  rows = stride * (shape[1] - 1) + 1
+  columns = stride * (shape[2] - 1) + 1
+  x = _rounded(x)
+  highest, first = jnp.full(shape, -jnp.inf, x.dtype), jnp.zeros(shape, "int32")
+  for place in range(window * window):
     i, j = divmod(place, window)
     pixel = x[:, i : i + rows : stride, j : j + columns : stride]
-    first = jnp.where(pixel == y, place, first)
+    first = jnp.where(pixel > highest, place, first)
+    highest = jnp.maximum(pixel, highest)
   return first
 
 
@@ -214,7 +217,7 @@ def _rounded(x):
   """x, certain to be of its dtype's precision.
 
   XLA may leave out roundings to a narrow type between operations that it
-  fuses, and then no pixel need be equal to its window's maximum.
+  fuses, and then another of several equal maxima may seem to be the highest.
   """
   if x.dtype == jnp.float32:
     return x
