@@ -59,8 +59,8 @@ class Command:
     return int(self._zygote.stdout.readline())
 
   def close(self):
-    self._zygote.stdin.close()
-    self._zygote.wait(timeout=60)
+    with self._zygote:  # Closes its pipes, and waits.
+      self._zygote.stdin.close()
 
 
 @pytest.fixture(scope="module")

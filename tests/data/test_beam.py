@@ -24,7 +24,11 @@ pytest.importorskip("apache_beam", reason="an extra of the package: [beam]")
 from twostream_jax.data import annotations, beam  # noqa: E402
 from twostream_jax.data.encode import process_clip  # noqa: E402
 
-pytestmark = pytest.mark.optional
+# Beam and Dask warn of much of their own.
+pytestmark = [
+  pytest.mark.optional,
+  pytest.mark.filterwarnings("default"),
+]
 
 _DIRECT = ["--runner=DirectRunner", "--direct_num_workers=1"]
 ROOT = Path(__file__).parents[2]

@@ -145,6 +145,7 @@ def test_a_build_killed_again_and_again_ends_in_the_same_bytes(
 
 
 @pytest.mark.faults
+@pytest.mark.filterwarnings("ignore:40 classes with a single clip")
 @pytest.mark.skipif(not _UCF.exists(), reason="needs the UCF-101 sample")
 def test_ucf101_clips_killed_twenty_times(tmp_path):
   dis = FlowSpec("dis", default_parameters("dis"), short_side=64)

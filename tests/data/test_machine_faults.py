@@ -444,6 +444,7 @@ def _out_of_memory_for_1(clip, spec, quality):
 
 
 @pytest.mark.optional
+@pytest.mark.filterwarnings("default")
 def test_beam_leaves_what_the_machine_fails_to_the_next_run(
   videos, whole, tmp_path, monkeypatch
 ):

@@ -333,6 +333,7 @@ def test_extracted_flow_needs_its_bound(videos, capsys):
 
 
 @pytest.mark.optional
+@pytest.mark.filterwarnings("default")
 def test_beam_gives_the_same_dataset(videos, tmp_path, capsys):
   pytest.importorskip("apache_beam", reason="an extra of the package")
   arguments = ["--dataset=folder", f"--videos={videos}", "--short_side=32"]
