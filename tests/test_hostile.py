@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -15,12 +16,30 @@ import numpy as np
 import pytest
 
 from tests import fuzz, fuzz_targets
-from twostream_jax import arrays, pickles
-from twostream_jax.data import dataset, images, record_index, texts, video
+from twostream_jax import (
+  arrays,
+  checkpoints,
+  files,
+  logging,
+  pickles,
+  results,
+  trained,
+  warm_start,
+  workdir,
+)
+from twostream_jax.data import (
+  dataset,
+  images,
+  record_index,
+  store,
+  texts,
+  video,
+)
 from twostream_jax.data.frames import VideoError
+from twostream_jax.export import runner
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
 from twostream_jax.fuse.files import read_file
-from twostream_jax.predict import answers, timeline
+from twostream_jax.predict import answers, kept, timeline
 from twostream_jax.pretrained import WeightsError, read_source
 from twostream_jax.report import shell
 from twostream_jax.scores import Scores, ScoresError
@@ -206,6 +225,66 @@ def test_deep_and_wide_json_is_refused(tmp_path):
     read_file(path)
 
 
+_TEXTS = {
+  "nothing": b"",
+  "no text": b"{\xff}",
+  "cut off": b'{"a": ',
+  "deep": b"[" * 3000,
+  "deep but whole": b"[" * 500 + b"]" * 500,
+  "a list": b"[1]",
+  "a number": b"1" * 5000,
+  "other names": b'{"a\\u001b": NaN}',
+}
+_READERS = {
+  workdir.CONFIG_FILE: [
+    trained.open_run,
+    lambda folder: workdir.check_config_file(folder, _SETTINGS),
+  ],
+  results.RESULTS_FILE: [results.read_results],
+  logging.FILENAME: [logging.read_metrics],
+  "outcome.json": [lambda folder: store.read_outcome(folder / "outcome.json")],
+  "a.json.partial": [lambda folder: kept.find(folder / "a.json", {})],
+  "manifest.json": [runner.load],
+}
+_DATA = {"train_split": "", "validation_split": ""}
+_SETTINGS = {"config": {"data": _DATA, "selection": {"metric": ""}}}
+
+
+@pytest.mark.parametrize("text", [*_TEXTS, "a folder", "a pipe"])
+@pytest.mark.parametrize("name", _READERS)
+def test_json_of_strangers_is_refused_in_one_line(name, text, tmp_path):
+  path = tmp_path / name
+  if text == "a folder":
+    path.mkdir()
+  elif text == "a pipe":
+    os.mkfifo(path)
+  else:
+    path.write_bytes(_TEXTS[text] + b"\n")
+  for read in _READERS[name]:
+    with pytest.raises(ValueError) as caught:
+      read(tmp_path)
+    message = str(caught.value)
+    # Of what is missing, and of other settings, the folder is named.
+    assert str(tmp_path) in message
+    assert "\x1b" not in message
+
+
+def test_facts_of_checkpoints_that_are_none_decide_nothing(tmp_path):
+  texts = [
+    *_TEXTS.values(),
+    b'{"score": "x"}',
+    b'{"score": 1%s}' % (b"0" * 999),
+  ]
+  for step, text in enumerate(texts):
+    path = tmp_path / str(step) / "progress" / "progress.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+  facts = checkpoints._read_facts(tmp_path, range(len(texts)))
+  assert {(fact.score, fact.scheduled) for fact in facts.values()} == {
+    (None, False)
+  }
+
+
 def test_cells_are_no_formulas_and_read_back(tmp_path):
   labels = ["=1+1", "+a", "-1", "@a", "'=a", "'a", "a=b", "plain"]
   path = tmp_path / "a.csv"
@@ -238,6 +317,25 @@ def test_codes_in_names_are_shown_escaped(tmp_path):
     assert r"jump\x1b[2J" in text
     assert not {"\x1b", "\u202e"} & set(text)
   assert shown.count("\n") == 1
+
+
+def test_names_with_codes_are_no_names(tiny, tmp_path):
+  for name in ("a\x1b[2J", "a\nb", "a\u202eb", "a/b", ".."):
+    with pytest.raises(ValueError, match="not the name of a file"):
+      files.name_from_file(name)
+    with pytest.raises(ValueError, match="not the name of a file"):
+      files.inside(tmp_path, name)
+  shutil.copytree(tiny.path, tmp_path / "up" / "a\x1b[2J")
+  with pytest.raises(ValueError, match=r"a\\x1b\[2J.* is not a name") as caught:
+    dataset.open_dataset(tmp_path)
+  assert "\x1b" not in str(caught.value)
+
+
+def test_lines_of_a_warm_start_are_lines(capsys):
+  warm_start._say("weights of a\x1b[2J\nspatial: all is well")
+  assert capsys.readouterr().out == (
+    "weights of a\\x1b[2J\\nspatial: all is well\n"
+  )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from twostream_jax.words import printable
+
 # Names of `_beside`, which a kill can leave behind.
 _TEMPORARY = r"\..+\.[0-9a-f]{32}"
 
@@ -61,6 +63,8 @@ def _is_name(name: object) -> bool:
     isinstance(name, str)
     and name not in ("", ".", "..")
     and not any(character in name for character in "/\\\0")
+    # It is a part of messages, and of commands that people copy.
+    and printable(name) == name
   )
 
 

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from twostream_jax import checkpoints, logging
+from twostream_jax.data.dataset import check_facts
 from twostream_jax.selection import Selection
 
 
@@ -95,7 +96,8 @@ def read_facts(
   """Metadata of a trained stage.
 
   Raises:
-    TrainedRunError: It is not trained, or it is not finished and has to be.
+    TrainedRunError: It is not trained, or it is not finished and has to be, or
+      its metadata states something else than facts of a dataset.
   """
   directory = folder(workdir, name)
   found = checkpoints.read_metadata(directory)
@@ -103,6 +105,10 @@ def read_facts(
     raise TrainedRunError(
       f"stage {name!r} of {workdir} is not trained: nothing in {directory}"
     )
+  try:
+    check_facts(*reversed(found))
+  except ValueError as error:
+    raise TrainedRunError(str(error)) from error
   if not finished:
     return found[1]
   with checkpoints.open_reader(directory) as manager:

@@ -261,6 +261,8 @@ def _check(index: Index) -> None:
     total = sum(int(videos[n].sum(dtype=np.int64)) for n in name)
     if total != len(there) or (there.ndim == 2 and there.shape[1] != 2):
       raise ValueError(f"{name[0]} are {len(there)} for {total} of the videos")
+  for texts in (index.video_ids, index.groups):
+    b"\n".join(texts.tolist()).decode()
   for name in ("fps", "pixel_aspect"):
     if not (np.isfinite(videos[name]) & (videos[name] > 0)).all():
       raise ValueError(f"{name} is not a positive number")
