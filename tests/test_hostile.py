@@ -14,6 +14,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from tests import fuzz, fuzz_targets
 from twostream_jax import (
@@ -202,6 +203,35 @@ def test_metadata_of_other_types_is_refused(tiny, tmp_path, key, value, said):
   assert path.name in str(caught.value)
 
 
+@pytest.mark.parametrize("options", ["zstd", "brotli", "transpose:true"])
+def test_records_that_would_unpack_are_refused(options, tmp_path):
+  path = tmp_path / "a"
+  writer = array_record_module.ArrayRecordWriter(
+    str(path), f"group_size:1,{options}"
+  )
+  writer.write(bytes(10**6))
+  writer.close()
+  assert path.stat().st_size < 200_000
+  with pytest.raises(ValueError, match="a has records that can't be read in"):
+    next(record_index.read_records(path))
+
+
+@pytest.mark.parametrize("at", ["list", "end"])
+def test_records_in_other_places_are_refused(at, tmp_path):
+  path = tmp_path / "a"
+  store.write_records(path, [b"a" * 99, b"b" * 9])
+  assert [*record_index.read_records(path)] == [b"a" * 99, b"b" * 9]
+  data = bytearray(path.read_bytes())
+  # The list has the chunk at byte 64; the end has the list, three times.
+  place = data.index(b"\x08\x40\x10")
+  if at == "end":
+    place = data.index(b"\x0e\x0e\x0e\x08") + 3
+  data[place + 1] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="a has records that can't be read in"):
+    next(record_index.read_records(path))
+
+
 def test_an_index_of_parts_that_do_not_fit_is_refused(tiny, tmp_path):
   folder = tmp_path / "data"
   shutil.copytree(tiny.path, folder)
@@ -283,6 +313,66 @@ def test_facts_of_checkpoints_that_are_none_decide_nothing(tmp_path):
   assert {(fact.score, fact.scheduled) for fact in facts.values()} == {
     (None, False)
   }
+
+
+@pytest.mark.parametrize("name", ["", "state", "metadata/metadata"])
+def test_links_in_a_checkpoint_are_not_followed(name, tmp_path):
+  fuzz_targets._make_checkpoint(tmp_path)
+  folder = tmp_path / "run" / "spatial" / "checkpoints"
+  path = folder / "8" / name
+  path.rename(tmp_path / "elsewhere")
+  path.symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(checkpoints.CheckpointError, match="is a link"):
+    checkpoints.read_metadata(folder)
+
+
+def test_settings_that_are_a_link_are_not_read(tmp_path):
+  (tmp_path / "other").write_text("{}")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / workdir.CONFIG_FILE).symlink_to("../other")
+  with pytest.raises(trained.TrainedRunError, match="is a link out of"):
+    trained.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  "name, content, said",
+  [
+    ("_CHECKPOINT_METADATA", b"1.5", "checkpoints in .* can't be read"),
+    ("state/_METADATA", b"{}", "checkpoint 8 in .* can't be read"),
+    ("state/manifest.ocdbt", b"{}", "checkpoint 8 in .* can't be read"),
+    ("metadata/metadata", b'{"class_names": "ab"}', "8 can't be read: name"),
+    ("metadata/metadata", b"[1]", "is not trained"),
+  ],
+)
+def test_damaged_checkpoints_are_named(name, content, said, tmp_path):
+  fuzz_targets._make_checkpoint(tmp_path)
+  folder = tmp_path / "run" / "spatial" / "checkpoints"
+  (folder / "8" / name).write_bytes(content)
+  with pytest.raises(fuzz_targets._TOLD, match=said) as caught:
+    fuzz_targets._read_checkpoint(folder.parent / "x")
+  assert str(folder) in str(caught.value) or "is not trained" in said
+
+
+def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
+  with checkpoints.open_manager(tmp_path, keep=1) as manager:
+    checkpoints.save(manager, 1, {"params": np.ones(3)}, {}, {})
+    checkpoints.finish(manager)
+  with (
+    checkpoints.open_reader(tmp_path) as reader,
+    pytest.raises(checkpoints.CheckpointError, match="lacks arrays"),
+  ):
+    checkpoints.restore_variables(reader)
+
+
+def test_an_index_of_texts_that_are_none_is_refused(tiny, tmp_path):
+  folder = tmp_path / "data"
+  shutil.copytree(tiny.path, folder)
+  path = dataset.index_path(folder, tiny.name, "train")
+  index = record_index.read_index(path)
+  index.video_ids[0] = b"a\xff"
+  record_index.write_index(index, path)
+  with pytest.raises(ValueError, match="train.index is damaged: 'utf-8'"):
+    dataset.open_dataset(folder)
 
 
 def test_cells_are_no_formulas_and_read_back(tmp_path):

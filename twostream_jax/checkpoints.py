@@ -96,7 +96,8 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
   may be missing: it then has no checkpoints.
 
   Raises:
-    CheckpointError: What lies there is no list of checkpoints.
+    CheckpointError: What lies there is no list of checkpoints, or one of them
+      has links: whoever wrote it would choose what else is read.
   """
   open_once = functools.partial(
     ocp.CheckpointManager,
@@ -107,7 +108,13 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
   for _ in range(_LISTINGS):
     # Listing fails where a checkpoint is removed between its name and its time.
     try:
-      return open_once()
+      manager = open_once()
+      for step in manager.all_steps():
+        _refuse_links(Path(directory) / str(step))
+      return manager
+    except CheckpointError:
+      manager.close()
+      raise
     except FileNotFoundError as error:
       failure = error
     # Orbax has errors of any kind for damaged files.
@@ -117,6 +124,16 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
   raise CheckpointError(
     f"checkpoints in {directory} can't be read ({_first_line(failure)})"
   ) from failure
+
+
+def _refuse_links(folder: Path) -> None:
+  for parent, folders, names in os.walk(folder):
+    for path in (folder, *(Path(parent, n) for n in (*folders, *names))):
+      if path.is_symlink():
+        raise CheckpointError(
+          f"{words.printable(str(path))} is a link, and what it leads to is not"
+          " read: copy that to its place"
+        )
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

@@ -192,7 +192,10 @@ def _read_settings(
   workdir: Path,
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
   """The config and the facts of the dataset that config.json holds."""
-  path = workdir / CONFIG_FILE
+  try:
+    path = files.inside(workdir, CONFIG_FILE)
+  except ValueError as error:
+    raise TrainedRunError(str(error)) from error
   if not path.is_file():
     raise TrainedRunError(
       f"no run in {workdir.absolute()}: it has no {CONFIG_FILE}"

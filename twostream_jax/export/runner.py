@@ -202,7 +202,8 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
   platform = platform or platform_here()
   if platform not in manifest["platforms"]:
     raise ValueError(
-      f"the model is exported for {manifest['platforms']}, not {platform!r}"
+      f"{path}: the model is exported for {manifest['platforms']}, not"
+      f" {platform!r}"
     )
   rules_path = _inside(directory, manifest["fusion"])
   weights_path = _inside(directory, manifest["weights"])

@@ -142,7 +142,7 @@ def _facts(
 ) -> dict[str, Any]:
   """The manifest without its stages."""
   settings = json_files.read_object(run.workdir / CONFIG_FILE)
-  results = run.workdir / RESULTS_FILE
+  results = files.inside(run.workdir, RESULTS_FILE)
   with json_files.told(run.workdir / CONFIG_FILE):
     clips = {name: int(n) for name, n in settings["dataset"]["clips"].items()}
   data = run.config.data
