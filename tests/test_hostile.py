@@ -225,7 +225,7 @@ def test_records_in_other_places_are_refused(at, tmp_path):
   # The list has the chunk at byte 64; the end has the list, three times.
   place = data.index(b"\x08\x40\x10")
   if at == "end":
-    place = data.index(b"\x0e\x0e\x0e\x08") + 3
+    place = data.index(b"\x0d\x0d\x0d\x08") + 3
   data[place + 1] ^= 1
   path.write_bytes(data)
   with pytest.raises(ValueError, match="a has records that can't be read in"):
