@@ -364,6 +364,32 @@ def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
     checkpoints.restore_variables(reader)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\x1b[2J", "a/b"])
+def test_splits_that_name_no_files_are_refused(tiny, tmp_path, name):
+  folder = tmp_path / "data"
+  shutil.copytree(tiny.path, folder)
+  path = folder / dataset.INFO_FILE
+  content = json.loads(path.read_text())
+  content["splits"][0]["name"] = name
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="info.json does not list") as caught:
+    dataset.open_dataset(folder)
+  assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("key", ["format_version", "encoding"])
+def test_long_texts_are_shown_in_part(tiny, tmp_path, key):
+  folder = tmp_path / "data"
+  shutil.copytree(tiny.path, folder)
+  path = folder / dataset.METADATA_FILE
+  content = json.loads(path.read_text())
+  (content["flow_spec"] if key == "encoding" else content)[key] = "a\nb" * 999
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"'a\\nba") as caught:
+    dataset.open_dataset(folder)
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
 def test_an_index_of_texts_that_are_none_is_refused(tiny, tmp_path):
   folder = tmp_path / "data"
   shutil.copytree(tiny.path, folder)

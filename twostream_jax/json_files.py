@@ -16,6 +16,7 @@ _MOST_GROWN = 8
 # Bytes of an empty container and of a number, with their places in another one.
 _CONTAINER = 72
 _VALUE = 40
+# Containers in others; functions that call themselves read them.
 _DEEPEST = 100
 _OF_VALUES = (ValueError, TypeError, OverflowError)
 # Of what an error says, which may repeat a value of the file.

@@ -192,7 +192,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
     raise ValueError(
       f"{folder} is not a dataset of format version"
       f" {' or '.join(map(str, _READABLE))}"
-      f" (it states {metadata.get('format_version')});"
+      f" (it states {metadata.get('format_version')!r:.80});"
       " build it with data_prep/build_tfds.py"
     )
   name, rejected = metadata.get("name"), metadata.get("rejected")
@@ -241,9 +241,9 @@ def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
       folder.
   """
   path = folder / INFO_FILE
-  found = {}
+  found, content = {}, json_files.read_object(path)
   try:
-    for split in json_files.read_object(path)["splits"]:
+    for split in content["splits"]:
       template = split.get("filepathTemplate", _OLD_TEMPLATE)
       numbers = _NUMBERS[template]
       count = len(split["shardLengths"])
@@ -254,9 +254,10 @@ def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
         )
         for i in range(count)
       ]
-  except (KeyError, TypeError, AttributeError) as error:
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise ValueError(
-      f"{path} does not list files of records as this package does: {error!r}"
+      f"{path} does not list files of records as this package does:"
+      f" {error!r:.300}"
     ) from error
   return found
 
