@@ -53,11 +53,15 @@ class Result:
     number: of the input.
     outcome: READ, REFUSED, or the fault in a few words.
     detail: of a fault; inputs of one outcome may differ in it.
+    seconds: of processor time.
+    grown: bytes of memory beyond what the process had.
   """
 
   number: int
   outcome: str
   detail: str = ""
+  seconds: float = 0.0
+  grown: int = 0
 
   @property
   def is_fault(self) -> bool:
@@ -136,14 +140,12 @@ def run_target(name, folder, *, inputs, seed, first=0, workers=2, tell=None):
         continue
       if result is not None and result.number is not None:
         yield result
-      ended = not process.is_alive() or result is None
       if process.exitcode is not None:
         del crew[connection]
         connection.close()
         if left:
           start(i)
         continue
-      del ended
       if left:
         crew[connection][1:3] = left.popleft(), time.monotonic()
         connection.send(crew[connection][1])
@@ -200,13 +202,14 @@ def examine(target, path, number: int) -> Result:
   except Exception as error:
     outcome, detail = _unclean(error)
   took = time.process_time() + sum(os.times()[2:4]) - begin
-  grown = _resident() - before
+  # Of a fork, what it added to this process; see `fuzz_targets`.
+  grown = max(_resident() - before, fuzz_targets.forked.pop("grown", 0))
   if outcome in (READ, REFUSED):
     if took > SECONDS:
       outcome, detail = "slow", f"{took:.1f} s; {outcome}; {detail}"
     elif grown > BYTES_PER_BYTE * size + FREE_BYTES:
       outcome, detail = "memory", f"{grown >> 20} MiB; {outcome}; {detail}"
-  return Result(number, outcome, detail)
+  return Result(number, outcome, detail, took, grown)
 
 
 def _judge(error, path, target) -> tuple[str, str]:
@@ -256,6 +259,7 @@ def main() -> int:
   for name in names:
     begin = time.monotonic()
     counts, first = collections.Counter(), {}
+    slowest, grown = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="fuzz_") as made:
       folder = pathlib.Path(made)
       for result in run_target(
@@ -267,6 +271,8 @@ def main() -> int:
         workers=values.workers,
       ):
         counts[result.outcome] += 1
+        slowest = max(slowest, result.seconds)
+        grown = max(grown, result.grown)
         if result.is_fault and result.outcome not in first:
           first[result.outcome] = result
           seeds = fuzz_targets.TARGETS[name].seeds(folder / "valid")
@@ -286,7 +292,7 @@ def main() -> int:
     told = ", ".join(f"{n} {what}" for what, n in counts.most_common())
     print(
       f"{name}, seed {values.seed}: {counts.total()} inputs in {took:.0f} s:"
-      f" {told}",
+      f" {told}; slowest {slowest:.2f} s, most memory {grown / 2**20:.0f} MiB",
       flush=True,
     )
     total += len(first)

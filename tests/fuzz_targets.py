@@ -1,10 +1,17 @@
 """Formats that `fuzz` damages: small valid files, and who reads them."""
 
+import copy
 import dataclasses
 import functools
+import io
 import json
+import os
 import pickle
+import resource
+import runpy
 import shutil
+import signal
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,15 +70,52 @@ def _arrays() -> dict[str, np.ndarray]:
 
 
 def _read_weights(path: Path) -> object:
-  from twostream_jax.pretrained import read_source
+  from twostream_jax.pretrained import apart, read_source
   from twostream_jax.pretrained.report import first_keys
   from twostream_jax.pretrained.saving import is_own, metadata_of
 
+  # As a process of its own does, without the second in which one starts.
+  apart.call = _call_forked
   source = read_source(path)
   if is_own(source):
     metadata_of(source)
   sums = [float(np.sum(x, dtype=np.float64)) for x in source.arrays.values()]
   return sums, first_keys(source.arrays)
+
+
+# "grown": bytes that the last fork took beyond what it began with (Linux).
+forked: dict[str, int] = {}
+
+
+def _call_forked(reader: str, content, size: int) -> bytes:
+  """What `apart.call` does, in a fork of this process."""
+  from twostream_jax.pretrained import apart
+
+  functions = _reader(reader)
+  if not isinstance(content, bytes | memoryview):
+    content = content.read()
+  with tempfile.TemporaryFile() as answers, tempfile.TemporaryFile() as said:
+    process = os.fork()
+    if not process:
+      code = 1
+      try:
+        apart._limit(size)
+        code = apart._serve(functions, io.BytesIO(content), size, answers, said)
+      finally:
+        os._exit(code)
+    # It begins with all that this process has.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, status, used = os.wait4(process, 0)
+    forked["grown"] = max(0, used.ru_maxrss - before) * 1024
+    answers.seek(0)
+    said.seek(0)
+    code = os.waitstatus_to_exitcode(status)
+    return apart._answer(code, answers.read(), said.read())
+
+
+@functools.cache
+def _reader(path: str) -> dict[str, object]:
+  return runpy.run_path(path)
 
 
 def _make_torch(folder: Path, *, zipped: bool) -> None:
@@ -283,10 +327,25 @@ def _read_listing(path: Path) -> object:
 
 
 def _make_dataset(folder: Path) -> None:
-  from tests import tiny_dataset
+  """Four clips of two classes: what is small is read often."""
+  from twostream_jax.data import annotations, builder, synthetic
+  from twostream_jax.flow import default_parameters
+  from twostream_jax.flow.spec import FlowSpec
 
-  tiny_dataset.build(folder)
-  shutil.rmtree(folder / "videos")
+  videos = folder / "videos"
+  synthetic.write_videos(videos, {"train": 1, "test": 1}, seed=0)
+  for split in videos.iterdir():
+    for class_folder in sorted(split.iterdir())[2:]:
+      shutil.rmtree(class_folder)
+  builder.build_dataset(
+    folder,
+    name="tiny",
+    clips=annotations.read_folder(videos),
+    flow_spec=FlowSpec("dis", default_parameters("dis"), short_side=16),
+    num_workers=1,
+    progress=False,
+  )
+  shutil.rmtree(videos)
 
 
 def _read_dataset(path: Path) -> object:
@@ -436,25 +495,136 @@ def _make_run(folder: Path) -> None:
 
 
 def _read_run(path: Path) -> object:
-  from twostream_jax import trained
+  """Opens a run of damaged settings and whole weights."""
+  from twostream_jax import checkpoints, trained
 
   run = next(p for p in path.parents if p.name == "run")
+  # What takes long: the weights are the same ones each time, and a network is
+  # traced once for all settings that ask for it.
+  _once(checkpoints, "read_metadata", lambda folder: str(folder))
+  _once(checkpoints, "restore_variables", lambda *_: 0)
+  _once(trained, "_shapes", _asked_for)
   return trained.open_run(run)
 
 
+def _asked_for(config, name, preprocess, example, num_outputs) -> str:
+  sizes = {key: x.shape for key, x in example.items()}
+  return repr((config[name].to_dict(), preprocess, sizes, num_outputs))
+
+
+def _once(module, name: str, key: Callable[..., object]) -> None:
+  """Makes a function of a module remember what it returned."""
+  function = getattr(module, name)
+  if hasattr(function, "known"):
+    return
+  known = {}
+
+  @functools.wraps(function)
+  def remember(*arguments):
+    chosen = key(*arguments)
+    if chosen not in known:
+      known[chosen] = function(*arguments)
+    return copy.deepcopy(known[chosen])
+
+  remember.known = known
+  setattr(module, name, remember)
+
+
+def _make_checkpoint(folder: Path) -> None:
+  """A checkpoint of a few small arrays."""
+  from twostream_jax import checkpoints
+  from twostream_jax.flow import spec
+
+  params = {"conv": {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3)}}
+  directory = folder / "run" / "spatial" / "checkpoints"
+  metadata = {
+    "name": "tiny",
+    "class_names": ["a", "b"],
+    "multi_label": False,
+    "rgb_quality": 95,
+    "flow_spec": spec.to_dict(spec.FlowSpec("dis", {})),
+    "inputs": {"rgb_mean": [0.5, 0.5, 0.5]},
+  }
+  with checkpoints.open_manager(directory, keep=2) as manager:
+    checkpoints.save(
+      manager,
+      8,
+      {"params": params, "batch_stats": {}, "ema_params": {}},
+      progress={"window": [], "next_batch": 0, "rng": [0, 0]},
+      metadata=metadata,
+      score=0.5,
+    )
+    checkpoints.finish(manager)
+  record = {"step": 8, "split": "validation", "loss": 0.5, "accuracy": 0.5}
+  lines = [record | {"step": step} for step in (4, 8)]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (directory.parent / "metrics.jsonl").write_text(text)
+
+
+def _read_checkpoint(path: Path) -> object:
+  from tests import tiny_config
+  from twostream_jax import trained_weights
+
+  run = next(p for p in path.parents if p.name == "run")
+  config = tiny_config.get_config()
+  config.selection.metric = "accuracy"
+  return trained_weights.read(config, "spatial", run)
+
+
 def _make_export(folder: Path) -> None:
-  from twostream_jax import export, trained
+  from twostream_jax import trained
+  from twostream_jax.export import write
 
   _make_run(folder)
   run = trained.open_run(folder / "run")
-  export.export_run(run, folder / "model", platforms=("cpu",))
+  write.export_run(run, folder / "model", platforms=("cpu",))
   shutil.rmtree(folder / "run")
+  streams = {"streams": ["spatial"], "fitted_on": ""}
+  n = len(run.class_names)
+  rules = {
+    "average_logits": {"kind": "mean_of_logits", "weights": [1.0]},
+    "average": {"kind": "mean_of_probabilities", "weights": [1.0]},
+    "svm": {
+      "kind": "linear",
+      "l2_normalised": True,
+      "weights": np.eye(n).tolist(),
+      "bias": [0.5] * n,
+    },
+  }
+  rules = {name: rule | streams for name, rule in rules.items()}
+  (folder / "model" / "fusion.json").write_text(json.dumps(rules))
+  # They are not read.
+  (folder / "model" / "runner.py").unlink()
+  (folder / "model" / "model_card.md").unlink()
 
 
 def _read_export(path: Path) -> object:
   from twostream_jax.export import runner
 
-  return runner.load(path.parent)
+  runner._faults = _faults_forked
+  return runner.load(next(p for p in path.parents if p.name == "model"))
+
+
+def _faults_forked(programs: tuple[bytes, ...]) -> list[str]:
+  """What `runner._faults` finds, by a fork of this process."""
+  from twostream_jax.export import runner
+
+  with tempfile.TemporaryFile() as answers:
+    process = os.fork()
+    if not process:
+      signal.alarm(20)
+      try:
+        answers.write(json.dumps([*map(runner._fault, programs)]).encode())
+        answers.flush()
+      finally:
+        os._exit(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, status, used = os.wait4(process, 0)
+    forked["grown"] = max(0, used.ru_maxrss - before) * 1024
+    answers.seek(0)
+    if status:
+      return ["can't be read: what parses it crashed"] * len(programs)
+    return json.loads(answers.read())
 
 
 _WEIGHTS = {
@@ -485,6 +655,8 @@ TARGETS = {
   "frames": Target(_make_frames, _read_frames),
   "lists": Target(_make_lists, _read_lists, whole=True),
   "config": Target(_make_run, _read_run, "run/config.json", whole=True),
-  "checkpoint": Target(_make_run, _read_run, "run/*/checkpoints/**/*", True),
-  "export": Target(_make_export, _read_export, "model/*", whole=True),
+  "checkpoint": Target(
+    _make_checkpoint, _read_checkpoint, "run/spatial/**/*", whole=True
+  ),
+  "export": Target(_make_export, _read_export, "model/**/*", whole=True),
 }

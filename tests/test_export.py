@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -497,7 +498,7 @@ def test_the_runner_says_when_a_model_has_changed(exported, tmp_path, capsys):
   spec = importlib.util.spec_from_file_location("copied", copy / "runner.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  assert module.main() == 1
+  assert module.main([]) == 1
   printed = capsys.readouterr().out
   assert "joint: DIFFERS" in printed and "spatial: ok" in printed
 
@@ -518,7 +519,9 @@ def test_the_runner_imports_nothing_else():
   "text, match",
   [
     (None, "no exported model in"),
-    ("{", "no exported model in"),
+    ("{", "manifest.json can't be read: Expecting property name"),
+    ("[" * 9999, "manifest.json can't be read: nested too deeply"),
+    ("[1]", "manifest.json can't be read: it holds no names"),
     ('{"format": "x", "format_version": 1}', "this file reads"),
   ],
 )
@@ -605,6 +608,75 @@ def test_a_manifest_names_no_file_elsewhere(exported, tmp_path, key, how):
   manifest["stages"] = {"spatial": stage}
   (copy / "manifest.json").write_text(json.dumps(manifest))
   with pytest.raises(ValueError, match="names .*, outside of"):
+    runner.load(copy)
+
+
+@pytest.mark.parametrize(
+  "name, data, said",
+  [
+    ("weights.safetensors", b"", "can't be read"),
+    ("weights.safetensors", None, "not there, or no file"),
+    ("fusion.json", b"{\xff}", "can't be read: 'utf-8'"),
+    ("fusion.json", b'{"a": {"streams": ["x"]}}', "stages that there are not"),
+    ("programs/spatial-cpu.jax", b"\0" * 99, "can't be read"),
+  ],
+)
+def test_damaged_files_are_named(exported, tmp_path, name, data, said):
+  copy = tmp_path / "model"
+  shutil.copytree(exported, copy)
+  if data is None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+  else:
+    (copy / name).write_bytes(data)
+  with pytest.raises(ValueError, match=f"{name}.* {said}") as caught:
+    runner.load(copy)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("class_names", "abcdefghijkl"),
+    ("multi_label", 1),
+    ("flow_spec", {"bound": float("nan")}),
+    ("weights", 7),
+    ("stages", []),
+    ("stages", {"a\x1b": {}}),
+  ],
+)
+def test_manifests_of_other_types_are_refused(exported, tmp_path, key, value):
+  manifest = json.loads((exported / "manifest.json").read_text())
+  text = json.dumps(manifest | {key: value})
+  (tmp_path / "manifest.json").write_text(text)
+  with pytest.raises(ValueError, match="manifest.json can't be read") as caught:
+    runner.load(tmp_path)
+  assert "\x1b" not in str(caught.value)
+
+
+def test_a_program_that_ends_who_parses_it_is_refused(
+  exported, tmp_path, monkeypatch
+):
+  """As JAX's parser does on some damaged files."""
+  python = tmp_path / "python"
+  python.write_text("#!/bin/sh\nkill -SEGV $$\n")
+  python.chmod(0o755)
+  monkeypatch.setattr(runner.sys, "executable", str(python))
+  runner._faults.cache_clear()
+  with pytest.raises(ValueError, match="cpu.jax can't be read: .* crashed"):
+    runner.load(exported)
+  runner._faults.cache_clear()
+
+
+def test_a_program_reads_the_weights_that_are_there(exported, tmp_path):
+  copy = tmp_path / "model"
+  shutil.copytree(exported, copy)
+  path = copy / "weights.safetensors"
+  weights = safetensors.numpy.load_file(path)
+  first = next(key for key in sorted(weights) if key.startswith("spatial/"))
+  weights[first] = np.zeros(7, np.float32)
+  safetensors.numpy.save_file(weights, path)
+  with pytest.raises(ValueError, match=f"cpu.jax .*do not fit it.*{first}"):
     runner.load(copy)
 
 

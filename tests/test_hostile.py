@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -13,14 +14,33 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from tests import fuzz, fuzz_targets
-from twostream_jax import arrays, pickles
-from twostream_jax.data import dataset, images, record_index, texts, video
+from twostream_jax import (
+  arrays,
+  checkpoints,
+  files,
+  logging,
+  pickles,
+  results,
+  trained,
+  warm_start,
+  workdir,
+)
+from twostream_jax.data import (
+  dataset,
+  images,
+  record_index,
+  store,
+  texts,
+  video,
+)
 from twostream_jax.data.frames import VideoError
+from twostream_jax.export import runner
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
 from twostream_jax.fuse.files import read_file
-from twostream_jax.predict import answers, timeline
+from twostream_jax.predict import answers, kept, timeline
 from twostream_jax.pretrained import WeightsError, read_source
 from twostream_jax.report import shell
 from twostream_jax.scores import Scores, ScoresError
@@ -183,6 +203,35 @@ def test_metadata_of_other_types_is_refused(tiny, tmp_path, key, value, said):
   assert path.name in str(caught.value)
 
 
+@pytest.mark.parametrize("options", ["zstd", "brotli", "transpose:true"])
+def test_records_that_would_unpack_are_refused(options, tmp_path):
+  path = tmp_path / "a"
+  writer = array_record_module.ArrayRecordWriter(
+    str(path), f"group_size:1,{options}"
+  )
+  writer.write(bytes(10**6))
+  writer.close()
+  assert path.stat().st_size < 200_000
+  with pytest.raises(ValueError, match="a has records that can't be read in"):
+    next(record_index.read_records(path))
+
+
+@pytest.mark.parametrize("at", ["list", "end"])
+def test_records_in_other_places_are_refused(at, tmp_path):
+  path = tmp_path / "a"
+  store.write_records(path, [b"a" * 99, b"b" * 9])
+  assert [*record_index.read_records(path)] == [b"a" * 99, b"b" * 9]
+  data = bytearray(path.read_bytes())
+  # The list has the chunk at byte 64; the end has the list, three times.
+  place = data.index(b"\x08\x40\x10")
+  if at == "end":
+    place = data.index(b"\x0d\x0d\x0d\x08") + 3
+  data[place + 1] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="a has records that can't be read in"):
+    next(record_index.read_records(path))
+
+
 def test_an_index_of_parts_that_do_not_fit_is_refused(tiny, tmp_path):
   folder = tmp_path / "data"
   shutil.copytree(tiny.path, folder)
@@ -204,6 +253,157 @@ def test_deep_and_wide_json_is_refused(tmp_path):
   path.write_text("[" + "[]," * 3_000_000 + "0]")
   with pytest.raises(ScoresError, match="a.json: its .* lists and objects"):
     read_file(path)
+
+
+_TEXTS = {
+  "nothing": b"",
+  "no text": b"{\xff}",
+  "cut off": b'{"a": ',
+  "deep": b"[" * 3000,
+  "deep but whole": b"[" * 500 + b"]" * 500,
+  "a list": b"[1]",
+  "a number": b"1" * 5000,
+  "other names": b'{"a\\u001b": NaN}',
+}
+_READERS = {
+  workdir.CONFIG_FILE: [
+    trained.open_run,
+    lambda folder: workdir.check_config_file(folder, _SETTINGS),
+  ],
+  results.RESULTS_FILE: [results.read_results],
+  logging.FILENAME: [logging.read_metrics],
+  "outcome.json": [lambda folder: store.read_outcome(folder / "outcome.json")],
+  "a.json.partial": [lambda folder: kept.find(folder / "a.json", {})],
+  "manifest.json": [runner.load],
+}
+_DATA = {"train_split": "", "validation_split": ""}
+_SETTINGS = {"config": {"data": _DATA, "selection": {"metric": ""}}}
+
+
+@pytest.mark.parametrize("text", [*_TEXTS, "a folder", "a pipe"])
+@pytest.mark.parametrize("name", _READERS)
+def test_json_of_strangers_is_refused_in_one_line(name, text, tmp_path):
+  path = tmp_path / name
+  if text == "a folder":
+    path.mkdir()
+  elif text == "a pipe":
+    os.mkfifo(path)
+  else:
+    path.write_bytes(_TEXTS[text] + b"\n")
+  for read in _READERS[name]:
+    with pytest.raises(ValueError) as caught:
+      read(tmp_path)
+    message = str(caught.value)
+    # Of what is missing, and of other settings, the folder is named.
+    assert str(tmp_path) in message
+    assert "\x1b" not in message
+
+
+def test_facts_of_checkpoints_that_are_none_decide_nothing(tmp_path):
+  texts = [
+    *_TEXTS.values(),
+    b'{"score": "x"}',
+    b'{"score": 1%s}' % (b"0" * 999),
+  ]
+  for step, text in enumerate(texts):
+    path = tmp_path / str(step) / "progress" / "progress.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+  facts = checkpoints._read_facts(tmp_path, range(len(texts)))
+  assert {(fact.score, fact.scheduled) for fact in facts.values()} == {
+    (None, False)
+  }
+
+
+@pytest.mark.parametrize("name", ["", "state", "metadata/metadata"])
+def test_links_in_a_checkpoint_are_not_followed(name, tmp_path):
+  fuzz_targets._make_checkpoint(tmp_path)
+  folder = tmp_path / "run" / "spatial" / "checkpoints"
+  path = folder / "8" / name
+  path.rename(tmp_path / "elsewhere")
+  path.symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(checkpoints.CheckpointError, match="is a link"):
+    checkpoints.read_metadata(folder)
+
+
+def test_settings_that_are_a_link_are_not_read(tmp_path):
+  (tmp_path / "other").write_text("{}")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / workdir.CONFIG_FILE).symlink_to("../other")
+  with pytest.raises(trained.TrainedRunError, match="is a link out of"):
+    trained.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  "name, content, said",
+  [
+    ("_CHECKPOINT_METADATA", b"1.5", "checkpoints in .* can't be read"),
+    ("state/_METADATA", b"{}", "checkpoint 8 in .* can't be read"),
+    ("state/manifest.ocdbt", b"{}", "checkpoint 8 in .* can't be read"),
+    ("metadata/metadata", b'{"class_names": "ab"}', "8 can't be read: name"),
+    ("metadata/metadata", b"[1]", "is not trained"),
+    (
+      "../../metrics.jsonl",
+      b'{"step": 8, "split": "validation", "loss": 1, "accuracy": null}\n',
+      "metrics.jsonl can't be read: float",
+    ),
+  ],
+)
+def test_damaged_checkpoints_are_named(name, content, said, tmp_path):
+  fuzz_targets._make_checkpoint(tmp_path)
+  folder = tmp_path / "run" / "spatial" / "checkpoints"
+  (folder / "8" / name).write_bytes(content)
+  with pytest.raises(fuzz_targets._TOLD, match=said) as caught:
+    fuzz_targets._read_checkpoint(folder.parent / "x")
+  assert str(folder.parent) in str(caught.value) or "is not trained" in said
+
+
+def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
+  with checkpoints.open_manager(tmp_path, keep=1) as manager:
+    checkpoints.save(manager, 1, {"params": np.ones(3)}, {}, {})
+    checkpoints.finish(manager)
+  with (
+    checkpoints.open_reader(tmp_path) as reader,
+    pytest.raises(checkpoints.CheckpointError, match="lacks arrays"),
+  ):
+    checkpoints.restore_variables(reader)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\x1b[2J", "a/b"])
+def test_splits_that_name_no_files_are_refused(tiny, tmp_path, name):
+  folder = tmp_path / "data"
+  shutil.copytree(tiny.path, folder)
+  path = folder / dataset.INFO_FILE
+  content = json.loads(path.read_text())
+  content["splits"][0]["name"] = name
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="info.json does not list") as caught:
+    dataset.open_dataset(folder)
+  assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("key", ["format_version", "encoding"])
+def test_long_texts_are_shown_in_part(tiny, tmp_path, key):
+  folder = tmp_path / "data"
+  shutil.copytree(tiny.path, folder)
+  path = folder / dataset.METADATA_FILE
+  content = json.loads(path.read_text())
+  (content["flow_spec"] if key == "encoding" else content)[key] = "a\nb" * 999
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"'a\\nba") as caught:
+    dataset.open_dataset(folder)
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_an_index_of_texts_that_are_none_is_refused(tiny, tmp_path):
+  folder = tmp_path / "data"
+  shutil.copytree(tiny.path, folder)
+  path = dataset.index_path(folder, tiny.name, "train")
+  index = record_index.read_index(path)
+  index.video_ids[0] = b"a\xff"
+  record_index.write_index(index, path)
+  with pytest.raises(ValueError, match="train.index is damaged: 'utf-8'"):
+    dataset.open_dataset(folder)
 
 
 def test_cells_are_no_formulas_and_read_back(tmp_path):
@@ -238,6 +438,25 @@ def test_codes_in_names_are_shown_escaped(tmp_path):
     assert r"jump\x1b[2J" in text
     assert not {"\x1b", "\u202e"} & set(text)
   assert shown.count("\n") == 1
+
+
+def test_names_with_codes_are_no_names(tiny, tmp_path):
+  for name in ("a\x1b[2J", "a\nb", "a\u202eb", "a/b", ".."):
+    with pytest.raises(ValueError, match="not the name of a file"):
+      files.name_from_file(name)
+    with pytest.raises(ValueError, match="not the name of a file"):
+      files.inside(tmp_path, name)
+  shutil.copytree(tiny.path, tmp_path / "up" / "a\x1b[2J")
+  with pytest.raises(ValueError, match=r"a\\x1b\[2J.* is not a name") as caught:
+    dataset.open_dataset(tmp_path)
+  assert "\x1b" not in str(caught.value)
+
+
+def test_lines_of_a_warm_start_are_lines(capsys):
+  warm_start._say("weights of a\x1b[2J\nspatial: all is well")
+  assert capsys.readouterr().out == (
+    "weights of a\\x1b[2J\\nspatial: all is well\n"
+  )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import errno
 import functools
-import json
 import math
 import os
 import shutil
@@ -19,9 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from twostream_jax import json_files, words
+
 # Where checkpoints go that can't be read, beside the folder of the others.
 DAMAGED = "damaged_checkpoints"
 _PROGRESS_FILE = "progress.json"
+# Of what is saved of a state, all that is needed to predict.
+_TREES = {"params", "batch_stats", "ema_params"}
 # Times that a reader lists a folder in which another process saves.
 _LISTINGS = 10
 
@@ -91,6 +94,10 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
 
   Another process may be saving there, or the disk may be read-only. The folder
   may be missing: it then has no checkpoints.
+
+  Raises:
+    CheckpointError: What lies there is no list of checkpoints, or one of them
+      has links: whoever wrote it would choose what else is read.
   """
   open_once = functools.partial(
     ocp.CheckpointManager,
@@ -98,11 +105,35 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
     options=ocp.CheckpointManagerOptions(read_only=True),
     item_handlers=_handlers(),
   )
-  for _ in range(_LISTINGS - 1):
+  for _ in range(_LISTINGS):
     # Listing fails where a checkpoint is removed between its name and its time.
-    with contextlib.suppress(FileNotFoundError):
-      return open_once()
-  return open_once()
+    try:
+      manager = open_once()
+      for step in manager.all_steps():
+        _refuse_links(Path(directory) / str(step))
+      return manager
+    except CheckpointError:
+      manager.close()
+      raise
+    except FileNotFoundError as error:
+      failure = error
+    # Orbax has errors of any kind for damaged files.
+    except Exception as error:
+      failure = error
+      break
+  raise CheckpointError(
+    f"checkpoints in {directory} can't be read ({_first_line(failure)})"
+  ) from failure
+
+
+def _refuse_links(folder: Path) -> None:
+  for parent, folders, names in os.walk(folder):
+    for path in (folder, *(Path(parent, n) for n in (*folders, *names))):
+      if path.is_symlink():
+        raise CheckpointError(
+          f"{words.printable(str(path))} is a link, and what it leads to is not"
+          " read: copy that to its place"
+        )
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -164,10 +195,14 @@ def _read_facts(directory: Path, steps: Iterable[int]) -> dict[int, _Facts]:
     facts[step] = _Facts(scheduled=False)
     # Not Orbax's own metrics: where one is damaged it opens no checkpoint.
     path = directory / str(step) / "progress" / _PROGRESS_FILE
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-      progress = json.loads(path.read_text())
-      # Runs of earlier versions do not state the second.
-      facts[step] = _Facts(progress["score"], progress.get("scheduled", True))
+    with contextlib.suppress(json_files.JsonError):
+      progress = json_files.read_object(path)
+      with json_files.told(path):
+        score = progress["score"]
+        # Runs of earlier versions do not state the second.
+        scheduled = progress.get("scheduled", True)
+        score = None if score is None else float(score)
+        facts[step] = _Facts(score, bool(scheduled))
   return facts
 
 
@@ -268,7 +303,8 @@ def _first_line(error: BaseException) -> str:
   if full in str(error) and not isinstance(error, OSError):
     return full  # The rest is of how the storage library is built.
   lines = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {lines[0][:300]}" if lines else repr(error)
+  said = f"{type(error).__name__}: {lines[0][:300]}" if lines else repr(error)
+  return words.printable(said)
 
 
 def restore_newest(
@@ -371,6 +407,11 @@ def restore_variables(
       f"checkpoint {chosen} in {manager.directory} can't be read"
       f" ({_first_line(error)}); remove it and train the stage again"
     ) from error
+  if not isinstance(state, dict) or not set(state) >= _TREES:
+    raise CheckpointError(
+      f"checkpoint {chosen} in {manager.directory} lacks arrays that every"
+      " checkpoint has; remove it and train the stage again"
+    )
   if not state["ema_params"]:
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
   averaged = state.get("ema_batch_stats")
@@ -426,9 +467,11 @@ def read_metadata(
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
       args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-      with contextlib.suppress(OSError, ValueError, KeyError):
+      # Orbax has errors of any kind for damaged files.
+      with contextlib.suppress(Exception):
         metadata = manager.restore(step, args=args)["metadata"]
-        return Path(manager.directory) / str(step), metadata
+        if isinstance(metadata, dict):
+          return Path(manager.directory) / str(step), metadata
   with open_reader(directory) as again:
     if sorted(again.all_steps(), reverse=True) == steps:
       return None

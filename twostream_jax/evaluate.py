@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from twostream_jax import interrupts, parallel
+from twostream_jax import interrupts, parallel, words
 from twostream_jax.data.eval_pipeline import EvalRows
 from twostream_jax.scores import Scores
 
@@ -98,7 +98,7 @@ def _batches(
   """The batches, with a progress bar; stops when asked to."""
   with tqdm.tqdm(
     total=rows.num_batches,
-    desc=description,
+    desc=words.printable(description),
     unit="batch",
     disable=not description or not parallel.is_primary(),
     leave=False,

@@ -16,6 +16,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from twostream_jax.words import printable
+
+# Bytes, on most file systems.
+_LONGEST_NAME = 255
 # Names of `_beside`, which a kill can leave behind.
 _TEMPORARY = r"\..+\.[0-9a-f]{32}"
 
@@ -61,6 +65,9 @@ def _is_name(name: object) -> bool:
     isinstance(name, str)
     and name not in ("", ".", "..")
     and not any(character in name for character in "/\\\0")
+    # It is a part of messages, and of commands that people copy.
+    and printable(name) == name
+    and len(name.encode()) <= _LONGEST_NAME
   )
 
 

@@ -9,11 +9,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 
 if TYPE_CHECKING:
   import tensorboardX
@@ -28,15 +28,24 @@ def read_metrics(
   """Records of a stage, oldest first; none where there is no file.
 
   A last line that a kill cut off is left out.
+
+  Raises:
+    JsonError: A line is no record; the message names the file and the line.
   """
   path = Path(directory) / filename
-  if not path.exists():
+  if not os.path.lexists(path):
     return []
-  records = []
-  for line in path.read_text().splitlines(keepends=True):
-    if line.endswith("\n"):
-      records.append(json.loads(line))
-  return records
+  # The line after the last break was cut off, or is empty.
+  lines = json_files.read_bytes(path).split(b"\n")[:-1]
+  return [_record(line, f"{path}:{i}") for i, line in enumerate(lines, 1)]
+
+
+def _record(line: bytes, place: str) -> dict[str, Any]:
+  with json_files.told(place):
+    record = json_files.parse(line)
+    if type(record["step"]) is not int or not isinstance(record["split"], str):
+      raise json_files.JsonError("no record of a step and a split")
+    return record
 
 
 class MetricsLogger:

@@ -176,4 +176,5 @@ def with_evaluation(
 
 
 if __name__ == "__main__":
+  words.warn_as(NAME)
   app.run(main, flags_parser=parse_flags)

@@ -20,6 +20,7 @@ from twostream_jax import (
   stage_data,
   train,
   trained,
+  words,
 )
 from twostream_jax.data import protocols
 from twostream_jax.data.dataset import VideoDataset, identity
@@ -152,7 +153,8 @@ def _without_fusion_that_can_not_be(config, only_stage):
     rules = tuple(rule for rule in rules if rule in results.UNFITTED)
   left_out = [rule for rule in config.fusion.rules if rule not in rules]
   if left_out and not only_stage and parallel.is_primary():
-    print(f"Left out, for they are fitted on {split!r}: {', '.join(left_out)}")
+    listed = words.printable(", ".join(left_out))
+    print(f"Left out, for they are fitted on {split!r}: {listed}")
   config.fusion.rules = rules
   if set(rules) <= set(results.UNFITTED):
     config.fusion.fit_split = ""  # No need to score it.

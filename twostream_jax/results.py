@@ -15,6 +15,7 @@ import twostream_jax
 from twostream_jax import (
   examples,
   fuse,
+  json_files,
   logging,
   metrics,
   report,
@@ -132,8 +133,12 @@ def conclude(
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-  """What `conclude` wrote."""
-  return json.loads((workdir / RESULTS_FILE).read_text())
+  """What `conclude` wrote.
+
+  Raises:
+    JsonError: It can't be read.
+  """
+  return json_files.read_object(workdir / RESULTS_FILE, finite=True)
 
 
 def fuse_streams(
@@ -264,9 +269,12 @@ def table(results: Mapping[str, Any]) -> str:
   rows = results["streams"] | results["fusion"]
   bounds = results["intervals"]["streams"] | results["intervals"]["fusion"]
   names = list(next(iter(rows.values())))
+  rows = {words.printable(row): values for row, values in rows.items()}
+  bounds = {words.printable(row): ends for row, ends in bounds.items()}
   width = max(len(row) for row in (*rows, "model"))
   lines = [
-    f"{words.printable(results['dataset'])}, {results['split']}:"
+    f"{words.printable(results['dataset'])},"
+    f" {words.printable(results['split'])}:"
     f" {results['videos']} videos, {results['skipped']} skipped",
     *_protocol_lines(results["protocols"]),
     *_checkpoint_lines(results),
@@ -289,6 +297,7 @@ def _cell(value: float, bounds: Sequence[float] | None) -> str:
 
 
 def _protocol_lines(protocols: Mapping[str, str]) -> list[str]:
+  protocols = {words.printable(name): p for name, p in protocols.items()}
   shared = report.stages_by_protocol(protocols)
   if len(shared) == 1:
     return list(shared)
@@ -297,7 +306,9 @@ def _protocol_lines(protocols: Mapping[str, str]) -> list[str]:
 
 def _checkpoint_lines(results: Mapping[str, Any]) -> list[str]:
   steps = results.get("checkpoints", {})
-  listed = ", ".join(f"{name} {step}" for name, step in steps.items())
+  listed = ", ".join(
+    f"{words.printable(name)} {step}" for name, step in steps.items()
+  )
   return [f"checkpoints: {listed}"] if steps else []
 
 

@@ -21,6 +21,7 @@ from twostream_jax import (
   parallel,
   samples,
   steps,
+  words,
 )
 from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.data.sampling import Share
@@ -153,7 +154,7 @@ class _Trainer:
     else:
       state = stage.warm_start(stage.init_state())
     if parallel.is_primary():
-      tqdm.tqdm.write(stage.describe(state))
+      tqdm.tqdm.write(words.lines(stage.describe(state)))
     batches = stage.inputs.train_batches(
       self._config.data.train_split,
       batch_size=stage.batch_size,

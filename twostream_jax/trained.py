@@ -46,7 +46,12 @@ __all__ = [
   "open_stage",
 ]
 
-_OWN_ERRORS = (TrainedRunError, checkpoints.CheckpointError, FlowSpecError)
+_OWN_ERRORS = (
+  TrainedRunError,
+  checkpoints.CheckpointError,
+  FlowSpecError,
+  json_files.JsonError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,7 @@ def open_run(
     TrainedRunError: there is no run, a stage is not trained to its end, or a
       file is missing or does not fit the others; the message names it.
     CheckpointError: a checkpoint can't be read.
+    JsonError: a file of facts can't be used.
     FlowSpecError: checkpoints and settings speak of different flow.
   """
   workdir = Path(workdir)
@@ -186,7 +192,10 @@ def _read_settings(
   workdir: Path,
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
   """The config and the facts of the dataset that config.json holds."""
-  path = workdir / CONFIG_FILE
+  try:
+    path = files.inside(workdir, CONFIG_FILE)
+  except ValueError as error:
+    raise TrainedRunError(str(error)) from error
   if not path.is_file():
     raise TrainedRunError(
       f"no run in {workdir.absolute()}: it has no {CONFIG_FILE}"
@@ -234,6 +243,7 @@ def open_stage(
     TrainedRunError: The stage is not trained to its end, or its weights do not
       fit the settings.
     CheckpointError: A checkpoint can't be read.
+    JsonError: The facts that a checkpoint states can't be used.
   """
   stages.check_kind(config, name)
   weights = trained_weights.read(
@@ -247,15 +257,17 @@ def open_stage(
   if config[name].kind == "features":
     sources = tuple(config[name].sources)
     read = _sources(facts, name, workdir)
-    widths = {source: len(read[source]["mean"]) for source in sources}
-    rested_on = [read[source]["weights"] for source in sources]
+    with json_files.told(trained_weights.folder(workdir, name)):
+      widths = {source: len(read[source]["mean"]) for source in sources}
+      rested_on = [str(read[source]["weights"]) for source in sources]
   else:
     spec = stage_views.input_spec(config, name, flow)
     views = stage_views.create_views(config, spec)
     dense = stage_data.is_dense(config)
     frames = stage_views.create_frames(config, spec, dense=dense)
     feature = config[name].feature
-  preprocess = stages.read_preprocess(facts["inputs"], flow.bound)
+  with json_files.told(trained_weights.folder(workdir, name)):
+    preprocess = stages.read_preprocess(facts["inputs"], flow.bound)
   example = _example(views, widths)
   num_outputs = facts.get("num_outputs", num_classes)
   expected = _shapes(config, name, preprocess, example, num_outputs)

@@ -9,7 +9,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from twostream_jax import checkpoints, logging
+from twostream_jax import checkpoints, json_files, logging
+from twostream_jax.data.dataset import check_facts
 from twostream_jax.selection import Selection
 
 
@@ -95,7 +96,9 @@ def read_facts(
   """Metadata of a trained stage.
 
   Raises:
-    TrainedRunError: It is not trained, or it is not finished and has to be.
+    TrainedRunError: It is not trained, or it is not finished and has to be, or
+      its metadata states something else than facts of a dataset.
+    JsonError: Its metrics can't be read.
   """
   directory = folder(workdir, name)
   found = checkpoints.read_metadata(directory)
@@ -103,16 +106,22 @@ def read_facts(
     raise TrainedRunError(
       f"stage {name!r} of {workdir} is not trained: nothing in {directory}"
     )
+  try:
+    check_facts(*reversed(found))
+  except ValueError as error:
+    raise TrainedRunError(str(error)) from error
   if not finished:
     return found[1]
   with checkpoints.open_reader(directory) as manager:
     newest = manager.latest_step()
-  selection = Selection(
-    config.selection.metric,
-    config.selection.patience,
-    logging.read_metrics(workdir / name),
-    last_step=newest,
-  )
+  records = logging.read_metrics(workdir / name)
+  with json_files.told(workdir / name / logging.FILENAME):
+    selection = Selection(
+      config.selection.metric,
+      config.selection.patience,
+      records,
+      last_step=newest,
+    )
   total = config[name].total_steps
   if newest < total and not selection.is_over():
     raise TrainedRunError(

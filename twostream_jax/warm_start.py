@@ -14,6 +14,7 @@ from twostream_jax import (
   pretrained,
   stage_data,
   trained_weights,
+  words,
 )
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.flow import spec as flow_spec
@@ -225,7 +226,7 @@ def _load_file(
     partial=stage.init.partial,
     from_images=stage.modality == "flow",
   )
-  print(f"{name}: weights of {stage.init.weights}: {report.summary()}")
+  _say(f"{name}: weights of {stage.init.weights}: {report.summary()}")
   return {
     kind: dict(tree) | ({key: loaded[kind]} if loaded.get(kind) else {})
     for kind, tree in variables.items()
@@ -251,7 +252,7 @@ def _load_towers(
         source = trained[kind].get("backbone", {})
         taken = _take(tree[key], source, f"{key}/", fresh)
         result[kind] = dict(tree) | {key: taken}
-    print(
+    _say(
       f"{name}: {key} network from stage {tower!r}, but for"
       f" {', '.join(fresh) or 'nothing'}"
     )
@@ -286,7 +287,7 @@ def _load_run(
   folder = _checkpoints(config, name)
   found = checkpoints.read_metadata(folder)
   if found is None:
-    print(f"{name}: not in {config.init_from}; begins as its settings say")
+    _say(f"{name}: not in {config.init_from}; begins as its settings say")
     return dict(variables)
   path, metadata = found
   if stage_data.uses_flow(config, name):
@@ -300,7 +301,9 @@ def _load_run(
   differing = [key for key in ours if theirs.get(key) != ours[key]]
   if differing:
     listed = "\n".join(
-      f"  {key}: {theirs.get(key)} there, {ours[key]} here" for key in differing
+      f"  {key}: {words.printable(str(theirs.get(key)))} there,"
+      f" {ours[key]} here"
+      for key in differing
     )
     raise ValueError(
       f"the inputs of {path} were others than those of stage {name!r}; set"
@@ -319,11 +322,16 @@ def _load_run(
       f"only {taken} of {counts[0]} arrays of {path} fit the network of stage"
       f" {name!r}: it is of another kind or width"
     )
-  print(
+  _say(
     f"{name}: {taken} arrays from {path}; fresh: {', '.join(fresh) or 'none'};"
     f" not used: {counts[1] - taken}"
   )
   return result
+
+
+def _say(text: str) -> None:
+  """Prints a line that names files and arrays of somebody else."""
+  print(words.printable(text))
 
 
 def _contract(numbers: Mapping[str, Any]) -> dict[str, Any]:

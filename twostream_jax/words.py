@@ -7,6 +7,7 @@ what follows around, and a spreadsheet runs a cell that looks like a formula.
 
 import re
 import unicodedata
+import warnings
 
 # Zero-width joiner and non-joiner: Persian and emoji need them.
 _HARMLESS = "\u200c\u200d"
@@ -23,6 +24,15 @@ def printable(text: str) -> str:
 def lines(text: str) -> str:
   """Escapes as `printable` does, but for line breaks, of whole messages."""
   return "\n".join(map(printable, text.split("\n")))
+
+
+def warn_as(program: str) -> None:
+  """Makes warnings of this process lines of a command."""
+
+  def one_line(message, *_, **__) -> str:
+    return f"{program}: {lines(str(message))}\n"
+
+  warnings.formatwarning = one_line
 
 
 def _visible(character: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twostream_jax import files, json_files
+from twostream_jax.words import printable
 
 CONFIG_FILE = "config.json"
 # A change of these does not change what is trained; all else is refused when a
@@ -92,13 +93,11 @@ def check_config_file(
     return
   # Through JSON, so that tuples compare equal to what a file gives back.
   ours = _flatten(json.loads(json.dumps(settings)))
-  theirs = json_files.read(path)
-  if not isinstance(theirs, dict):
-    raise json_files.JsonError(f"{path} can't be read: it holds no settings")
-  theirs = _flatten(theirs)
+  theirs = _flatten(json_files.read_object(path))
   decisive = _decisive(settings["config"], to_train)
   changed = [
-    f"  {key}: {theirs.get(key)!r} in the workdir, {ours.get(key)!r} now"
+    f"  {printable(key)}: {theirs.get(key)!r} in the workdir,"
+    f" {ours.get(key)!r} now"
     for key in sorted(ours.keys() | theirs.keys())
     if ours.get(key) != theirs.get(key)
     and (key in decisive or not _is_free(key))

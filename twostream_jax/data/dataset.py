@@ -25,6 +25,7 @@ from twostream_jax.flow.spec import (
   quantise,
   to_dict,
 )
+from twostream_jax.words import printable
 
 FORMAT_VERSION = 3
 # Of datasets that can be read: 2 had no times, pixel aspect or damage.
@@ -186,12 +187,12 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   folder = _find_dataset(Path(path))
   _check_features(folder / FEATURES_FILE)
   # Not by TFDS, which imports what these files name and takes paths from them.
-  metadata = _read_json(folder / METADATA_FILE)
+  metadata = json_files.read_object(folder / METADATA_FILE)
   if metadata.get("format_version") not in _READABLE:
     raise ValueError(
       f"{folder} is not a dataset of format version"
       f" {' or '.join(map(str, _READABLE))}"
-      f" (it states {metadata.get('format_version')});"
+      f" (it states {metadata.get('format_version')!r:.80});"
       " build it with data_prep/build_tfds.py"
     )
   name, rejected = metadata.get("name"), metadata.get("rejected")
@@ -240,9 +241,9 @@ def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
       folder.
   """
   path = folder / INFO_FILE
-  found = {}
+  found, content = {}, json_files.read_object(path)
   try:
-    for split in _read_json(path)["splits"]:
+    for split in content["splits"]:
       template = split.get("filepathTemplate", _OLD_TEMPLATE)
       numbers = _NUMBERS[template]
       count = len(split["shardLengths"])
@@ -253,18 +254,12 @@ def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
         )
         for i in range(count)
       ]
-  except (KeyError, TypeError, AttributeError) as error:
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise ValueError(
-      f"{path} does not list files of records as this package does: {error!r}"
+      f"{path} does not list files of records as this package does:"
+      f" {error!r:.300}"
     ) from error
   return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  content = json_files.read(path)
-  if not isinstance(content, dict):
-    raise ValueError(f"{path} can't be read: it holds no names")
-  return content
 
 
 def check_facts(facts: Mapping[str, Any], path: Path) -> None:
@@ -320,7 +315,7 @@ def _check_features(path: Path) -> None:
     own = record_features(["a"], multi_label=multi_label).to_json()
     ours |= {"featuresDict", own["type"], *_words(own["content"])}
   try:
-    found = set(_words(_read_json(path)))
+    found = set(_words(json_files.read_object(path)))
   except RecursionError as error:
     raise ValueError(f"{path} can't be read: {error}") from error
   # Numbers of classes, too, are strings.
@@ -334,10 +329,11 @@ def _check_features(path: Path) -> None:
 def _check_label(path: Path, multi_label: bool) -> None:
   """Refuses features of another kind of labels than the metadata states."""
   own = record_features(["a"], multi_label=multi_label).to_json()
+  found = json_files.read_object(path)
   try:
     kinds = [
       features["featuresDict"]["features"]["label"]["pythonClassName"]
-      for features in ({"featuresDict": own["content"]}, _read_json(path))
+      for features in ({"featuresDict": own["content"]}, found)
     ]
   except (KeyError, TypeError) as error:
     raise ValueError(f"{path} can't be read: it has no label") from error
@@ -444,10 +440,14 @@ def _find_dataset(path: Path) -> Path:
       " build one with data_prep/build_tfds.py, or correct the path"
     )
   if len(found) > 1:
-    listed = "\n".join(f"  {folder}" for folder in found)
+    listed = "\n".join(f"  {printable(str(folder))}" for folder in found)
     raise ValueError(
       f"{len(found)} datasets in {path}; pass the path of one:\n{listed}"
     )
+  below = str(found[0].relative_to(path))
+  if printable(below) != below:
+    # Messages and other commands name it.
+    raise ValueError(f"{below!r} in {path} is not a name for a dataset")
   return found[0]
 
 

@@ -12,6 +12,7 @@ github.com/google/riegeli, doc/riegeli_records_file_format.md, "Block header").
 
 import math
 import os
+import struct
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ IMAGES = ("rgb", "flow", "flow_backward")
 SIZES = ("num_frames", "height", "width")
 _BLOCK = 1 << 16
 _BLOCK_HEADER = 24
+_CHUNK_HEADER = 40
 # Between two records there are headers of this many bytes at most.
 _GAP = 256
 # A search for so many bytes of an image is fast, for all of them slow.
@@ -84,7 +86,12 @@ class Index(NamedTuple):
 
 
 def read_records(path: str | os.PathLike) -> Iterator[bytes]:
-  """Reads an ArrayRecord file of videos, one record after another."""
+  """Reads an ArrayRecord file of videos, one record after another.
+
+  Raises:
+    ValueError: It is not built as this package does, or is damaged.
+  """
+  _check_chunks(RecordFile(path, os.path.getsize(path)))
   reader = ArrayRecordReader(os.fspath(path))
   try:
     for _ in range(reader.num_records()):
@@ -261,6 +268,8 @@ def _check(index: Index) -> None:
     total = sum(int(videos[n].sum(dtype=np.int64)) for n in name)
     if total != len(there) or (there.ndim == 2 and there.shape[1] != 2):
       raise ValueError(f"{name[0]} are {len(there)} for {total} of the videos")
+  for texts in (index.video_ids, index.groups):
+    b"\n".join(texts.tolist()).decode()
   for name in ("fps", "pixel_aspect"):
     if not (np.isfinite(videos[name]) & (videos[name] > 0)).all():
       raise ValueError(f"{name} is not a positive number")
@@ -285,11 +294,97 @@ def is_jpeg(data: bytes) -> bool:
   return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
 
 
+def _check_chunks(file: "RecordFile") -> None:
+  """Refuses a file of records in which anything is compressed.
+
+  The library takes the memory that a chunk claims to unpack to. Chunks of this
+  package are plain ("Chunk" in the document above). The last block of the file
+  says where the list of chunks is, and that where they are: the library reads
+  no others (github.com/google/array_record, cpp/layout.proto).
+
+  Raises:
+    ValueError: It has other chunks.
+  """
+  plain, position = {}, 0
+  while position < file.length:
+    header = file.read(position, _CHUNK_HEADER)
+    _, size, _, kind, unpacked = struct.unpack("<5Q", header)
+    kind, count = kind & 0xFF, kind >> 8
+    begin = position + _CHUNK_HEADER
+    # Signature and padding, or records that are not compressed.
+    if kind == ord("r") and size and file.read(begin, 1) == b"\0":
+      plain[_offset(position)] = begin, size
+    elif kind not in b"sp" or count or unpacked:
+      raise _foreign(file)
+    if max(count, unpacked) > size:
+      raise _foreign(file)
+    position = begin + size
+  try:
+    end = file.read(*plain[file.size - _BLOCK])
+    listed = file.read(*plain[_numbers(_plain_records(end)[0], 2)[0]])
+    for entry in _plain_records(listed)[1:]:
+      plain[_numbers(entry, 3)[0]]
+  except (KeyError, IndexError) as error:
+    raise _foreign(file) from error
+
+
+def _foreign(file: "RecordFile") -> ValueError:
+  return ValueError(
+    f"{file.path} has records that can't be read in parts: it was not built by"
+    " data_prep/build_tfds.py"
+  )
+
+
+def _offset(position: int) -> int:
+  """The byte of the file where a chunk begins, or the block header there."""
+  blocks, rest = divmod(position, _BLOCK - _BLOCK_HEADER)
+  return blocks * _BLOCK + (_BLOCK_HEADER + rest if rest else 0)
+
+
+def _plain_records(chunk: bytes) -> list[bytes]:
+  """The records of a chunk that is not compressed; IndexError: it is none."""
+  size, begin = _varint(chunk, 1)
+  place, end, records = begin, begin + size, []
+  at = end
+  while place < end:
+    length, place = _varint(chunk, place)
+    records.append(chunk[at : at + length])
+    at += length
+  return records
+
+
+def _numbers(record: bytes, count: int) -> list[int]:
+  """The fields 1, 2 ... of a protocol buffer; IndexError: it has others."""
+  numbers, place = [], 0
+  for field in range(1, count + 1):
+    if record[place] != field << 3:
+      raise IndexError(f"no field {field}")
+    number, place = _varint(record, place + 1)
+    numbers.append(number)
+  if place != len(record):
+    raise IndexError("more fields")
+  return numbers
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+  """A number in groups of 7 bits, and where it ends."""
+  number = 0
+  for shift in range(0, 64, 7):
+    byte = data[place]
+    place += 1
+    number |= (byte & 0x7F) << shift
+    if byte < 0x80:
+      return number, place
+  raise IndexError("too long")
+
+
 class RecordFile:
   """Reads by positions that leave out the block headers.
 
   Attributes:
     path: of the file.
+    size: of it, in bytes.
+    length: without the block headers.
   """
 
   def __init__(self, path: str | os.PathLike, size: int):
@@ -297,7 +392,9 @@ class RecordFile:
     self._descriptor = os.open(path, os.O_RDONLY)
     # After the last reader of a cached file, which may outlive the cache.
     weakref.finalize(self, os.close, self._descriptor).atexit = False
-    there = self._size = os.fstat(self._descriptor).st_size
+    there = self.size = os.fstat(self._descriptor).st_size
+    # The last block may be cut off.
+    self.length = there - _BLOCK_HEADER * -(-there // _BLOCK)
     if there != size:
       raise ValueError(f"{path} has {there} bytes and its index says {size}")
     if hasattr(os, "posix_fadvise"):  # Not on macOS.
@@ -311,7 +408,7 @@ class RecordFile:
     inside = (rest + size - 1) // (_BLOCK - _BLOCK_HEADER)
     length = size + inside * _BLOCK_HEADER
     # It takes the memory of what is asked for, not of what is there.
-    if first + length > self._size:
+    if first + length > self.size:
       raise ValueError(f"{self.path} ends before byte {first + length}")
     data = os.pread(self._descriptor, length, first)
     if len(data) != length:
@@ -328,10 +425,7 @@ class RecordFile:
     """Returns where `data` is, shortly after a position, or ValueError."""
     offset = _find(self.read(position, len(data) + _GAP), data, 0)
     if offset < 0:
-      raise ValueError(
-        f"{self.path} has records that can't be read in parts: it was not"
-        " built by data_prep/build_tfds.py"
-      )
+      raise _foreign(self)
     return position + offset
 
 

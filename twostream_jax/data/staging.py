@@ -23,7 +23,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 from twostream_jax.data import record_index
 from twostream_jax.data.dataset import DATASET_FILES, index_path
 from twostream_jax.data.plan import (
@@ -105,7 +105,7 @@ class Staging:
     for i in self.unfinished():
       path = fault_path(self.folder, i)
       known = path.exists()
-      found[i] = json.loads(path.read_text()) if known else "not tried"
+      found[i] = json_files.read(path) if known else "not tried"
     return found
 
   def forget(self, indices: Collection[int]) -> None:
@@ -201,8 +201,9 @@ class Staging:
     path = shard_path(self.folder, shard, "json")
     if not path.exists():
       return {}
-    outcomes = json.loads(path.read_text())
-    return {int(i): Outcome(**values) for i, values in outcomes.items()}
+    outcomes = json_files.read_object(path)
+    with json_files.told(path):
+      return {int(i): Outcome(**values) for i, values in outcomes.items()}
 
 
 @contextlib.contextmanager
@@ -267,8 +268,9 @@ def open_staging(
     for leftover in folder.glob(pattern):
       leftover.unlink()
   staging = Staging(folder, plan)
-  before = json.loads(path.read_text())
-  pairs = list(zip(before, sources, strict=True))
+  before = json_files.read(path)
+  with json_files.told(path):
+    pairs = list(zip(before, sources, strict=True))
   staging.forget([i for i, pair in enumerate(pairs) if has_changed(*pair)])
   todo = set(staging.unfinished())
   # What a finished clip was made from stays, also while its file is away.
@@ -286,7 +288,7 @@ def remove_if_installed(folder: Path) -> None:
 
 def _changed_settings(folder: Path, plan: Plan) -> list[str]:
   ours = json.loads(json.dumps(plan.fingerprint()))
-  theirs = json.loads((folder / "plan.json").read_text())
+  theirs = json_files.read_object(folder / "plan.json")
   return [
     f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
     for key in sorted(ours.keys() | theirs.keys())

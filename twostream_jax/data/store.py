@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 from twostream_jax.data import record_index
 from twostream_jax.data.check import Rejection
 from twostream_jax.data.clips import (
@@ -128,8 +128,10 @@ def shard_path(folder: Path, shard: int, kind: str) -> Path:
 
 
 def read_outcome(path: Path) -> Outcome:
-  """Reads how a clip ended."""
-  return Outcome(**json.loads(path.read_text()))
+  """Reads how a clip ended; JsonError: it can't be read."""
+  values = json_files.read_object(path)
+  with json_files.told(path):
+    return Outcome(**values)
 
 
 def write_records(path: Path, examples: Iterable[bytes]) -> None:

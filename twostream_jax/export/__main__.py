@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+from twostream_jax import words
 from twostream_jax.export import PLATFORMS
 
 
@@ -46,7 +47,7 @@ def run(values: flags.FlagValues) -> int:
       print(f"twostream_jax.export: --{name} is not given", file=sys.stderr)
       return 1
   # Not above: wrong flags are answered without what exports.
-  from twostream_jax import checkpoints, launch, trained, words
+  from twostream_jax import checkpoints, launch, trained
   from twostream_jax.export import write
 
   # Libraries also raise what they log as an error, and our message is clearer.
@@ -79,4 +80,5 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   define_flags(flags.FLAGS)
+  words.warn_as("twostream_jax.export")
   app.run(main)

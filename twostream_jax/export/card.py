@@ -4,6 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from twostream_jax import json_files
+from twostream_jax.words import lines as printed_lines
+from twostream_jax.words import printable
+
 
 def model_card(manifest: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
   """The card in Markdown.
@@ -35,7 +39,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-  return str(value).replace("|", "\\|")
+  return printable(str(value)).replace("|", "\\|")
 
 
 def _shape(spec: Mapping[str, Any]) -> str:
@@ -45,7 +49,8 @@ def _shape(spec: Mapping[str, Any]) -> str:
 def _head(manifest) -> str:
   kind = "any number of classes" if manifest["multi_label"] else "one class"
   return (
-    f"# Two-stream video classifier, trained on {manifest['dataset']}\n\n"
+    f"# Two-stream video classifier, trained on"
+    f" {printable(manifest['dataset'])}\n\n"
     f"Licence: {manifest['licence'] or 'not stated'}\n\n"
     f"Gives a video {kind} out of {len(manifest['class_names'])}. Exported by"
     f" twostream_jax {manifest['versions']['twostream_jax']}."
@@ -120,7 +125,7 @@ def _data(manifest) -> str:
     (split, clips, used.get(split, ""))
     for split, clips in manifest["clips"].items()
   ]
-  return f"## Data\n\n{manifest['dataset']}:\n\n" + _table(
+  return f"## Data\n\n{printable(manifest['dataset'])}:\n\n" + _table(
     ("split", "clips", "used to"), rows
   )
 
@@ -129,6 +134,11 @@ def _numbers(manifest) -> str:
   results = manifest["results"]
   if results is None:
     return "## Numbers\n\nNone: the run has no results.json."
+  with json_files.told("results.json of the run"):
+    return printed_lines(_scores(manifest, results))
+
+
+def _scores(manifest, results) -> str:
   groups = ("streams", "fusion")
   rows = []
   for group in groups:
@@ -168,7 +178,7 @@ def _number(metrics, bounds, name: str) -> str:
 
 def _inputs(manifest) -> str:
   protocols = "\n".join(
-    f"- {name}: {stage['protocol']}"
+    f"- {printable(name)}: {stage['protocol']}"
     for name, stage in manifest["stages"].items()
   )
   first = next(iter(manifest["stages"].values()))
@@ -252,6 +262,6 @@ def _files(manifest) -> str:
 
 def _classes(manifest) -> str:
   names = "\n".join(
-    f"{i}. {name}" for i, name in enumerate(manifest["class_names"])
+    f"{i}. {printable(name)}" for i, name in enumerate(manifest["class_names"])
   )
   return f"## Classes\n\nNumbered from 0, as the logits are.\n\n{names}"

@@ -9,12 +9,15 @@
 See model_card.md for what the codes in `rgb` and `flow` mean.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,13 @@ _FLOOR = 1e-30
 # platforms multiply with fewer bits (TF32, bfloat16).
 _TOLERANCES = {"cpu": 1e-4}
 _TOLERANCE_ELSEWHERE = 3e-2
+# Of an input: videos, windows, height, width, channels.
+_MOST_AXES = 5
+# Argument of this file where it only reads programs, and what that may take in
+# seconds of processor time and bytes beside a multiple of the programs'.
+_READ = "--read"
+_SECONDS = 10
+_FREE = 2**30
 
 Inputs = np.ndarray | Mapping[str, np.ndarray] | None
 
@@ -175,40 +185,54 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
 
   Raises:
     ValueError: it is no export that this file can read, or not for the
-      platform; it names files elsewhere, or its programs call functions
-      outside of them.
+      platform; a file is damaged, or does not fit the others; it names files
+      elsewhere, or its programs call functions outside of them.
   """
   directory = Path(directory)
   path = directory / "manifest.json"
-  try:
-    manifest = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"no exported model in {directory}: {error}") from error
+  if not path.is_file():
+    raise ValueError(f"no exported model in {directory}: no manifest.json")
+  manifest = _read_json(path)
   found = manifest.get("format"), manifest.get("format_version")
   known = FORMAT, FORMAT_VERSION
   if found != known:
-    raise ValueError(f"{path} is of {found}, this file reads {known}")
+    raise ValueError(f"{path} is of {found!r:.200}, this file reads {known}")
+  with _told(path):
+    _check_manifest(manifest)
   platform = platform or platform_here()
   if platform not in manifest["platforms"]:
     raise ValueError(
-      f"the model is exported for {manifest['platforms']}, not {platform!r}"
+      f"{path}: the model is exported for {manifest['platforms']}, not"
+      f" {platform!r}"
     )
+  rules_path = _inside(directory, manifest["fusion"])
+  weights_path = _inside(directory, manifest["weights"])
+  paths = {
+    name: _inside(directory, stage["programs"][platform])
+    for name, stage in manifest["stages"].items()
+  }
+  rules = _read_json(rules_path)
+  with _told(rules_path):
+    for rule in rules.values():
+      _check_rule(rule, manifest)
+  with _told(weights_path):
+    weights = safetensors.numpy.load_file(weights_path)
+  contents = {}
+  for name, path in paths.items():
+    with _told(path):
+      contents[name] = path.read_bytes()
+  faults = _faults(tuple(contents.values()))
   programs = {}
-  for name, stage in manifest["stages"].items():
-    program = _inside(directory, stage["programs"][platform])
-    exported = jax.export.deserialize(bytearray(program.read_bytes()))
-    # One calls a function of this process, by name, with any bytes.
-    text = exported.mlir_module()
-    if text.count("custom_call") != text.count(_ASSERTION):
-      raise ValueError(
-        f"{program} calls functions outside of it, which no export of"
-        " twostream_jax does; it is not run"
-      )
+  for (name, content), fault in zip(contents.items(), faults, strict=True):
+    if fault:
+      raise ValueError(f"{_printable(paths[name])} {fault}")
+    with _told(paths[name]):
+      exported = jax.export.deserialize(bytearray(content))
+      _check_fits(exported, manifest["stages"][name], weights)
     programs[name] = jax.jit(exported.call)
-  weights = safetensors.numpy.load_file(_inside(directory, manifest["weights"]))
   return Model(
     manifest=manifest,
-    rules=json.loads(_inside(directory, manifest["fusion"]).read_text()),
+    rules=rules,
     weights=jax.device_put(weights),
     programs=programs,
   )
@@ -218,12 +242,207 @@ def _inside(directory: Path, name: str) -> Path:
   """The path of a file that the manifest names.
 
   Raises:
-    ValueError: it leads out of the folder.
+    ValueError: it leads out of the folder, or is no file.
   """
-  path = directory / str(name)
-  if not path.resolve().is_relative_to(directory.resolve()):
-    raise ValueError(f"manifest.json names {name!r}, outside of {directory}")
+  path = directory / name
+  try:
+    stays = path.resolve().is_relative_to(directory.resolve())
+    is_file = path.is_file()
+  except (ValueError, OSError, RuntimeError):
+    stays = is_file = False
+  if not stays:
+    raise ValueError(
+      f"manifest.json names {name!r:.200}, outside of {directory}"
+    )
+  # A pipe would be waited for.
+  if not is_file:
+    raise ValueError(
+      f"{_printable(path)} is not there, or no file; manifest.json names it"
+    )
   return path
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+  """Turns any error of a block that uses a file into one that names it."""
+  try:
+    yield
+  # Parsers of damaged files raise whatever there is.
+  except Exception as error:
+    said = str(error) or type(error).__name__
+    if isinstance(error, RecursionError):
+      said = "nested too deeply"
+    elif isinstance(error, KeyError):
+      said = f"it lacks {said}"
+    raise ValueError(
+      f"{_printable(path)} can't be read: {_printable(said)[:300]}"
+    ) from error
+
+
+def _printable(text: str | Path) -> str:
+  """Escapes codes of terminals and line breaks."""
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode()
+    for c in str(text)
+  )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  with _told(path):
+    content = json.loads(path.read_bytes().decode())
+    if not isinstance(content, dict):
+      raise ValueError("it holds no names")
+    return content
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+  """Raises any error for values that this file can't use."""
+  names, platforms = manifest["class_names"], manifest["platforms"]
+  bound, stages = manifest["flow_spec"]["bound"], manifest["stages"]
+  for what, is_right in {
+    "class_names are no texts": _are_texts(names) and len(names) > 0,
+    "platforms are no texts": _are_texts(platforms),
+    "multi_label is neither true nor false": isinstance(
+      manifest["multi_label"], bool
+    ),
+    "the bound of flow_spec is no positive number": _is_number(bound)
+    and bound > 0,
+    "weights or fusion name no file": _are_texts(
+      [manifest["weights"], manifest["fusion"]]
+    ),
+    "there are no stages": isinstance(stages, dict) and len(stages) > 0,
+  }.items():
+    if not is_right:
+      raise ValueError(what)
+  for name, stage in stages.items():
+    right = _are_texts([stage["kind"], *stage["programs"].values()])
+    if set(platforms) - set(stage["programs"]):
+      raise ValueError(f"stage {name!r} has no programs for all platforms")
+    if not right or not _are_texts(stage["weights"]) or not stage["inputs"]:
+      raise ValueError(f"stage {name!r} has no texts where they belong")
+    for spec in stage["inputs"].values():
+      sizes = spec["shape"]
+      known = isinstance(sizes, list) and 2 < len(sizes) <= _MOST_AXES
+      if not known or spec["modality"] not in ("rgb", "flow"):
+        raise ValueError(f"stage {name!r} has inputs of no known shape")
+
+
+@functools.lru_cache(maxsize=8)
+def _faults(programs: tuple[bytes, ...]) -> list[str]:
+  """What is wrong with serialised programs, each; "" is nothing.
+
+  A process of its own reads them first, since what parses them may crash on
+  damaged ones.
+  """
+  sizes = [str(len(program)) for program in programs]
+  done = subprocess.run(
+    # -P: no module of the current folder is taken for one of these.
+    [sys.executable, "-P", __file__, _READ, *sizes],
+    input=b"".join(programs),
+    capture_output=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  found = [json.loads(line) for line in done.stdout.splitlines()]
+  if len(found) == len(programs):
+    return found
+  said = done.stderr.decode(errors="replace").strip().splitlines()
+  crashed = "can't be read: what parses it crashed, or took too long"
+  if done.returncode > 0 and said:
+    crashed = f"can't be read: {_printable(said[-1])[:300]}"
+  return [*found, *[crashed] * (len(programs) - len(found))]
+
+
+def _tell_faults(sizes: Sequence[int]) -> None:
+  """Reads programs from standard input, and writes what `_faults` returns."""
+  with contextlib.suppress(ImportError):  # There is none on Windows.
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    seconds = int(time.process_time()) + _SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    # What is mapped now, of libraries: macOS does not tell.
+    with contextlib.suppress(OSError, ValueError):
+      pages = int(Path("/proc/self/statm").read_text().split()[0])
+      most = pages * resource.getpagesize() + _FREE + 10 * sum(sizes)
+      resource.setrlimit(resource.RLIMIT_AS, (most, most))
+  for size in sizes:
+    print(json.dumps(_fault(sys.stdin.buffer.read(size))), flush=True)
+
+
+def _fault(program: bytes) -> str:
+  try:
+    text = jax.export.deserialize(bytearray(program)).mlir_module()
+  # A parser of what may be anything.
+  except Exception as error:
+    said = _printable(str(error))[:300] or type(error).__name__
+    return f"can't be read: {said}"
+  # One calls a function of this process, by name, with any bytes.
+  if text.count("custom_call") != text.count(_ASSERTION):
+    return (
+      "calls functions outside of it, which no export of twostream_jax does;"
+      " it is not run"
+    )
+  return ""
+
+
+def _check_fits(exported, stage: Mapping[str, Any], weights) -> None:
+  """Raises ValueError where a program takes other arrays than it will get."""
+  (arrays, inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+  given = {
+    path: (array.shape, array.dtype)
+    for path, array in weights.items()
+    if path.split("/")[0] in stage["weights"]
+  }
+  taken = {path: (found.shape, found.dtype) for path, found in arrays.items()}
+  if given != taken:
+    differing = {
+      path
+      for path in given.keys() | taken.keys()
+      if given.get(path) != taken.get(path)
+    }
+    raise ValueError(
+      f"{len(differing)} arrays of the weights do not fit it, such as"
+      f" {min(differing)!r}"
+    )
+  for key, spec in stage["inputs"].items():
+    shape = [str(size) for size in inputs[key].shape]
+    if shape != [str(size) for size in spec["shape"]]:
+      raise ValueError(
+        f"it reads {key!r} as {shape}, manifest.json says {spec['shape']}"
+      )
+
+
+def _check_rule(rule: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+  """Raises any error for a rule of fusion that `fuse` can't use."""
+  streams, n = rule["streams"], len(manifest["class_names"])
+  if not _are_texts(streams) or not set(streams) <= set(manifest["stages"]):
+    raise ValueError(f"it fuses stages that there are not: {streams!r:.200}")
+  shapes = {
+    "mean_of_logits": {},
+    "mean_of_probabilities": {"weights": (len(streams),)},
+    "linear": {"weights": (n * len(streams), n), "bias": (n,)},
+  }
+  if rule["kind"] not in shapes:
+    raise ValueError(f"no rule of kind {rule['kind']!r:.200}")
+  if not streams:
+    raise ValueError("it fuses no stages")
+  for key, shape in shapes[rule["kind"]].items():
+    values = np.array(rule[key], np.float64)
+    if values.shape != shape or not np.isfinite(values).all():
+      raise ValueError(f"{key} are no {shape} numbers")
+  if rule["kind"] == "linear" and type(rule["l2_normalised"]) is not bool:
+    raise ValueError("l2_normalised is neither true nor false")
+  for key in ("scale", "offset"):
+    if not _is_number(rule.get(key, 1.0)):
+      raise ValueError(f"{key} is no number")
+
+
+def _are_texts(values: Any) -> bool:
+  return isinstance(values, list) and all(isinstance(x, str) for x in values)
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and bool(np.isfinite(float(value)))
 
 
 def platform_here() -> str:
@@ -354,21 +573,28 @@ def check(
     for key, spec in stage["inputs"].items():
       given[spec["modality"]][f"{name}/{key}"] = inputs[key]
     logits = model.predict(**given, stages=[name]).streams[name]
-    stored = np.array(stage["example_logits"], np.float32)
+    with _told(Path(directory) / "manifest.json"):
+      stored = np.array(stage["example_logits"], np.float32)
+      if stored.shape != logits.shape:
+        raise ValueError(f"the example of stage {name!r} is of another shape")
     size = max(1.0, float(np.abs(stored).max()))
     difference = float(np.abs(logits - stored).max()) / size
     found[name] = difference, bool(difference <= tolerance)
   return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
   """Checks the model beside this file; 0 if it is as it was exported."""
+  if arguments[:1] == [_READ]:
+    _tell_faults([int(size) for size in arguments[1:]])
+    return 0
   found = check(Path(__file__).parent)
   for name, (difference, fits) in found.items():
     words = "ok" if fits else "DIFFERS"
+    name = _printable(name)
     print(f"{name}: {words}, largest relative difference {difference:.1e}")
   return 0 if all(fits for _, fits in found.values()) else 1
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(main(sys.argv[1:]))

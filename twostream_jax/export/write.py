@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 import twostream_jax
-from twostream_jax import files, fuse
+from twostream_jax import files, fuse, json_files
 from twostream_jax.export import PLATFORMS, runner
 from twostream_jax.export.card import model_card
 from twostream_jax.export.programs import (
@@ -88,9 +88,9 @@ def _check_target(out: Path) -> None:
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return
   try:
-    manifest = json.loads((out / MANIFEST_FILE).read_text())
-    known = manifest["format"] == runner.FORMAT
-  except (OSError, ValueError, KeyError, TypeError):
+    manifest = json_files.read_object(out / MANIFEST_FILE)
+    known = manifest.get("format") == runner.FORMAT
+  except json_files.JsonError:
     known = False
   if not known:
     raise ExportError(
@@ -141,8 +141,10 @@ def _facts(
   run: TrainedRun, licence: str, platforms: Sequence[str]
 ) -> dict[str, Any]:
   """The manifest without its stages."""
-  settings = json.loads((run.workdir / CONFIG_FILE).read_text())
-  results = run.workdir / RESULTS_FILE
+  settings = json_files.read_object(run.workdir / CONFIG_FILE)
+  results = files.inside(run.workdir, RESULTS_FILE)
+  with json_files.told(run.workdir / CONFIG_FILE):
+    clips = {name: int(n) for name, n in settings["dataset"]["clips"].items()}
   data = run.config.data
   return {
     "format": runner.FORMAT,
@@ -153,13 +155,15 @@ def _facts(
     "multi_label": run.multi_label,
     "flow_spec": flow_spec.to_dict(run.flow_spec),
     "rgb_quality": run.rgb_quality,
-    "clips": settings["dataset"]["clips"],
+    "clips": clips,
     "splits": {
       "train": data.train_split,
       "validate": data.validation_split,
       "test": data.test_split,
     },
-    "results": json.loads(results.read_text()) if results.exists() else None,
+    "results": json_files.read_object(results, finite=True)
+    if results.exists()
+    else None,
     "platforms": list(platforms),
     "weights": WEIGHTS_FILE,
     "fusion": FUSION_FILE,

@@ -104,12 +104,12 @@ class FlowSpec:
       raise FlowSpecError(f"step must be at least 1 frame: {self.step}")
     if self.direction not in DIRECTIONS:
       raise FlowSpecError(
-        f"direction={self.direction!r} is not in {DIRECTIONS}"
+        f"direction={self.direction!r:.80} is not in {DIRECTIONS}"
       )
     if self.encoding != ENCODING or self.channel_order != CHANNEL_ORDER:
       raise FlowSpecError(
-        f"flow stored as {self.encoding!r}, {self.channel_order!r} can't be"
-        f" read; this version reads {ENCODING!r}, {CHANNEL_ORDER!r}."
+        f"flow stored as {self.encoding!r:.80}, {self.channel_order!r:.80}"
+        f" can't be read; this version reads {ENCODING!r}, {CHANNEL_ORDER!r}."
         " Build the dataset again."
       )
 

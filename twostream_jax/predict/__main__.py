@@ -22,7 +22,6 @@ SIGINT or SIGTERM.
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -78,10 +77,6 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
 
 
-def _one_line(message, *_, **__) -> str:
-  return f"{NAME}: {words.lines(str(message))}\n"
-
-
 def main(argv: Sequence[str]) -> int:
   """Runs the command of parsed flags; returns the exit code."""
   values = flags.FLAGS
@@ -108,5 +103,5 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
   with interrupts.exit_at_once(NAME):
     define_flags(flags.FLAGS)
-    warnings.formatwarning = _one_line
+    words.warn_as(NAME)
     app.run(main)

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from twostream_jax import files
+from twostream_jax import files, json_files
 from twostream_jax.predict import outputs
 from twostream_jax.trained import TrainedRun
+from twostream_jax.words import printable
 
 Answer = dict[str, Any]
 
@@ -63,29 +64,38 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
     ValueError: They belong to another command; the message says how it differs.
   """
   partial = partial_path(path)
-  try:
-    # A last line without its end was cut off.
-    content = partial.read_bytes()
-  except FileNotFoundError:
+  if not os.path.lexists(partial):
     return []
+  # A last line without its end was cut off.
+  content = json_files.read_bytes(partial)
   advice = "move it or remove it, or name another --json"
   try:
     lines = content.split(b"\n")[:-1]
     if not content:
       return []
-    theirs = json.loads(lines[0])["command"]
-    found = [json.loads(line) for line in lines[1:]]
+    theirs = json_files.parse(lines[0])["command"].copy()
+    found = [json_files.parse(line) for line in lines[1:]]
     answers = [(line["answer"], line["video"]) for line in found]
-  except (ValueError, TypeError, LookupError) as error:
+    for answer, _ in answers:
+      _check(answer)
+  except (ValueError, TypeError, LookupError, AttributeError) as error:
     message = f"{partial} does not hold answers of this command: {advice}"
     raise ValueError(message) from error
   for name in sorted(theirs.keys() | facts.keys()):
     if theirs.get(name) != facts.get(name):
       raise ValueError(
-        f"{partial} holds answers of another command ({name}:"
-        f" {theirs.get(name)}, here {facts.get(name)}): {advice}"
+        f"{partial} holds answers of another command ({printable(name)}:"
+        f" {printable(str(theirs.get(name)))}, here {facts.get(name)}):"
+        f" {advice}"
       )
   return [answer for answer, video in answers if _holds(answer, video)]
+
+
+def _check(answer: Answer) -> None:
+  """Raises any error for what is no answer."""
+  texts = [answer["path"], *answer.get("files", {}).values()]
+  if not all(isinstance(text, str) for text in texts):
+    raise TypeError("paths are no texts")
 
 
 def _holds(answer: Answer, video: list[int] | None) -> bool:

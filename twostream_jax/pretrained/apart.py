@@ -14,8 +14,9 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # Bytes that the reader may take beside a multiple of the file's.
 _FREE = 2**29
@@ -54,14 +55,19 @@ def call(reader: str, content: BinaryIO | memoryview | bytes, size: int):
     capture_output=True,
     **source,
   )
-  if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+  return _answer(done.returncode, done.stdout, done.stderr)
+
+
+def _answer(code: int, answer: bytes, said: bytes) -> bytes:
+  """What a process that ended with a code has answered, or an ApartError."""
+  if code in (-signal.SIGXCPU, -signal.SIGKILL):
     raise ApartError("damaged: its reader took too long")
-  if done.returncode < 0:
+  if code < 0:
     raise ApartError("damaged: its reader crashed on it")
-  if done.returncode:
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
+  if code:
+    lines = said.decode(errors="replace").strip().splitlines()
     raise ApartError(lines[-1] if lines else "it can't be read")
-  return done.stdout
+  return answer
 
 
 def _limit(size: int) -> None:
@@ -87,13 +93,28 @@ def _main(reader: str, size: int) -> None:
   if not content.seekable():
     content = io.BytesIO(content.read())
   _limit(size)
+  sys.exit(_serve(functions, content, size, answers, sys.stderr.buffer))
+
+
+def _serve(
+  functions: Mapping[str, Any],
+  content: BinaryIO,
+  size: int,
+  answers: BinaryIO,
+  said: BinaryIO,
+) -> int:
+  """Answers as `call` has it: 0, or 1 and why."""
   try:
     functions["serve"](content, size, answers)
     answers.flush()
+    return 0
   except MemoryError:
-    sys.exit("damaged: it takes far more memory than its size")
+    reason = "damaged: it takes far more memory than its size"
   except Exception as error:
-    sys.exit(" ".join(str(error).split()) or type(error).__name__)
+    reason = " ".join(str(error).split()) or type(error).__name__
+  said.write(reason.encode(errors="backslashreplace"))
+  said.flush()
+  return 1
 
 
 if __name__ == "__main__":

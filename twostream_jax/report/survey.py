@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from twostream_jax import words
 from twostream_jax.data.clips import SPLITS
 from twostream_jax.data.dataset import (
   VideoDataset,
@@ -99,7 +100,10 @@ def _survey_split(
 ) -> SplitSurvey:
   labels, seconds = [], 0.0
   for i in tqdm(
-    _indices(data, split), split, unit="clip", disable=not progress
+    _indices(data, split),
+    words.printable(split),
+    unit="clip",
+    disable=not progress,
   ):
     record = _read(data, split, i)
     labels.append(_labels(record))
