@@ -95,6 +95,22 @@ def test_images_larger_than_their_bytes_are_refused(data, reason, tmp_path):
   assert time.process_time() - begin < 1
 
 
+def test_png_images_of_chunks_beyond_their_end_are_refused():
+  data = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+  images.check(data)
+  at = data.index(b"IDAT") - 4
+  with pytest.raises(ValueError, match="cut off, or claims"):
+    images.check(data[:at] + b"\x7f\xff\xff\xff" + data[at + 4 :])
+
+
+def test_texts_of_no_characters_are_refused(tmp_path):
+  path = tmp_path / "a.npz"
+  ids = np.array([0xFFFFFFFF], np.uint32).view("<U1")
+  np.savez(path, ids=ids, labels=np.zeros(1, int), logits=np.ones((1, 2)))
+  with pytest.raises(ScoresError, match="a.npz: "):
+    read_file(path)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".gif"])
 def test_plain_images_are_read(suffix, tmp_path):
   # Black, and so as small as can be.

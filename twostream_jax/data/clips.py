@@ -24,6 +24,8 @@ _SCORED = {"test": ("train", "validation"), "validation": ("train",)}
 # Seconds that a clip may take: as one of 1 GiB with slow flow on one core.
 TIME_LIMIT = 1800.0
 _EXAMPLES = 3
+# Characters of one.
+_LONGEST = 300
 
 
 class AnnotationError(ValueError):
@@ -313,7 +315,7 @@ def counted(items: Sequence, one: str, many: str = "") -> str:
 
 def examples(items: Sequence[str]) -> str:
   """Returns the first three items, for messages; what is invisible escaped."""
-  shown = ", ".join(map(printable, items[:_EXAMPLES]))
+  shown = ", ".join(printable(x[:_LONGEST]) for x in items[:_EXAMPLES])
   return shown + (", ..." if len(items) > _EXAMPLES else "")
 
 

@@ -13,6 +13,7 @@ import simplejpeg
 _MOST_PIXELS = 2**25
 # Pixels times scans; about three seconds.
 _MOST_WORK = 2**31
+_PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 # Markers of frame headers, SOF0 to SOF15 without DHT, JPG and DAC.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -97,13 +98,27 @@ def check(data: bytes) -> None:
     raise ValueError(f"{len(data)} bytes can't be {width}x{height} pixels")
   if passes * height * width > _MOST_WORK:
     raise ValueError(f"{width}x{height} pixels in {passes} scans")
+  if data.startswith(_PNG):
+    _check_chunks(data)
+
+
+def _check_chunks(data: bytes) -> None:
+  """Refuses a PNG image whose chunks end after it (RFC 2083, section 3.2).
+
+  A reader takes the memory of the length that a chunk claims.
+  """
+  at = len(_PNG)
+  while at + 12 <= len(data):
+    at += 12 + int.from_bytes(data[at : at + 4], "big")
+    if at > len(data):
+      raise ValueError("a PNG image that is cut off, or claims to be longer")
 
 
 def _declared(data: bytes) -> tuple[int, int, int, int]:
   """Height, width, the fewest bytes that can hold them, and passes."""
   if data.startswith(_JPEG):
     return _declared_by_jpeg(data)
-  if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 26:
+  if data.startswith(_PNG) and len(data) > 26:
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     bits = width * depth * _PNG_CHANNELS.get(colours, 1)
     # Deflate makes at most 1032 bytes of one (RFC 1951).

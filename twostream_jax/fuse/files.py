@@ -55,6 +55,9 @@ from twostream_jax.fuse.tables import Listing, read_csv, read_json
 from twostream_jax.scores import Scores, ScoresError
 from twostream_jax.words import printable
 
+# Of what an error says: it may repeat a text of the file.
+_LONGEST = 1000
+
 
 def named_files(paths: Sequence[str]) -> dict[str, Path]:
   """Names of files: their stems, or as much of their paths as tells them apart.
@@ -110,8 +113,10 @@ def read_file(path: Path, listing: Listing | None = None) -> Scores:
       return read_json(path)
   except OSError as error:
     raise ScoresError(f"{path}: {error.strerror or error}") from error
-  except (ScoresError, ArraysError) as error:
-    raise ScoresError(f"{path}: {printable(str(error))}") from error
+  # NumPy's error for text of characters that there are not is the last one.
+  except (ScoresError, ArraysError, SystemError) as error:
+    said = printable(str(error))
+    raise ScoresError(f"{path}: {said[:_LONGEST]}") from error
   raise ScoresError(
     f"{path}: no score file of a known kind (.npz, .csv, .json, .npy, or .pkl"
     " of mmaction2)"
