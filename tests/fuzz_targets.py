@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -75,8 +76,8 @@ def _read_weights(path: Path) -> object:
   from twostream_jax.pretrained.saving import is_own, metadata_of
 
   # As a process of its own does, without the second in which one starts.
-  apart.call = _call_forked
-  source = read_source(path)
+  with mock.patch.object(apart, "call", _call_forked):
+    source = read_source(path)
   if is_own(source):
     metadata_of(source)
   sums = [float(np.sum(x, dtype=np.float64)) for x in source.arrays.values()]
@@ -601,8 +602,8 @@ def _make_export(folder: Path) -> None:
 def _read_export(path: Path) -> object:
   from twostream_jax.export import runner
 
-  runner._faults = _faults_forked
-  return runner.load(next(p for p in path.parents if p.name == "model"))
+  with mock.patch.object(runner, "_faults", _faults_forked):
+    return runner.load(next(p for p in path.parents if p.name == "model"))
 
 
 def _faults_forked(programs: tuple[bytes, ...]) -> list[str]:
