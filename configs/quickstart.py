@@ -6,7 +6,7 @@ Renders 12 classes = 3 appearances x 4 motions as video files, computes flow,
 builds the dataset, trains both streams and fuses them. A single frame can't
 tell the motion and flow can't tell the appearance, so the best possible top-1
 is 0.25 for the spatial stream, 0.33 for the temporal one and 1 for the fusion
-(see twostream_jax/data/synthetic.py). About 105 seconds on 2 CPU cores.
+(see twostream_jax/data/synthetic.py). About 80 seconds on 2 CPU cores.
 """
 
 from twostream_jax.configs import default
