@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from twostream_jax import effects, inputs, optim, stages
 from twostream_jax.flow.spec import FlowSpec
+from twostream_jax.workdir import flatten
 
 DATA = types.SimpleNamespace(
   sources={"train": ()},
@@ -70,14 +71,6 @@ STAGES = (
 )
 
 
-def leaves(tree, prefix=""):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from leaves(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
-
-
 def another(path, value):
   if path in OTHERS:
     return OTHERS[path]
@@ -134,7 +127,7 @@ def test_every_setting_has_an_effect_or_is_refused(name, monkeypatch):
   effects.check_effects(config, name)
   before = built(config, name, monkeypatch)
   refused = set()
-  for path, value in leaves(config[name].to_dict()):
+  for path, value in flatten(config[name].to_dict()).items():
     if path in IDENTITY:
       continue
     changed = ml_collections.ConfigDict(config.to_dict())

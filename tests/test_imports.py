@@ -59,7 +59,7 @@ LEVELS = {
   "data.views": 1,
   "data.workers": 0,
   "data_prep": 0,
-  "effects": 1,
+  "effects": 2,
   "evaluate": 3,
   "examples": 9,
   "experiment": 13,

@@ -11,6 +11,7 @@ from tests import tiny_config
 from tests.recipes import CONFIGS, get_config
 from twostream_jax import run, settings, stages
 from twostream_jax.configs import hybrid_quickstart
+from twostream_jax.workdir import flatten
 
 # It turns something off, or is a value like any other.
 ZERO_HAS_A_MEANING = {
@@ -60,15 +61,12 @@ HUGE_HAS_A_MEANING = {
 }
 
 
-def numbers(tree, prefix=""):
+def numbers(tree):
   """Names of the settings that are numbers or tuples of them."""
-  for key, value in tree.items():
-    name = f"{prefix}{key}"
-    if isinstance(value, dict):
-      yield from numbers(value, f"{name}.")
-    elif isinstance(value, bool | str):
+  for name, value in flatten(tree).items():
+    if isinstance(value, bool | str):
       continue
-    elif not any(isinstance(v, str | tuple) for v in np.ravel(value).tolist()):
+    if not any(isinstance(v, str | tuple) for v in np.ravel(value).tolist()):
       yield name
 
 

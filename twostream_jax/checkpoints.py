@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import errno
-import functools
 import math
 import os
 import shutil
@@ -99,22 +98,25 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
     CheckpointError: What lies there is no list of checkpoints, or one of them
       has links: whoever wrote it would choose what else is read.
   """
-  open_once = functools.partial(
-    ocp.CheckpointManager,
-    Path(directory).absolute(),
-    options=ocp.CheckpointManagerOptions(read_only=True),
-    item_handlers=_handlers(),
-  )
+  manager = _open_to_read(Path(directory))
+  try:
+    for step in manager.all_steps():
+      _refuse_links(Path(directory) / str(step))
+  except CheckpointError:
+    manager.close()
+    raise
+  return manager
+
+
+def _open_to_read(directory: Path) -> ocp.CheckpointManager:
   for _ in range(_LISTINGS):
-    # Listing fails where a checkpoint is removed between its name and its time.
     try:
-      manager = open_once()
-      for step in manager.all_steps():
-        _refuse_links(Path(directory) / str(step))
-      return manager
-    except CheckpointError:
-      manager.close()
-      raise
+      return ocp.CheckpointManager(
+        directory.absolute(),
+        options=ocp.CheckpointManagerOptions(read_only=True),
+        item_handlers=_handlers(),
+      )
+    # One was removed between its name and its time: list again.
     except FileNotFoundError as error:
       failure = error
     # Orbax has errors of any kind for damaged files.
@@ -127,13 +129,15 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
 
 
 def _refuse_links(folder: Path) -> None:
+  paths = [folder]
   for parent, folders, names in os.walk(folder):
-    for path in (folder, *(Path(parent, n) for n in (*folders, *names))):
-      if path.is_symlink():
-        raise CheckpointError(
-          f"{words.printable(str(path))} is a link, and what it leads to is not"
-          " read: copy that to its place"
-        )
+    paths += [Path(parent, name) for name in (*folders, *names)]
+  for path in paths:
+    if path.is_symlink():
+      raise CheckpointError(
+        f"{words.printable(str(path))} is a link, and what it leads to is not"
+        " read: copy that to its place"
+      )
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

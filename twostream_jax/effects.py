@@ -5,12 +5,13 @@ that belong to others. A change of one would be recorded with the run, and do
 nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from twostream_jax.configs import default
+from twostream_jax.workdir import flatten
 
 _TOWERS = "the networks are those of the stages in its towers: set it there"
 _BOTH = "a joint stage reads both modalities"
@@ -67,13 +68,16 @@ def check_effects(config: ml_collections.ConfigDict, name: str) -> None:
   """
   stage = config[name].to_dict()
   unused, forms = _unused(stage)
+  flat, defaults = flatten(stage), [flatten(form) for form in forms]
   for key, why in unused.items():
-    for path, value in _leaves(_at(stage, key), key):
-      defaults = [_at(form, path) for form in forms]
-      if value not in defaults:
+    for path, value in flat.items():
+      if path != key and not path.startswith(f"{key}."):
+        continue
+      allowed = [form.get(path) for form in defaults]
+      if value not in allowed:
         raise ValueError(
           f"config.{name}.{path}={value!r} has no effect: {why}. Leave it at"
-          f" its default, {defaults[0]!r}"
+          f" its default, {allowed[0]!r}"
         )
 
 
@@ -92,18 +96,3 @@ def _unused(
   # A stream of one modality may begin as one of the other.
   other = "flow" if modality == "rgb" else "rgb"
   return unused, [default.get_stream(m).to_dict() for m in (modality, other)]
-
-
-def _at(tree: Mapping[str, Any], path: str) -> Any:
-  """The value at a path; None where it is not there."""
-  for key in path.split("."):
-    tree = tree.get(key) if isinstance(tree, Mapping) else None
-  return tree
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-  if isinstance(value, Mapping):
-    for key, inner in value.items():
-      yield from _leaves(inner, f"{path}.{key}")
-  else:
-    yield path, value

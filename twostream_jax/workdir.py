@@ -92,8 +92,8 @@ def check_config_file(
   if not path.exists():
     return
   # Through JSON, so that tuples compare equal to what a file gives back.
-  ours = _flatten(json.loads(json.dumps(settings)))
-  theirs = _flatten(json_files.read_object(path))
+  ours = flatten(json.loads(json.dumps(settings)))
+  theirs = flatten(json_files.read_object(path))
   decisive = _decisive(settings["config"], to_train)
   changed = [
     f"  {printable(key)}: {theirs.get(key)!r} in the workdir,"
@@ -130,11 +130,12 @@ def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
   write_text(workdir / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Settings by their whole names, such as "optim.learning_rate"."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      flat |= _flatten(value, f"{prefix}{key}.")
+      flat |= flatten(value, f"{prefix}{key}.")
     else:
       flat[f"{prefix}{key}"] = value
   return flat

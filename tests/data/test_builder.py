@@ -274,8 +274,9 @@ def test_script_without_a_main_guard_is_told_so(videos, tmp_path):
   script = tmp_path / "script.py"
   script.write_text(f"""
 import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-import pathlib, test_builder as t
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+import pathlib
+from tests.data import test_builder as t
 clips = t._four(pathlib.Path({str(videos)!r}))
 t._build({str(tmp_path / "out")!r}, clips)
 """)
