@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import hashlib
-import os
 import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -274,6 +274,7 @@ def test_script_without_a_main_guard_is_told_so(videos, tmp_path):
   script = tmp_path / "script.py"
   script.write_text(f"""
 import sys
+from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import pathlib
 from tests.data import test_builder as t
