@@ -274,7 +274,6 @@ def test_script_without_a_main_guard_is_told_so(videos, tmp_path):
   script = tmp_path / "script.py"
   script.write_text(f"""
 import sys
-from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import pathlib
 from tests.data import test_builder as t
