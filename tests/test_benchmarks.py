@@ -13,7 +13,9 @@ from twostream_jax.flow.spec import FlowSpec
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("network", ["cnn_m", "resnet50"])
+@pytest.mark.parametrize(
+  "network", ["cnn_m", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
 def test_the_profile_of_a_step_finds_the_layers_of_a_network(
   monkeypatch, network
 ):

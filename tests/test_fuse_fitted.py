@@ -94,7 +94,10 @@ def quality(scores):
   return fitting.quality(scores.logits, scores.labels)
 
 
-@pytest.mark.parametrize("rule", ["adaptive", "logistic", "svm"])
+@pytest.mark.parametrize(
+  "rule",
+  [pytest.param("adaptive", marks=pytest.mark.slow), "logistic", "svm"],
+)
 def test_learned_rules_beat_the_average(rule):
   test = complementary("t", 1)
   fitted = fitted_on_validation(complementary)[rule]

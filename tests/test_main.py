@@ -123,7 +123,11 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(tmp_path):
     (["--config.temporal.optim.learning_rat=0.1"], ["learning_rat"]),
     (["--config.temporal.total_steps=many"], ["total_steps", "many"]),
     (["--config.train.log_every=0"], ["config.train.log_every=0 must be"]),
-    (["--config.stages=('spatial','audio')"], ["'audio'"]),
+    pytest.param(
+      ["--config.stages=('spatial','audio')"],
+      ["'audio'"],
+      marks=pytest.mark.slow,
+    ),
     (["stray"], ["not a flag: stray"]),
     (["--protocol=single"], ["--protocol is for --mode=evaluate"]),
     (["--mode=evaluate"], ["'spatial' was never trained"]),

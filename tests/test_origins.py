@@ -200,7 +200,9 @@ def test_corrected_labels_of_the_training_split_are_refused(
   [
     ("temporal", "flow_scale", 0.5),
     ("temporal", "subtract_mean_flow", False),
-    ("spatial", "rgb_mean", (0.0, 0.0, 0.0)),
+    pytest.param(
+      "spatial", "rgb_mean", (0.0, 0.0, 0.0), marks=pytest.mark.slow
+    ),
     ("spatial", "rgb_std", (1.0, 1.0, 1.0)),
   ],
 )

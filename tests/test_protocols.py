@@ -238,7 +238,9 @@ def test_frames_alone_and_with_flow(config, data, networks, protocol, kind):
 @pytest.mark.parametrize(
   "views_per_pass", [pytest.param(20, marks=pytest.mark.slow), 1000]
 )
-@pytest.mark.parametrize("protocol", ["4x10", "dense"])
+@pytest.mark.parametrize(
+  "protocol", [pytest.param("4x10", marks=pytest.mark.slow), "dense"]
+)
 def test_one_device_and_other_batches(
   config, data, networks, protocol, views_per_pass, monkeypatch
 ):

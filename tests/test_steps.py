@@ -111,7 +111,10 @@ def run_step(parts, state, batch, devices, count=2, micro_batches=1):
 
 @pytest.mark.parametrize(
   "modality, fields",
-  [("flow", {"dropout_rate": 0.5}), ("rgb", {"sync_batch_norm": True})],
+  [
+    pytest.param("flow", {"dropout_rate": 0.5}, marks=pytest.mark.slow),
+    ("rgb", {"sync_batch_norm": True}),
+  ],
 )
 def test_one_and_eight_devices_make_the_same_update(modality, fields):
   assert jax.device_count() == 8

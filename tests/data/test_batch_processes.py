@@ -46,6 +46,7 @@ class Numbered:
     }
 
 
+@pytest.mark.slow
 def test_batches_come_in_order_whatever_the_number_of_processes():
   for processes in (1, 3):
     batches = iter(ProcessBatches(Numbered(), 7, processes))

@@ -171,6 +171,7 @@ def test_unusable_files_are_listed_and_the_rest_is_used(videos, tmp_path):
   assert opened.class_names == ("a", "b", "c")
 
 
+@pytest.mark.slow
 def test_crash_costs_only_the_clip_that_crashes(videos, tmp_path):
   clips = [*_four(videos), _clip(videos / "0.avi")]
   process = functools.partial(build_processes.abort_on, "1.avi", process_clip)

@@ -133,6 +133,7 @@ def _kill_again_and_again(out, videos, spec, kills, pause):
   return counts
 
 
+@pytest.mark.slow
 def test_a_build_killed_again_and_again_ends_in_the_same_bytes(
   videos, tmp_path
 ):

@@ -272,6 +272,7 @@ def _compute_then_hang(number):
   time.sleep(60)
 
 
+@pytest.mark.slow
 def test_what_computed_before_it_hangs_has_stalled():
   results = dict(
     map_in_processes(_compute_then_hang, range(1), 1, _nothing, time_limit=3.0)
@@ -296,6 +297,7 @@ def start_all_kinds():
       assert next(found)["label"].tolist() == [7, 7, 7]
 
 
+@pytest.mark.slow
 def test_no_module_of_the_current_folder_is_run(tmp_path):
   (tmp_path / "main.py").write_text(_STARTED)
   here = tmp_path / "downloads"

@@ -168,7 +168,11 @@ def test_gradients_reach_every_parameter(block):
 
 
 @pytest.mark.parametrize(
-  "block, last", [(BasicBlock, "bn2"), (BottleneckBlock, "bn3")]
+  "block, last",
+  [
+    (BasicBlock, "bn2"),
+    pytest.param(BottleneckBlock, "bn3", marks=pytest.mark.slow),
+  ],
 )
 def test_every_block_starts_as_its_shortcut(block, last):
   init = jax.jit(Small(block=block).init, static_argnames="train")

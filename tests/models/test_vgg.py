@@ -57,6 +57,7 @@ def test_layers_are_those_of_table_1_column_d():
   assert variables["params"]["fc6"]["kernel"].shape[0] == 7 * 7 * 512
 
 
+@pytest.mark.slow
 def test_fc6_flattens_rows_then_columns_then_channels():
   model = _small()
   x = _images(height=96, width=160)
@@ -99,6 +100,7 @@ def test_gradients_reach_every_parameter(use_batch_norm):
       assert np.abs(gradient).max() > 1e-6, name
 
 
+@pytest.mark.slow
 def test_statistics_move_only_in_training():
   model = _small(use_batch_norm=True)
   x = _images()
