@@ -97,8 +97,9 @@ def test_an_interruption_s_checkpoint_displaces_no_other(tmp_path):
   assert listed(folder) == [1, 3, 5]
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_removal_that_was_cut_off_is_made_good(tmp_path, whole):
+def test_a_removal_that_was_cut_off_is_made_good(tmp_path, whole, training):
   folder, aside = tmp_path / "c", tmp_path / "aside"
   write(folder, [None] * 3, unscheduled=(3,))
   shutil.copytree(folder / "3", aside)
@@ -108,9 +109,20 @@ def test_a_removal_that_was_cut_off_is_made_good(tmp_path, whole):
   if not whole:
     shutil.rmtree(aside / "progress")
   aside.rename(folder / "3")
-  with checkpoints.open_manager(folder, keep=2):
-    pass
+  # As training does when it goes on, and a stage that was at its end.
+  if training:
+    checkpoints.open_manager(folder, keep=2).close()
+  else:
+    checkpoints.finish_removals(folder, keep=2)
   assert listed(folder) == [2, 4]
+
+
+def test_where_nothing_is_left_to_remove_nothing_is_written(two, monkeypatch):
+  def forbidden(*args, **kwargs):
+    pytest.fail("opened to write")
+
+  monkeypatch.setattr(checkpoints, "open_manager", forbidden)
+  checkpoints.finish_removals(two, keep=2)
 
 
 def test_a_score_that_is_not_a_number_is_none(tmp_path):

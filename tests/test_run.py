@@ -132,6 +132,21 @@ def test_a_finished_run_does_nothing_twice(
   assert run.train_and_evaluate(config, folder, tiny) == returned
 
 
+def test_a_removal_cut_off_at_the_end_of_training_is_made_good(
+  finished, config, tiny, forbid_training, tmp_path
+):
+  """A stage at its end is not opened to train again."""
+  folder, returned = finished
+  copy = tmp_path / "run"
+  shutil.copytree(folder, copy)
+  kept = copy / "spatial" / "checkpoints"
+  before = sorted(kept.iterdir())
+  shutil.copytree(before[-1], kept / "1")
+  shutil.rmtree(kept / "1" / "progress")
+  assert run.train_and_evaluate(config, copy, tiny) == returned
+  assert sorted(kept.iterdir()) == before
+
+
 @pytest.mark.slow
 def test_another_protocol_scores_anew_without_training(
   finished, config, tiny, forbid_training, tmp_path

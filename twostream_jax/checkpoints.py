@@ -76,11 +76,35 @@ def open_manager(
   )
   # All processes have listed the same before the first one removes anything.
   _wait_for_processes("opened checkpoints")
-  steps = manager.all_steps()
-  kept = _kept(_read_facts(Path(directory), steps), keep)
-  for step in sorted(set(steps) - kept):
+  for step in _displaced(manager, keep):
     manager.delete(step)
   return manager
+
+
+def finish_removals(directory: str | os.PathLike, *, keep: int) -> None:
+  """Removes what training would have removed, had it not been ended just then.
+
+  For a stage that is trained to its end, which nobody opens to train again.
+  Where nothing is left to remove, nothing is written.
+
+  Args:
+    directory: `workdir/<stage>/checkpoints`.
+    keep: as for `open_manager`.
+
+  Raises:
+    CheckpointError: the folder can't be read.
+  """
+  with open_reader(directory) as reader:
+    displaced = _displaced(reader, keep)
+  if displaced:
+    open_manager(directory, keep=keep).close()
+
+
+def _displaced(manager: ocp.CheckpointManager, keep: int) -> list[int]:
+  """The steps that newer or better ones have displaced."""
+  steps = manager.all_steps()
+  kept = _kept(_read_facts(Path(manager.directory), steps), keep)
+  return sorted(set(steps) - kept)
 
 
 def _wait_for_processes(name: str) -> None:

@@ -211,6 +211,10 @@ def run_stage(
     stage = stages.create_stage(config, name, data, workdir)
     predict = create_predict(config, stage, len(data.class_names))
     train.train_stage(stage, data, config, workdir / name, predict, watch)
+  else:
+    checkpoints.finish_removals(
+      trained_weights.folder(workdir, name), keep=config.train.keep_checkpoints
+    )
   stage = trained.open_stage(config, name, workdir)
   trained.check_sources(config, stage, workdir)
   missing = missing_splits(config, stage, workdir, data)
