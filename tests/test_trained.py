@@ -143,6 +143,7 @@ def test_opening_writes_nothing(copy):
     (["config", "eval", "protocol"], None, "lacks a setting.*protocol"),
     (["config", "temporal", "model", "width"], 0.05, "'temporal' does not fit"),
     (["dataset", "class_names"], ["a", "b"], "class_names of .*spatial"),
+    (["dataset", "class_names"], ["a" * 9000], "class_names of .{,900}$"),
     (["dataset", "flow_spec", "bound"], 7.0, "other flow.*20.0 != 7.0"),
     (["config", "spatial", "total_steps"], 99, "'spatial'.*step 8 of 99"),
     (["config", "stages"], ["spatial", "audio"], "lacks a setting.*audio"),

@@ -8,7 +8,9 @@ only training creates a stage from settings.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -339,7 +341,7 @@ def _check_facts(config, stage: TrainedStage, workdir, dataset) -> None:
     if stage.metadata[key] != dataset[key]:
       raise TrainedRunError(
         f"the {key} of {path} and of {workdir / CONFIG_FILE} differ:"
-        f" {stage.metadata[key]} and {dataset[key]}"
+        f" {_first_difference(stage.metadata[key], dataset[key])}"
       )
   if stage_data.uses_flow(config, stage.name):
     trained, stated = (
@@ -352,6 +354,18 @@ def _check_facts(config, stage: TrainedStage, workdir, dataset) -> None:
         f"{path} was trained on other flow than {workdir / CONFIG_FILE} says:"
         f" {'; '.join(differing)}"
       )
+
+
+def _first_difference(ours: Any, theirs: Any) -> str:
+  """Two values that differ, short; of two lists the first different items."""
+  if not isinstance(ours, list) or not isinstance(theirs, list):
+    return f"{reprlib.repr(ours)} and {reprlib.repr(theirs)}"
+  pairs = enumerate(itertools.zip_longest(ours, theirs, fillvalue="nothing"))
+  place, pair = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+  return (
+    f"{' and '.join(map(reprlib.repr, pair))} at place {place} of"
+    f" {len(ours)} and {len(theirs)}"
+  )
 
 
 def _example(

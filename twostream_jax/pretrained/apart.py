@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 _FREE = 2**29
 _MOST_GROWN = 10
 # Seconds of processor time, and bytes that a second reads at the least.
-_SECONDS = 10
+_SECONDS = 4
 _BYTES_PER_SECOND = 10**7
 
 
