@@ -252,6 +252,7 @@ def run_part(name: str, out: Path, small: bool) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   values = flags.FLAGS

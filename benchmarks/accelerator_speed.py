@@ -283,10 +283,13 @@ def loader(sizes: Sizes) -> Iterator[Row]:
   """Two-stream training batches a second on this machine's cores."""
   import made_up
 
-  from twostream_jax.data import views
-  from twostream_jax.data.augment import RandomCrop
   from twostream_jax.data.dataset import open_dataset
-  from twostream_jax.data.input_pipeline import TrainTransform, train_batches
+  from twostream_jax.data.loader import views
+  from twostream_jax.data.loader.augment import RandomCrop
+  from twostream_jax.data.loader.input_pipeline import (
+    TrainTransform,
+    train_batches,
+  )
 
   flags.FLAGS.mark_as_parsed()
   crop = RandomCrop((224 / 256, 224 / 256), 1.0)

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import cv2
 from absl import app, flags
 
-from twostream_jax.data.annotations import read_folder
-from twostream_jax.data.builder import build_dataset
-from twostream_jax.data.check import start_worker
-from twostream_jax.data.clips import Clip
+from twostream_jax.data.build.builder import build_dataset
+from twostream_jax.data.build.check import start_worker
+from twostream_jax.data.build.workers import map_in_processes
 from twostream_jax.data.dataset import encode_flow, encode_rgb
-from twostream_jax.data.video import read_resized
-from twostream_jax.data.workers import map_in_processes
+from twostream_jax.data.datasets.annotations import read_folder
+from twostream_jax.data.datasets.clips import Clip
+from twostream_jax.data.video.reading import read_resized
 from twostream_jax.flow import (
   FLOWS,
   compute_flow,
@@ -95,6 +95,7 @@ def sum_of_parts(
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   values = flags.FLAGS
   spec = FlowSpec(
     values.flow,

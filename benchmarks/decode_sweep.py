@@ -6,8 +6,9 @@
 ffmpeg writes short clips of every codec that it has: in every pixel format,
 progressive and with either field first, upright and turned by a display matrix,
 and in every container that takes them. Each is decoded by
-`twostream_jax.data.decode` and by ffmpeg to raw video, de-interlaced and turned
-as the decoder documents. A miss is another number or size of frames, or a frame
+`twostream_jax.data.video.decode` and by ffmpeg to raw video, de-interlaced and
+turned as the decoder documents. A miss is another number or size of frames, or
+a frame
 whose mean difference is 2 gray levels or more. The exit code is then 1. Needs
 ffmpeg; its FFmpeg and PyAV's may be of different versions, which is the point.
 """
@@ -30,8 +31,8 @@ import decode_sweep_files as files
 import numpy as np
 from absl import app, flags
 
-from twostream_jax.data import decode
-from twostream_jax.data.frames import VideoError
+from twostream_jax.data.video import decode
+from twostream_jax.data.video.frames import VideoError
 
 # Gray levels: a difference, and the deviation of a picture that shows anything.
 _LIMIT, _CONTRAST = 2.0, 5.0
@@ -67,6 +68,7 @@ class Result:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   if shutil.which("ffmpeg") is None:

@@ -24,10 +24,10 @@ import numpy as np
 from absl import app, flags
 
 from twostream_jax import evaluate, models, parallel, steps
-from twostream_jax.data import eval_pipeline, protocols
-from twostream_jax.data.views import InputSpec
+from twostream_jax.data.loader import eval_pipeline, protocols
+from twostream_jax.data.loader.views import InputSpec
 from twostream_jax.models.stream import Stream
-from twostream_jax.preprocess import Preprocess
+from twostream_jax.stages.preprocess import Preprocess
 
 _CLASSES, _STACK, _CLIPS = 101, 10, 2
 _HEIGHT, _WIDTH = 256, 344
@@ -120,6 +120,7 @@ def _send(connection, *arguments) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   del argv
   values = flags.FLAGS
   spawn = multiprocessing.get_context("spawn")
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("protocol", "25x10", "See twostream_jax.data.protocols.")
+  flags.DEFINE_string("protocol", "25x10", "See data.loader.protocols.")
   flags.DEFINE_multi_integer("frames", [50, 500, 2000], "Of a clip.")
   flags.DEFINE_integer("side", 224, "Of the square input, pixels.")
   flags.DEFINE_integer("views_per_pass", 64, "See configs/default.py.")

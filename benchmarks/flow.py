@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from twostream_jax.data.video import VideoError, read_resized
+from twostream_jax.data.video.reading import VideoError, read_resized
 from twostream_jax.flow.opencv import dis, farneback
 from twostream_jax.flow.tvl1 import FAST, tvl1
 
@@ -249,6 +249,7 @@ def _length(flow):
 
 
 def print_left_out():
+  """Prints what this run can't measure, and why."""
   if not hasattr(cv2, "optflow"):
     print(
       f"left out: {_RIVAL}, and the agreement with it; this OpenCV is not the"
@@ -261,6 +262,7 @@ def print_left_out():
 
 
 def main(argv):
+  """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     sys.exit(f"not a flag: {' '.join(argv[1:])}")
   print(

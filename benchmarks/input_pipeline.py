@@ -40,10 +40,13 @@ import tensorflow_datasets as tfds
 import torch
 from absl import app, flags
 
-from twostream_jax.data import views
-from twostream_jax.data.augment import RandomCrop
 from twostream_jax.data.dataset import open_dataset
-from twostream_jax.data.input_pipeline import TrainTransform, train_batches
+from twostream_jax.data.loader import views
+from twostream_jax.data.loader.augment import RandomCrop
+from twostream_jax.data.loader.input_pipeline import (
+  TrainTransform,
+  train_batches,
+)
 
 _FIELDS = 10
 _SIZE = 224
@@ -132,7 +135,6 @@ def decode_opencv(data, gray, buffer):
 
 def seconds_to_decode(jpegs, decode, threads):
   """Seconds in which threads decode images, and nothing else."""
-
   waiting = iter(jpegs)
 
   def work():
@@ -323,6 +325,7 @@ def print_epochs(source, values):
 
 
 def main(argv):
+  """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     sys.exit(f"not a flag: {' '.join(argv[1:])}")
   values = flags.FLAGS

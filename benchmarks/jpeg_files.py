@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from twostream_jax.data.augment import crop_and_resize
+from twostream_jax.data.loader.augment import crop_and_resize
 
 
 class First:
@@ -35,11 +35,13 @@ def write_files(source, folder):
 
 
 def opencv(path, gray):
+  """Decodes a JPEG by OpenCV."""
   mode = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR_RGB
   return cv2.imread(str(path), mode)
 
 
 def pil(path, gray):
+  """Decodes a JPEG by Pillow."""
   with PIL.Image.open(path) as image:
     return np.asarray(image.convert("L" if gray else "RGB"))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from twostream_jax.data.builder import build_dataset
-from twostream_jax.data.clips import Clip
+from twostream_jax.data.build.builder import build_dataset
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
+from twostream_jax.data.datasets.clips import Clip
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 

@@ -29,7 +29,7 @@ from absl import app, flags
 
 from twostream_jax import losses, models, parallel, steps
 from twostream_jax.models.stream import Stream
-from twostream_jax.preprocess import Preprocess
+from twostream_jax.stages.preprocess import Preprocess
 
 _CLASSES = 101
 _DEVICES = (1, 2, 4, 8)
@@ -154,6 +154,7 @@ def measure(network: str, batch_size: int, size: int, repeats: int) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   values = flags.FLAGS
   if values.worker:
     measure(values.network, values.batch, values.size, values.repeats)

@@ -146,6 +146,7 @@ def _pull(function, place, gradient, *arguments):
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   values = flags.FLAGS
   for network in values.network:
     case = step_sides.Case(

@@ -14,11 +14,11 @@ import optax
 from flax import linen as nn
 
 from twostream_jax import losses, models, parallel, steps
-from twostream_jax.data.views import image_shapes
-from twostream_jax.flops import count_flops
+from twostream_jax.data.loader.views import image_shapes
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
-from twostream_jax.preprocess import Preprocess
+from twostream_jax.stages.flops import count_flops
+from twostream_jax.stages.preprocess import Preprocess
 
 CLASSES = 101
 FLOW_CHANNELS = 20

@@ -81,6 +81,7 @@ def measure(command: list[str]) -> tuple[float, list[int], int]:
 
 
 def main(argv):
+  """Runs the program on the flags of the command line."""
   del argv
   values = flags.FLAGS
   if not values.workdir:

@@ -177,6 +177,7 @@ def compare(
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program on the flags of the command line."""
   import torch
 
   values = flags.FLAGS

@@ -1,13 +1,13 @@
-"""Columbia Consumer Video with LSTMs and a feature fusion network.
+r"""Columbia Consumer Video with LSTMs and a feature fusion network.
 
 Paper: Wu et al. 2015, "Modeling Spatial-Temporal Clues in a Hybrid Deep
 Learning Framework for Video Classification" (1504.01561).
 Published: mean average precision 83.5 % over the 20 classes.
 
-  python data_prep/build_tfds.py --dataset=ccv --videos=CCV_videos \\
-    --annotations=CCV --keep_unlabelled --allow_missing --flow=tvl1 \\
+  python data_prep/build_tfds.py --dataset=ccv --videos=CCV_videos \
+    --annotations=CCV --keep_unlabelled --allow_missing --flow=tvl1 \
     --bound=20 --out=data/ccv
-  python data_prep/convert_weights.py vgg19-dcbb9e9d.pth \\
+  python data_prep/convert_weights.py vgg19-dcbb9e9d.pth \
     --backbone=vgg19 --out=weights/vgg19.safetensors
   python -m twostream_jax.main --config=configs/ccv_hybrid.py
 

@@ -1,14 +1,14 @@
-"""Columbia Consumer Video with four streams and fusion adapted to each class.
+r"""Columbia Consumer Video with four streams and fusion adapted to each class.
 
 Paper: Wu et al. 2016, "Multi-Stream Multi-Class Fusion of Deep Networks for
 Video Classification" (ACM Multimedia; 1509.06086).
 Published: mean average precision 84.9 %, with an audio stream; no published
 number without it on this set (92.2 % top-1 on UCF-101 without audio).
 
-  python data_prep/build_tfds.py --dataset=ccv --videos=CCV_videos \\
-    --annotations=CCV --keep_unlabelled --allow_missing --flow=tvl1 \\
+  python data_prep/build_tfds.py --dataset=ccv --videos=CCV_videos \
+    --annotations=CCV --keep_unlabelled --allow_missing --flow=tvl1 \
     --bound=20 --out=data/ccv
-  python data_prep/convert_weights.py vgg19-dcbb9e9d.pth \\
+  python data_prep/convert_weights.py vgg19-dcbb9e9d.pth \
     --backbone=vgg19 --out=weights/vgg19.safetensors
   python -m twostream_jax.main --config=configs/ccv_multistream.py
 

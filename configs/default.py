@@ -254,7 +254,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval = ml_collections.ConfigDict()
   # Which views of a video are scored: "single" (the middle one), "KxM" (K
   # equally spaced clips, M crops of each: 1, 5 or 10) or "dense" (every clip);
-  # see twostream_jax.data.protocols.
+  # see twostream_jax.data.loader.protocols.
   config.eval.protocol = "25x10"
   # Side of a crop, as a share of the short side, 0..1.
   config.eval.crop_fraction = 0.875

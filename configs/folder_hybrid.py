@@ -1,8 +1,8 @@
-"""The hybrid on your own labelled videos, with ImageNet weights.
+r"""The hybrid on your own labelled videos, with ImageNet weights.
 
-  python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS \\
+  python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS \
     --short_side=128 --bound=8 --out=data/my_videos
-  python -m twostream_jax.main --config=configs/folder_hybrid.py \\
+  python -m twostream_jax.main --config=configs/folder_hybrid.py \
     --config.data.dir=data/my_videos --config.spatial.init.weights=vgg16.npz
 
 Spatial: the convolutions of a VGG-16 that was trained on ImageNet, frozen but

@@ -1,8 +1,8 @@
-"""Two streams on your own labelled videos, small enough for 2 CPU cores.
+r"""Two streams on your own labelled videos, small enough for 2 CPU cores.
 
-  python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS \\
+  python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS \
     --short_side=128 --bound=8 --out=data/my_videos
-  python -m twostream_jax.main --config=configs/folder_two_stream.py \\
+  python -m twostream_jax.main --config=configs/folder_two_stream.py \
     --config.data.dir=data/my_videos
 
 Both networks start from random weights, so a small set is learned from motion

@@ -1,17 +1,17 @@
-"""HMDB-51 as the first two-stream paper: CNN-M-2048 twice, and UCF-101 beside.
+r"""HMDB-51 as the first two-stream paper: CNN-M-2048 twice, and UCF-101 beside.
 
 Paper: Simonyan & Zisserman 2014, "Two-Stream Convolutional Networks for Action
 Recognition in Videos" (1406.2199), section 5.
 Published: top-1 58.0 % (average), 59.4 % (SVM), mean of 3 splits; spatial
 40.5 %, temporal 54.6 %.
 
-  python data_prep/build_tfds.py --dataset=hmdb51 --videos=HMDB-51 \\
-    --annotations=testTrainMulti_7030_splits --split=1 --flow=tvl1 \\
+  python data_prep/build_tfds.py --dataset=hmdb51 --videos=HMDB-51 \
+    --annotations=testTrainMulti_7030_splits --split=1 --flow=tvl1 \
     --bound=20 --out=data/hmdb51_1
-  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \\
-    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \\
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \
+    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \
     --out=data/ucf101_1
-  python data_prep/convert_weights.py imagenet-vgg-m-2048.mat \\
+  python data_prep/convert_weights.py imagenet-vgg-m-2048.mat \
     --backbone=cnn_m --out=weights/cnn_m.safetensors
   python -m twostream_jax.main --config=configs/hmdb51_two_stream.py
 

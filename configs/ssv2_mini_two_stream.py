@@ -1,4 +1,4 @@
-"""A small part of Something-Something v2: 174 classes, 20 train clips each.
+r"""A small part of Something-Something v2: 174 classes, 20 train clips each.
 
 Paper: none; networks as in Simonyan & Zisserman 2014 (1406.2199), the spatial
 one a ResNet-50, the temporal one a CNN-M-2048 with batch norm.
@@ -6,9 +6,9 @@ Published: no published number. The student project that chose this part of the
 set (the first 20 train and 3 test clips of each class) never saw its loss leave
 ln(174): it took the softmax twice.
 
-  python data_prep/build_tfds.py --dataset=ssv2_mini --annotations=labels \\
+  python data_prep/build_tfds.py --dataset=ssv2_mini --annotations=labels \
     --videos=20bn-something-something-v2 --out=data/ssv2_mini
-  python data_prep/convert_weights.py resnet50-0676ba61.pth \\
+  python data_prep/convert_weights.py resnet50-0676ba61.pth \
     --backbone=resnet50 --out=weights/resnet50.safetensors
   python -m twostream_jax.main --config=configs/ssv2_mini_two_stream.py
 

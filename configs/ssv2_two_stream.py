@@ -1,4 +1,4 @@
-"""Two streams on Something-Something v2, 174 classes.
+r"""Two streams on Something-Something v2, 174 classes.
 
 Paper: Simonyan & Zisserman 2014 (1406.2199), with a ResNet-50 on one frame as
 the spatial network, a CNN-M-2048 on 10 flow fields as the temporal one, and the
@@ -6,7 +6,7 @@ average of class probabilities. No clip is mirrored, in training or testing: the
 classes name directions ("pushing something from left to right").
 Published: no published number of these two networks.
 
-  python data_prep/build_tfds.py --dataset=ssv2 --annotations=labels \\
+  python data_prep/build_tfds.py --dataset=ssv2 --annotations=labels \
     --videos=20bn-something-something-v2 --out=data/ssv2
   python -m twostream_jax.main --config=configs/ssv2_two_stream.py
 

@@ -1,4 +1,4 @@
-"""UCF-101 with two VGG-16 that are fused at their last convolution.
+r"""UCF-101 with two VGG-16 that are fused at their last convolution.
 
 Paper: Feichtenhofer et al. 2016, "Convolutional Two-Stream Network Fusion for
 Video Action Recognition" (1604.06573).
@@ -6,10 +6,10 @@ Published: top-1 91.8 % (one tower after the fusion), 92.5 % (and the temporal
 tower), mean of 3 splits, both with fusion over time. Fusion of one frame, which
 is what this recipe does, is published for VGG-M only (85.96 %, split 1).
 
-  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \\
-    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \\
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \
+    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \
     --out=data/ucf101_1
-  python data_prep/convert_weights.py vgg16-397923af.pth \\
+  python data_prep/convert_weights.py vgg16-397923af.pth \
     --backbone=vgg16 --out=weights/vgg16.safetensors
   python -m twostream_jax.main --config=configs/ucf101_conv_fusion.py
 

@@ -1,13 +1,13 @@
-"""UCF-101 with LSTMs and a feature fusion network on two streams.
+r"""UCF-101 with LSTMs and a feature fusion network on two streams.
 
 Paper: Wu et al. 2015, "Modeling Spatial-Temporal Clues in a Hybrid Deep
 Learning Framework for Video Classification" (1504.01561).
 Published: top-1 91.3 %, mean of 3 splits.
 
-  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \\
-    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \\
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \
+    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \
     --out=data/ucf101_1
-  python data_prep/convert_weights.py vgg19-dcbb9e9d.pth \\
+  python data_prep/convert_weights.py vgg19-dcbb9e9d.pth \
     --backbone=vgg19 --out=weights/vgg19.safetensors
   python -m twostream_jax.main --config=configs/ucf101_hybrid.py
 

@@ -1,14 +1,14 @@
-"""UCF-101 as the first two-stream paper: CNN-M-2048 twice, average and SVM.
+r"""UCF-101 as the first two-stream paper: CNN-M-2048 twice, average and SVM.
 
 Paper: Simonyan & Zisserman 2014, "Two-Stream Convolutional Networks for Action
 Recognition in Videos" (1406.2199), sections 2, 3 and 5.
 Published: top-1 86.9 % (average), 88.0 % (SVM), mean of 3 splits; spatial
 73.0 %, temporal 83.7 %.
 
-  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \\
-    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \\
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \
+    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \
     --out=data/ucf101_1
-  python data_prep/convert_weights.py imagenet-vgg-m-2048.mat \\
+  python data_prep/convert_weights.py imagenet-vgg-m-2048.mat \
     --backbone=cnn_m --out=weights/cnn_m.safetensors
   python -m twostream_jax.main --config=configs/ucf101_simonyan14.py
 

@@ -1,14 +1,14 @@
-"""UCF-101 with temporal segments: three windows of a video in every sample.
+r"""UCF-101 with temporal segments: three windows of a video in every sample.
 
 Paper: Wang et al. 2016, "Temporal Segment Networks: Towards Good Practices for
 Deep Action Recognition" (1608.00859).
 Published: top-1 94.0 %, mean of 3 splits (93.5 on split 1; spatial 85.7 %,
 temporal 87.9 %), all with BN-Inception; no published number of these networks.
 
-  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \\
-    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \\
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \
+    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \
     --out=data/ucf101_1
-  python data_prep/convert_weights.py resnet50-0676ba61.pth \\
+  python data_prep/convert_weights.py resnet50-0676ba61.pth \
     --backbone=resnet50 --out=weights/resnet50.safetensors
   python -m twostream_jax.main --config=configs/ucf101_tsn.py
 

@@ -1,14 +1,14 @@
-"""UCF-101 with very deep streams: VGG-16 twice, both from ImageNet weights.
+r"""UCF-101 with very deep streams: VGG-16 twice, both from ImageNet weights.
 
 Paper: Wang et al. 2015, "Towards Good Practices for Very Deep Two-Stream
 ConvNets" (1507.02159).
 Published: top-1 91.4 %, mean of 3 splits (90.9 on split 1); spatial 78.4 %,
 temporal 87.0 %.
 
-  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \\
-    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \\
+  python data_prep/build_tfds.py --dataset=ucf101 --videos=UCF-101 \
+    --annotations=ucfTrainTestlist --split=1 --flow=tvl1 --bound=20 \
     --out=data/ucf101_1
-  python data_prep/convert_weights.py vgg16-397923af.pth \\
+  python data_prep/convert_weights.py vgg16-397923af.pth \
     --backbone=vgg16 --out=weights/vgg16.safetensors
   python -m twostream_jax.main --config=configs/ucf101_wang15.py
 

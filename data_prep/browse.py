@@ -42,8 +42,8 @@ def run(
     Ctrl-C.
   """
   # Not above: wrong flags are answered without what reads and draws.
-  from twostream_jax import words
   from twostream_jax.data.dataset import open_dataset
+  from twostream_jax.files import words
   from twostream_jax.report.browse import render_dataset
   from twostream_jax.report.shell import write_page
 
@@ -77,6 +77,7 @@ def run(
 
 
 def main(argv: Sequence[str]) -> int:
+  """Runs the program on the flags of the command line."""
   if len(argv) != 2:
     print(
       "error: pass the folder of one dataset: python data_prep/browse.py DIR"

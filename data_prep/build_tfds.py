@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from twostream_jax.data.clips import TIME_LIMIT
-from twostream_jax.data.official import DATASETS
+from twostream_jax.data.datasets.clips import TIME_LIMIT
+from twostream_jax.data.datasets.official import DATASETS
 
 # Names of `flow.FLOWS` and `flow.spec.EXTRACTED`, and `flow.spec.DIRECTIONS`:
 # these modules would import what computes.
@@ -174,12 +174,13 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
   """Runs the command of parsed flags; returns the exit code."""
   # Not above: wrong flags are answered without what builds.
-  from twostream_jax.data import command
+  from twostream_jax.data.build import command
 
   return command.run(values)
 
 
 def main(argv: Sequence[str]) -> int:
+  """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     print(f"error: not a flag: {' '.join(argv[1:])}", file=sys.stderr)
     return 1

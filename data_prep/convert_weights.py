@@ -1,6 +1,6 @@
-"""Converts weights of another project to this project's .safetensors.
+r"""Converts weights of another project to this project's .safetensors.
 
-  python data_prep/convert_weights.py vgg16-397923af.pth \\
+  python data_prep/convert_weights.py vgg16-397923af.pth \
       --backbone=vgg16 --out=weights/vgg16.safetensors
 
 Every array of the file and of the network is listed with what became of it.
@@ -97,6 +97,7 @@ def run(source: str, values: flags.FlagValues) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Runs the program on the flags of the command line."""
   if len(argv) != 2:
     print(
       "error: give one file to convert, as in"

@@ -2,27 +2,27 @@
 
 import numpy as np
 
-from twostream_jax.data import video
+from twostream_jax.data.video import reading
 
 
 def images(path):
   """All frames of a video, without their times."""
-  return [frame.rgb for frame in video.read_frames(path)]
+  return [frame.rgb for frame in reading.read_frames(path)]
 
 
 def first_image(path):
   """The first frame of a video."""
-  return next(video.read_frames(path)).rgb
+  return next(reading.read_frames(path)).rgb
 
 
 def times(path):
   """Times of all frames, in seconds."""
-  return [frame.time for frame in video.read_frames(path)]
+  return [frame.time for frame in reading.read_frames(path)]
 
 
 def rate(path):
   """Frame rate as a build stores it."""
-  return video.frame_rate(path, times(path))
+  return reading.frame_rate(path, times(path))
 
 
 def assert_same_records(found, expected):

@@ -6,8 +6,10 @@ the run itself, from checkpoints that say they are the last ones.
 
 from configs import default
 from tests import tiny_config
-from twostream_jax import checkpoints, run, stages, train
+from twostream_jax import checkpoints, train
 from twostream_jax.data.dataset import identity
+from twostream_jax.experiment import run
+from twostream_jax.stages import create
 
 BOTH = ("spatial", "temporal")
 
@@ -47,7 +49,7 @@ def make(config, workdir, data):
 
 def save_checkpoint(config, name, workdir, data, step=None):
   """Writes a stage's fresh weights as its checkpoint, by default its last."""
-  stage = stages.create_stage(config, name, data, workdir)
+  stage = create.create_stage(config, name, data, workdir)
   facts = {"config": config.to_dict()} | stage.facts()
   with checkpoints.open_manager(
     workdir / name / "checkpoints", keep=2

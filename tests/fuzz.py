@@ -32,7 +32,7 @@ if __name__ == "__main__":
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from tests import fuzz_mutations, fuzz_targets  # noqa: E402
-from twostream_jax import words  # noqa: E402
+from twostream_jax.files import words  # noqa: E402
 
 SECONDS = 5.0
 BYTES_PER_BYTE = 4

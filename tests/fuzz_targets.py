@@ -329,7 +329,9 @@ def _read_listing(path: Path) -> object:
 
 def _make_dataset(folder: Path) -> None:
   """Four clips of two classes: what is small is read often."""
-  from twostream_jax.data import annotations, builder, synthetic
+  from twostream_jax.data import synthetic
+  from twostream_jax.data.build import builder
+  from twostream_jax.data.datasets import annotations
   from twostream_jax.flow import default_parameters
   from twostream_jax.flow.spec import FlowSpec
 
@@ -378,11 +380,11 @@ def _read_videos(data, count: int) -> int:
   total = 0
   for source in data.sources.values():
     for i in range(min(count, len(source))):
-      video = source[i]
-      total += len(video["times"])
+      reading = source[i]
+      total += len(reading["times"])
       for at in (0, -1):
-        total += int(dataset.decode_rgb(video["rgb"][at]).sum())
-        total += int(dataset.decode_flow_codes(video["flow"][at]).sum())
+        total += int(dataset.decode_rgb(reading["rgb"][at]).sum())
+        total += int(dataset.decode_flow_codes(reading["flow"][at]).sum())
     total += len(source.labels) + len(source.video_ids)
   return total
 
@@ -407,15 +409,15 @@ def _make_frames(folder: Path) -> None:
 
 
 def _read_frames(path: Path) -> object:
-  from twostream_jax.data import video
-  from twostream_jax.data.frames import VideoError
+  from twostream_jax.data.video import reading
+  from twostream_jax.data.video.frames import VideoError
 
   found = 0
   folder = path.parent / "one"
   folder.mkdir(exist_ok=True)
   shutil.copyfile(path, folder / "img_1.jpg")
   try:
-    for frame in video.read_resized(folder, 32):
+    for frame in reading.read_resized(folder, 32):
       found += int(frame.rgb.sum())
   except VideoError as error:
     # Who reports it names the clip.
@@ -456,7 +458,7 @@ def _make_lists(folder: Path) -> None:
 
 
 def _read_lists(path: Path) -> object:
-  from twostream_jax.data import annotations, kinetics, lists, ssv2
+  from twostream_jax.data.datasets import annotations, kinetics, lists, ssv2
 
   folder = path.parent
   if path.name == "list.csv":
@@ -480,8 +482,8 @@ def _read_lists(path: Path) -> object:
 def _make_run(folder: Path) -> None:
   """A run of one stage, as far as opening it needs files."""
   from tests import finished_run, tiny_config
-  from twostream_jax import workdir
   from twostream_jax.data import dataset
+  from twostream_jax.files import workdir
 
   _make_dataset(folder / "data")
   config = tiny_config.get_config()
@@ -497,7 +499,8 @@ def _make_run(folder: Path) -> None:
 
 def _read_run(path: Path) -> object:
   """Opens a run of damaged settings and whole weights."""
-  from twostream_jax import checkpoints, trained
+  from twostream_jax import checkpoints
+  from twostream_jax.stages import trained
 
   run = next(p for p in path.parents if p.name == "run")
   # What takes long: the weights are the same ones each time, and a network is
@@ -564,7 +567,7 @@ def _make_checkpoint(folder: Path) -> None:
 
 def _read_checkpoint(path: Path) -> object:
   from tests import tiny_config
-  from twostream_jax import trained_weights
+  from twostream_jax.stages import trained_weights
 
   run = next(p for p in path.parents if p.name == "run")
   config = tiny_config.get_config()
@@ -573,8 +576,8 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _make_export(folder: Path) -> None:
-  from twostream_jax import trained
   from twostream_jax.export import write
+  from twostream_jax.stages import trained
 
   _make_run(folder)
   run = trained.open_run(folder / "run")

@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from twostream_jax.data import annotations, builder
-from twostream_jax.data.encode import process_clip
+from twostream_jax.data.build import builder
+from twostream_jax.data.build.encode import process_clip
+from twostream_jax.data.datasets import annotations
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 
@@ -40,7 +41,7 @@ def build(videos, out, **options):
 
 def main():
   from tests import logged_build  # As workers import it, not as __main__.
-  from twostream_jax.data.beam import finish_with_beam
+  from twostream_jax.data.build.beam import finish_with_beam
 
   videos, out, log, *options = sys.argv[1:]
   process = functools.partial(logged_build.process_logged, log)

@@ -14,8 +14,10 @@ from pathlib import Path
 from absl import flags
 
 from tests import faults_config
-from twostream_jax import checkpoints, logging, rescore, stages, trained
+from twostream_jax import checkpoints, metric_logger
 from twostream_jax.data import dataset
+from twostream_jax.experiment import rescore
+from twostream_jax.stages import create, trained
 
 RESCORED = "temporal"  # It keeps an average.
 PAUSE = 1.0  # Seconds between two readings, which would take a core.
@@ -26,7 +28,7 @@ def read(workdir, config):
   for name in config.stages:
     folder = workdir / name / "checkpoints"
     checkpoints.read_metadata(folder)
-    logging.read_metrics(workdir / name)
+    metric_logger.read_metrics(workdir / name)
     with checkpoints.open_reader(folder) as reader:
       if reader.all_steps():
         checkpoints.restore_variables(reader)
@@ -46,7 +48,7 @@ def score(workdir, config, data):
   rescore.rescore(config, workdir, data, only_stage=RESCORED)
   other = config.copy_and_resolve_references()
   other.init_from = str(workdir)
-  stage = stages.create_stage(other, RESCORED, data, workdir.parent / "beside")
+  stage = create.create_stage(other, RESCORED, data, workdir.parent / "beside")
   with contextlib.suppress(trained.TrainedRunError):  # Half-trained: refused.
     stage.warm_start(stage.init_state())
 

@@ -2,9 +2,9 @@
 
 import importlib
 import shlex
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 CONFIGS = sorted(
   path.stem
   for path in (ROOT / "configs").glob("*.py")

@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from absl import flags
 
+from tests.paths import ROOT
 from tests.xla_flags import COMPILE_FAST
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Benchmarks that nothing else runs, as far as they go without a clock."""
 
 import importlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from twostream_jax.data.clips import Clip
+from tests.paths import ROOT
+from twostream_jax.data.datasets.clips import Clip
 from twostream_jax.flow.spec import FlowSpec
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+import tomllib
 
 import pytest
 
 from data_prep import build_tfds, convert_weights
-from twostream_jax import fuse, models, pretrained
-from twostream_jax.data import official
+from tests.paths import ROOT
+from twostream_jax import fuse, models, pretrained, scripts
+from twostream_jax.data.datasets import official
 from twostream_jax.flow import FLOWS, spec
 from twostream_jax.fuse import __main__ as fuse_command
 
-ROOT = Path(__file__).parent.parent
 # Libraries that take a command seconds to import.
 HEAVY = {
   "array_record",
@@ -156,6 +156,39 @@ def test_every_command_is_known_here():
       name = path.relative_to(ROOT).with_suffix("").as_posix()
       modules.add(name.replace("/", ".").removesuffix(".__main__"))
   assert programs | modules == set(WRONG)
+
+
+def test_every_command_is_a_console_script(monkeypatch):
+  started = []
+  monkeypatch.setattr(
+    scripts.runpy,
+    "run_module",
+    lambda module, run_name, alter_sys: started.append(module),
+  )
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  for target in project["scripts"].values():
+    module, _, function = target.partition(":")
+    assert module == scripts.__name__
+    getattr(scripts, function)()
+  assert sorted(started) == sorted(WRONG)
+
+
+def test_a_console_script_answers_as_its_module(tmp_path):
+  help_texts = [
+    subprocess.run(
+      [sys.executable, *how, "--help"],
+      cwd=tmp_path,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+    ).stdout
+    for how in (
+      ["-m", "twostream_jax.fuse"],
+      ["-c", "from twostream_jax import scripts; scripts.fuse()"],
+    )
+  ]
+  assert "--rule" in help_texts[0]
+  assert help_texts[0] == help_texts[1]
 
 
 def test_names_that_flags_offer_are_those_that_there_are():

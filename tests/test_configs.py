@@ -20,8 +20,8 @@ from tests.recipes import (
   get_config,
   get_module,
 )
-from twostream_jax import stages
 from twostream_jax.configs import find_recipe
+from twostream_jax.stages import create
 
 
 def test_the_recipes_are_there():
@@ -131,7 +131,7 @@ def test_missing_weights_are_named(name, tiny, tmp_path, monkeypatch):
   for stage in ("spatial", "temporal"):
     if config[stage].init.weights:
       with pytest.raises(ValueError, match=config[stage].init.weights):
-        stages.create_stage(config, stage, tiny, tmp_path)
+        create.create_stage(config, stage, tiny, tmp_path)
 
 
 def test_every_key_has_a_comment():

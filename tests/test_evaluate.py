@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from twostream_jax import evaluate, parallel
-from twostream_jax.data import eval_pipeline, protocols
-from twostream_jax.data.eval_pipeline import EvalTransform
-from twostream_jax.data.views import InputSpec
+from twostream_jax.data.loader import eval_pipeline, protocols
+from twostream_jax.data.loader.eval_pipeline import EvalTransform
+from twostream_jax.data.loader.views import InputSpec
 
 TRANSFORM = EvalTransform(
   InputSpec(("flow",), 32, 2, 1, "loop"), protocols.parse("3x5"), 0.9

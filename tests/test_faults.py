@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,11 +14,12 @@ import pytest
 
 from tests import faults_config
 from tests.conftest import made_once
+from tests.paths import ROOT
 from tests.xla_flags import COMPILE_FAST
-from twostream_jax import checkpoints, interrupts, scores, stages
+from twostream_jax import checkpoints, interrupts, scores
 from twostream_jax.data import dataset
+from twostream_jax.stages import create
 
-ROOT = Path(__file__).parent.parent
 ENDS = 10  # Of each seed.
 LONGEST = 15.0  # Seconds to a moment that no condition names.
 
@@ -148,7 +148,7 @@ def final_files(workdir, data):
   }
   config = faults_config.get_config()
   for name in config.stages:
-    stage = stages.create_stage(config, name, data, workdir)
+    stage = create.create_stage(config, name, data, workdir)
     with checkpoints.open_reader(workdir / name / "checkpoints") as reader:
       last = checkpoints.restore_newest(reader, stage.state_shapes())
       found[f"{name}: kept"] = np.array(sorted(reader.all_steps()))

@@ -14,7 +14,8 @@ import pytest
 
 from tests.recipes import NUM_CLASSES, RECIPES, dataset_of, get_config
 from tests.test_recipes import small_data, write_blank_features
-from twostream_jax import parallel, stages, steps
+from twostream_jax import parallel, steps
+from twostream_jax.stages import create
 
 CASES = [(name, stage) for name in RECIPES for stage in get_config(name).stages]
 
@@ -32,7 +33,7 @@ def test_a_stage_takes_a_real_step_and_scores(name, stage_name, tiny, tmp_path):
   if config[stage_name].kind == "features":
     shapes = dataclasses.replace(data, sources=tiny.sources)
     write_blank_features(config, stage_name, shapes, tmp_path)
-  stage = stages.create_stage(config, stage_name, data, tmp_path)
+  stage = create.create_stage(config, stage_name, data, tmp_path)
   batch = make_batch(stage, config, data)
   state = steps.create_train_state(
     jax.random.key(0, impl="rbg"),

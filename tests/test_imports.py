@@ -1,129 +1,37 @@
-"""The layers of the package: a module imports only from lower levels."""
+"""The floors of the package: a module imports only from lower ones."""
 
 import ast
 import functools
 import graphlib
-from pathlib import Path
 
 import pytest
 
-PACKAGE = "twostream_jax"
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
 
-# Longest prefix wins.
-LEVELS = {
-  "": 10,
-  "arrays": 0,
-  "checkpoints": 0,
-  "configs": 0,
-  "data": 0,
-  "data.annotations": 4,
-  "data.augment": 0,
-  "data.beam": 8,
-  "data.batch_processes": 1,
-  "data.build_errors": 6,
-  "data.builder": 8,
-  "data.check": 4,
-  "data.clip_task": 7,
-  "data.clips": 0,
-  "data.combine": 0,
-  "data.dataset": 3,
-  "data.command": 10,
-  "data.decode": 2,
-  "data.encode": 5,
-  "data.eval_pipeline": 2,
-  "data.faults": 1,
-  "data.features": 1,
-  "data.find_videos": 3,
-  "data.forecast": 6,
-  "data.frame_times": 1,
-  "data.frames": 0,
-  "data.images": 0,
-  "data.input_pipeline": 2,
-  "data.kinetics": 3,
-  "data.lists": 2,
-  "data.official": 5,
-  "data.pictures": 1,
-  "data.plan": 5,
-  "data.protocols": 1,
-  "data.record_index": 1,
-  "data.records": 2,
-  "data.sampling": 0,
-  "data.ssv2": 3,
-  "data.staging": 7,
-  "data.store": 6,
-  "data.summary": 9,
-  "data.synthetic": 2,
-  "data.texts": 1,
-  "data.video": 3,
-  "data.views": 1,
-  "data.workers": 0,
-  "data_prep": 0,
-  "effects": 2,
-  "evaluate": 3,
-  "examples": 9,
-  "experiment": 13,
-  "explain": 0,
-  "export": 9,
-  "files": 0,
-  "flops": 0,
-  "flow": 1,
-  "flow.colorwheel": 0,
-  "flow.opencv": 0,
-  "flow.pyramid": 0,
-  "flow.spec": 0,
-  "flow.tvl1": 0,
-  "flow.tvl1_kernel": 0,
-  "fuse": 2,
-  "inputs": 6,
-  "interrupts": 0,
-  "json_files": -1,
-  "launch": 0,
-  "logging": 1,
-  "losses": 0,
-  "main": 14,
-  "metrics": 0,
-  "models": 1,
-  "models.cnn_m": 0,
-  "models.fusion": 0,
-  "models.kernels": 0,
-  "models.layers": 0,
-  "models.lstm": 0,
-  "models.resnet": 0,
-  "models.stream": 0,
-  "models.two_stream": 0,
-  "models.vgg": 0,
-  "optim": 0,
-  "parallel": 2,
-  "pickles": 0,
-  "predict": 9,
-  "preprocess": 1,
-  "pretrained": 2,
-  "recipe_tables": 9,
-  "recipes": 0,
-  "report": 4,
-  "rescore": 12,
-  "results": 10,
-  "rules": 3,
-  "run": 11,
-  "samples": 1,
-  "scores": 1,
-  "selection": 0,
-  "settings": 0,
-  "stage_data": 4,
-  "stage_views": 5,
-  "stages": 7,
-  "steps": 1,
-  "summary": 10,
-  "train": 9,
-  "trained": 8,
-  "trained_weights": 4,
-  "warm_start": 5,
-  "window": 8,
-  "words": -2,
-  "workdir": 1,
-  "zoo": 8,
-}
+PACKAGE = "twostream_jax"
+
+# A room imports from lower floors and from the ground only.
+GROUND = ("files",)
+FLOORS = (
+  (
+    *("models", "flow", "steps", "losses", "optim", "metrics", "scores"),
+    *("parallel", "launch", "checkpoints", "selection", "metric_logger"),
+    *("interrupts", "configs", "data_prep"),
+  ),
+  ("data", "fuse", "pretrained"),
+  ("stages", "evaluate", "report"),
+  ("train", "results", "predict", "export", "summary"),
+  ("experiment",),
+  ("main", "scripts"),
+)
+# The floors within data.
+DATA = (
+  ("video", "record_index"),
+  ("records", "datasets", "loader"),
+  ("dataset",),
+  ("build",),
+  ("synthetic",),
+)
 
 FORBIDDEN = {
   "models": {"cv2", "grain", "tensorflow_datasets"},
@@ -134,17 +42,6 @@ FORBIDDEN = {
   "scores": {"jax", "flax"},
   "metrics": {"jax", "flax"},
 }
-
-# Packages whose modules form one unit of a level; none imports in a circle.
-UNITS = (
-  "export",
-  "report",
-  "models",
-  "flow",
-  "fuse",
-  "pretrained",
-  "predict",
-)
 
 
 @functools.cache
@@ -186,36 +83,38 @@ def own_imports(path, known):
     yield tail
 
 
-def level(module):
-  while module not in LEVELS:
-    module = module.rpartition(".")[0]
-  return LEVELS[module]
-
-
-def unit(module):
+def room(module):
   return module.split(".")[0]
 
 
-def test_every_level_is_of_a_module_that_exists():
-  assert set(LEVELS) <= set(modules())
+def floor(name, floors):
+  (found,) = (i for i, rooms in enumerate(floors) if name in rooms)
+  return found
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_modules_import_only_from_lower_levels(module):
+def test_every_room_is_there_and_on_one_floor():
+  rooms = {room(module) for module in modules()} - {"", *GROUND}
+  assert rooms == {name for rooms in FLOORS for name in rooms}
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - {""}))
+def test_modules_import_only_from_lower_floors(module):
   known = modules()
-  for other in own_imports(known[module], known):
-    if other == module or other == "":
-      continue
-    same_unit = unit(module) == unit(other) and unit(module) in UNITS
-    assert same_unit or level(other) < level(module), (
-      f"{module} (level {level(module)}) imports {other} (level {level(other)})"
-    )
+  for other in set(own_imports(known[module], known)) - {"", module}:
+    mine, theirs = room(module), room(other)
+    if mine == theirs == "data" and "." in other and "." in module:
+      mine, theirs, floors = module.split(".")[1], other.split(".")[1], DATA
+    else:
+      floors = FLOORS
+    if mine != theirs and theirs not in GROUND:
+      lower = mine not in GROUND and floor(theirs, floors) < floor(mine, floors)
+      assert lower, f"{module} imports {other}"
 
 
 def test_no_module_imports_in_a_circle():
   known = modules()
   graph = {
-    module: set(own_imports(path, known)) - {module, "", unit(module)}
+    module: set(own_imports(path, known)) - {module, "", room(module)}
     for module, path in known.items()
   }
   graphlib.TopologicalSorter(graph).prepare()
@@ -223,7 +122,7 @@ def test_no_module_imports_in_a_circle():
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_layers_do_not_see_each_other_s_libraries(module):
-  forbidden = FORBIDDEN.get(unit(module), set())
+  forbidden = FORBIDDEN.get(room(module), set())
   seen = {name.split(".")[0] for name in imports(modules()[module])}
   assert not seen & forbidden
 

@@ -6,18 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from tests import tiny_config
+from tests.paths import ROOT
 from tests.xla_flags import COMPILE_FAST
-from twostream_jax import checkpoints, stages
+from twostream_jax import checkpoints
 from twostream_jax.data import dataset
-
-ROOT = Path(__file__).parent.parent
+from twostream_jax.stages import create
 
 
 def command(directory, *flags, config="tests/tiny_config.py"):
@@ -72,7 +71,7 @@ def final_parameters(directory, name):
   config = tiny_config.get_config()
   # A batch must divide over the devices of this process, which are eight.
   data = dataset.open_dataset(directory / "data")
-  stage = stages.create_stage(config, name, data, directory)
+  stage = create.create_stage(config, name, data, directory)
   folder = directory / "run" / name / "checkpoints"
   with checkpoints.open_reader(folder) as reader:
     assert reader.latest_step() == config[name].total_steps

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tests import tiny_config
+from tests.paths import ROOT
 from tests.xla_flags import with_devices
-from twostream_jax import checkpoints, logging, run, scores, stages
-
-ROOT = Path(__file__).parent.parent
+from twostream_jax import checkpoints, metric_logger, scores
+from twostream_jax.experiment import run
+from twostream_jax.stages import create
 
 
 def start(workdir, data, devices, *flags):
@@ -47,7 +48,7 @@ def free_port():
 
 
 def final_state(workdir, config, data):
-  stage = stages.create_stage(config, "temporal", data, workdir)
+  stage = create.create_stage(config, "temporal", data, workdir)
   template = stage.state_shapes()
   with checkpoints.open_reader(workdir / "temporal" / "checkpoints") as reader:
     return checkpoints.restore_newest(reader, template)
@@ -104,8 +105,8 @@ def test_a_run_goes_on_with_other_processes_and_devices(
     # As arrays: single numbers near zero are sums of much larger ones.
     assert np.linalg.norm(a - b) <= allowed * np.linalg.norm(b) + 1e-7, path
   for record, expected in zip(
-    logging.read_metrics(mixed / "temporal"),
-    logging.read_metrics(eight / "temporal"),
+    metric_logger.read_metrics(mixed / "temporal"),
+    metric_logger.read_metrics(eight / "temporal"),
     strict=True,
   ):
     assert record.keys() == expected.keys()

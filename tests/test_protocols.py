@@ -15,7 +15,8 @@ import pytest
 
 from configs import default
 from tests import tiny_config
-from twostream_jax import evaluate, inputs, parallel, stages, steps
+from twostream_jax import evaluate, parallel, steps
+from twostream_jax.stages import create, inputs
 
 STACK, SIDE, BOUND, FRACTION = 4, 64, 20.0, 0.8
 # Frames, height and width: fewer than a stack, a stack, more than that.
@@ -80,7 +81,7 @@ def networks(config, data, tmp_path_factory):
   for name in ("spatial", "temporal", "joint"):
     own = config.copy_and_resolve_references()
     own.stages = (name,)  # Towers of a joint stage are not trained here.
-    stage = stages.create_stage(own, name, data, folder)
+    stage = create.create_stage(own, name, data, folder)
     variables = jax.tree.map(lambda x: 1.5 * x, stage.init_state().variables)
     found[name] = Network(data, stage, variables)
   return found

@@ -15,17 +15,11 @@ from tests.recipes import (
   dataset_of,
   get_config,
 )
-from twostream_jax import (
-  models,
-  parallel,
-  pretrained,
-  run,
-  stage_data,
-  stages,
-  steps,
-)
-from twostream_jax.data import features, protocols
-from twostream_jax.workdir import features_path
+from twostream_jax import models, parallel, pretrained, steps
+from twostream_jax.data.loader import features, protocols
+from twostream_jax.experiment import run
+from twostream_jax.files.workdir import features_path
+from twostream_jax.stages import create, needs
 
 # Published parameters of a network of 1000 classes and 3 channels, the inputs
 # of its last layer and the weights of its first layer for one channel.
@@ -147,7 +141,7 @@ def test_every_stage_steps_and_predicts_at_full_size(name, tiny, tmp_path):
     own = config.copy_and_resolve_references()
     if own[stage_name].kind == "joint":
       own.stages = (stage_name,)  # Its towers are not trained here.
-    stage = stages.create_stage(own, stage_name, data, tmp_path)
+    stage = create.create_stage(own, stage_name, data, tmp_path)
     state = stage.state_shapes()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     if name in RECIPES:
@@ -219,7 +213,7 @@ def check_abstract_prediction(config, stage, state, num_classes):
 def write_blank_features(config, name, data, folder):
   """Features of one video a split, of the size that the streams give."""
   for source in config[name].sources:
-    stage = stages.create_stage(config, source, data, folder)
+    stage = create.create_stage(config, source, data, folder)
     variables = stage.state_shapes().variables
     seen = jax.eval_shape(stage.preprocess, stage.inputs.example())
     apply = functools.partial(stage.model.apply, train=False)
@@ -232,7 +226,7 @@ def write_blank_features(config, name, data, folder):
       "length": np.ones(1, np.int32),
       "values": np.zeros((1, frames, size), np.float32),
     }
-    for split in stage_data.splits(config):
+    for split in needs.splits(config):
       features.write_features(
         features_path(folder, source, config[source].feature, split),
         [batch],

@@ -9,10 +9,10 @@ import pytest
 from flax import linen as nn
 
 from twostream_jax import losses, metrics, optim, parallel, steps
-from twostream_jax.data.views import image_shapes
+from twostream_jax.data.loader.views import image_shapes
 from twostream_jax.models.layers import Dropout, batch_norm
 from twostream_jax.models.stream import Stream
-from twostream_jax.preprocess import Preprocess, standardise
+from twostream_jax.stages.preprocess import Preprocess, standardise
 
 CLASSES = 5
 SIZE = 16

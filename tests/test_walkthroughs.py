@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.paths import ROOT
 from tests.recipes import get_config
 from tests.xla_flags import COMPILE_FAST
 from twostream_jax.data import synthetic
 
-ROOT = Path(__file__).parent.parent
 CLASSES = ["hug", "kick", "point"]
 
 
@@ -70,7 +70,7 @@ def write_ucf101(folder):
 def write_resnet50(path):
   """A file of torchvision's names and shapes, but of few classes."""
   torch = pytest.importorskip("torch")
-  from tests import test_pretrained_torch  # It needs torch.
+  from tests.pretrained import test_pretrained_torch  # It needs torch.
 
   network = test_pretrained_torch.TorchResNet(
     (3, 4, 6, 3), (64, 128, 256, 512), True

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from tests.paths import ROOT
 from tests.recipes import CONFIGS
 from tests.xla_flags import COMPILE_FAST
 from twostream_jax import (
   configs,
   data_prep,
   main,  # noqa: F401, it defines the flags
-  recipe_tables,
 )
+from twostream_jax.summary import tables
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -47,7 +47,7 @@ def parse(path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_recipe_is_read_from_any_folder(elsewhere, name):
   path = ROOT / "configs" / f"{name}.py"
-  assert recipe_tables.read_config(path).stages == parse(str(path)).stages
+  assert tables.read_config(path).stages == parse(str(path)).stages
 
 
 @pytest.mark.parametrize("name", ["quickstart", "configs/quickstart.py"])

@@ -28,6 +28,6 @@ def get_config():
   config.fusion.rules = ("average", "fitted_weights")
   config.fusion.fit_split = "validation"
   config.report.num_examples = 3
-  # Compiles each network once more; tests/test_hybrid.py has it on.
+  # Compiles each network once more; tests/experiment/test_hybrid.py has it on.
   config.report.class_maps = False
   return config

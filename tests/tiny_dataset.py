@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from twostream_jax.data import annotations, builder, synthetic
+from twostream_jax.data import synthetic
+from twostream_jax.data.build import builder
+from twostream_jax.data.datasets import annotations
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 

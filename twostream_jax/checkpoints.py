@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from twostream_jax import json_files, words
+from twostream_jax.files import json_files, words
 
 # Where checkpoints go that can't be read, beside the folder of the others.
 DAMAGED = "damaged_checkpoints"

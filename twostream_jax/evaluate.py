@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from twostream_jax import interrupts, parallel, words
-from twostream_jax.data.eval_pipeline import EvalRows
+from twostream_jax import interrupts, parallel
+from twostream_jax.data.loader.eval_pipeline import EvalRows
+from twostream_jax.files import words
 from twostream_jax.scores import Scores
 
 

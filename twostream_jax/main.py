@@ -26,10 +26,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from twostream_jax.configs import find_recipe
+from twostream_jax.files import words, workdir
+
 # What computes is imported by `main`: wrong flags are answered without it, and
 # processes that decode import this file again.
-from twostream_jax import settings, words, workdir
-from twostream_jax.configs import find_recipe
+from twostream_jax.stages import settings
 
 NAME = "twostream_jax.main"
 

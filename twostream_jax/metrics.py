@@ -275,7 +275,7 @@ def _of_mean(confusion: np.ndarray, level: float) -> tuple[float, float]:
 def _resampled_map(
   logits: np.ndarray, labels: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
-  """map of as many videos drawn with replacement, again and again: [resamples].
+  """Map of as many videos drawn with replacement, again and again: [resamples].
 
   Draws without any positive are drawn again.
   """
@@ -293,7 +293,7 @@ def _resampled_map(
 def _map_of_draws(
   logits: np.ndarray, labels: np.ndarray
 ) -> Callable[[np.ndarray], float]:
-  """map as a function of how often each example was drawn, [b].
+  """Map as a function of how often each example was drawn, [b].
 
   What needs the scores is done once: a resample takes a few sums.
   """

@@ -266,7 +266,8 @@ def proximal(
   Args:
     tx: optimiser of the loss.
     schedule: eta by `step`, which `update` takes, before clipping.
-    l1, l21: weights of the penalties, at least 0.
+    l1: Weight of the l1 penalty, at least 0.
+    l21: Weight of the l2,1 penalty, at least 0.
     select: whether a parameter is penalised, by its path (see
       `scale_by_path`).
     multipliers: those that `tx` applies; they multiply eta as well.
@@ -325,7 +326,8 @@ def proximal_point(
 
   Args:
     v: [... c]; a column j is all of v[..., j].
-    l1, l21: weights of the penalties, at least 0.
+    l1: Weight of the l1 penalty, at least 0.
+    l21: Weight of the l2,1 penalty, at least 0.
 
   Returns:
     [... c].

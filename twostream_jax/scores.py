@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from twostream_jax import arrays as arrays_lib
 from twostream_jax import files
-from twostream_jax.words import printable
+from twostream_jax.files import arrays as arrays_lib
+from twostream_jax.files.words import printable
 
 
 class ScoresError(ValueError):

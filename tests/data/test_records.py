@@ -15,13 +15,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.decoded import assert_same_records
 from twostream_jax import files
-from twostream_jax.data import (
-  augment,
-  dataset,
-  record_index,
-  records,
-)
-from twostream_jax.data.views import InputSpec, load_views
+from twostream_jax.data import dataset, record_index, records
+from twostream_jax.data.loader import augment
+from twostream_jax.data.loader.views import InputSpec, load_views
 
 IMAGES = ("rgb", "flow", "flow_backward")
 

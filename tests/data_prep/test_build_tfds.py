@@ -13,19 +13,19 @@ from absl import flags
 
 from data_prep import build_tfds
 from tests import build_processes
-from twostream_jax.data import check, clip_task, command, workers
-from twostream_jax.data.annotations import read_folder
-from twostream_jax.data.builder import BuildSummary, build_dataset
-from twostream_jax.data.check import (
+from twostream_jax.data.build import check, clip_task, command, workers
+from twostream_jax.data.build.builder import BuildSummary, build_dataset
+from twostream_jax.data.build.check import (
   Rejection,
   check_clip,
   check_clips_decode,
 )
-from twostream_jax.data.clips import Clip
+from twostream_jax.data.build.encode import process_clip
+from twostream_jax.data.build.forecast import Forecast
+from twostream_jax.data.build.summary import describe, describe_forecast
 from twostream_jax.data.dataset import open_dataset
-from twostream_jax.data.encode import process_clip
-from twostream_jax.data.forecast import Forecast
-from twostream_jax.data.summary import describe, describe_forecast
+from twostream_jax.data.datasets.annotations import read_folder
+from twostream_jax.data.datasets.clips import Clip
 from twostream_jax.flow import default_parameters
 from twostream_jax.flow.spec import FlowSpec
 
@@ -353,7 +353,9 @@ def test_beam_that_is_not_installed_is_an_error_of_one_line(
   videos, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  monkeypatch.delitem(sys.modules, "twostream_jax.data.beam", raising=False)
+  monkeypatch.delitem(
+    sys.modules, "twostream_jax.data.build.beam", raising=False
+  )
   chosen = [f"--videos={videos}", f"--out={tmp_path / 'out'}"]
   chosen += ["--dataset=folder", "--beam_runner=DirectRunner"]
   assert build_tfds.run(_flags(*chosen)) == 1

@@ -1,12 +1,11 @@
 """TV-L1: known motions, invariants, and its parts against NumPy."""
 
-from pathlib import Path
-
 import cv2
 import jax
 import numpy as np
 import pytest
 
+from tests.paths import SHARED
 from twostream_jax.flow import pyramid
 from twostream_jax.flow import tvl1 as module
 from twostream_jax.flow.opencv import dis, farneback
@@ -15,9 +14,7 @@ from twostream_jax.flow.tvl1 import FAST, tvl1
 # Most pairs have this height and width, and this preset: every new shape, type
 # or parameter is compiled for seconds. Those of test_opencv.py are not square.
 SIDE = 48
-MIDDLEBURY = (
-  Path(__file__).parents[2].parent / "shared/data/flow_gt/RubberWhale"
-)
+MIDDLEBURY = SHARED / "flow_gt/RubberWhale"
 
 
 def texture(seed=0, h=SIDE, w=SIDE, margin=8):

@@ -16,8 +16,11 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from twostream_jax import files, json_files
-from twostream_jax.data import images, record_index, records
+from twostream_jax import files
+from twostream_jax.data import record_index, records
+from twostream_jax.data.video import images
+from twostream_jax.files import json_files
+from twostream_jax.files.words import printable
 from twostream_jax.flow.spec import (
   FlowSpec,
   FlowSpecError,
@@ -25,7 +28,6 @@ from twostream_jax.flow.spec import (
   quantise,
   to_dict,
 )
-from twostream_jax.words import printable
 
 FORMAT_VERSION = 3
 # Of datasets that can be read: 2 had no times, pixel aspect or damage.

@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from twostream_jax import files
-from twostream_jax.words import printable
+from twostream_jax.files.words import printable
 
 IMAGES = ("rgb", "flow", "flow_backward")
 SIZES = ("num_frames", "height", "width")

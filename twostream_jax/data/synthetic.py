@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from twostream_jax import files
-from twostream_jax.data.workers import Lost, map_in_processes
+from twostream_jax.data.build.workers import Lost, map_in_processes
 
 # (R, B) offsets; G follows from equal luminance.
 APPEARANCES = {"amber": (45, -60), "teal": (-60, 20), "violet": (25, 60)}

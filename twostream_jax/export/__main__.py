@@ -1,6 +1,6 @@
-"""Writes a finished run as a folder that runs without flax and this package.
+r"""Writes a finished run as a folder that runs without flax and this package.
 
-  python -m twostream_jax.export --workdir=runs/quickstart --out=model \\
+  python -m twostream_jax.export --workdir=runs/quickstart --out=model \
     --licence=CC-BY-4.0
 
 The folder has a program for each stage and platform, the weights, a runner and
@@ -14,8 +14,8 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from twostream_jax import words
 from twostream_jax.export import PLATFORMS
+from twostream_jax.files import words
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -47,8 +47,9 @@ def run(values: flags.FlagValues) -> int:
       print(f"twostream_jax.export: --{name} is not given", file=sys.stderr)
       return 1
   # Not above: wrong flags are answered without what exports.
-  from twostream_jax import checkpoints, launch, trained
+  from twostream_jax import checkpoints, launch
   from twostream_jax.export import write
+  from twostream_jax.stages import trained
 
   # Libraries also raise what they log as an error, and our message is clearer.
   absl_logging.set_verbosity(absl_logging.FATAL)
@@ -72,6 +73,7 @@ def run(values: flags.FlagValues) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Runs the program on the flags of the command line."""
   if len(argv) > 1:
     print(f"twostream_jax.export: not a flag: {argv[1:]}", file=sys.stderr)
     return 1

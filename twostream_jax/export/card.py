@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twostream_jax import json_files
-from twostream_jax.words import lines as printed_lines
-from twostream_jax.words import printable
+from twostream_jax.files import json_files
+from twostream_jax.files.words import lines as printed_lines
+from twostream_jax.files.words import printable
 
 
 def model_card(manifest: Mapping[str, Any], rules: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from twostream_jax.preprocess import standardise
-from twostream_jax.trained import TrainedRun, TrainedStage
+from twostream_jax.stages.preprocess import standardise
+from twostream_jax.stages.trained import TrainedRun, TrainedStage
 
 Arrays = Mapping[str, Any]
 

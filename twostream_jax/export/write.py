@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 import twostream_jax
-from twostream_jax import files, fuse, json_files
+from twostream_jax import files, fuse
 from twostream_jax.export import PLATFORMS, runner
 from twostream_jax.export.card import model_card
 from twostream_jax.export.programs import (
@@ -23,10 +23,11 @@ from twostream_jax.export.programs import (
   flat_weights,
   weights_of,
 )
+from twostream_jax.files import json_files
+from twostream_jax.files.workdir import CONFIG_FILE
 from twostream_jax.flow import spec as flow_spec
-from twostream_jax.rules import FusionRule
-from twostream_jax.trained import TrainedRun
-from twostream_jax.workdir import CONFIG_FILE
+from twostream_jax.stages.rules import FusionRule
+from twostream_jax.stages.trained import TrainedRun
 
 RESULTS_FILE = "results.json"
 MANIFEST_FILE = "manifest.json"

@@ -1,8 +1,8 @@
-"""Fuses score files, of this project or of others, and says what it gives.
+r"""Fuses score files, of this project or of others, and says what it gives.
 
-  python -m twostream_jax.fuse spatial-test.npz temporal-test.npz \\
+  python -m twostream_jax.fuse spatial-test.npz temporal-test.npz \
     --rule=weighted --weights=1 --weights=2
-  python -m twostream_jax.fuse spatial-test.npz temporal-test.npz \\
+  python -m twostream_jax.fuse spatial-test.npz temporal-test.npz \
     --rule=svm --fit=spatial-validation.npz --fit=temporal-validation.npz
 
 Files are joined by video id, and their classes by name. Other programs' scores

@@ -43,6 +43,7 @@ class Problem:
   multi_label: bool
 
   def objective(self, weights: np.ndarray) -> float:
+    """Mean negative log-likelihood in nats, plus both penalties."""
     logits = self.features @ weights
     if self.multi_label:
       log_sum = np.logaddexp(0.0, logits).sum()

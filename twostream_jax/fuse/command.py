@@ -9,6 +9,8 @@ from typing import Any
 from absl import flags
 
 from twostream_jax import fuse, metrics
+from twostream_jax.files.words import lines, printable
+from twostream_jax.files.workdir import write_text
 from twostream_jax.fuse.files import common_videos, read_files
 from twostream_jax.fuse.tables import read_listing
 from twostream_jax.scores import (
@@ -18,8 +20,6 @@ from twostream_jax.scores import (
   join,
   save_scores,
 )
-from twostream_jax.words import lines, printable
-from twostream_jax.workdir import write_text
 
 
 def fuse_named(
@@ -73,7 +73,6 @@ def evaluate(
   streams: Mapping[str, Scores], fused: Scores, rule: str
 ) -> dict[str, Any]:
   """What the command writes: metrics of every stream and of the fusion."""
-
   return {
     "videos": len(fused.ids),
     "protocols": {name: s.protocol for name, s in streams.items()},

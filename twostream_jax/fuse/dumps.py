@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from twostream_jax import pickles
-from twostream_jax.pickles import Call, Global, Persistent
+from twostream_jax.files import pickles
+from twostream_jax.files.pickles import Call, Global, Persistent
 from twostream_jax.scores import ScoresError
 
 # By version of mmaction2.

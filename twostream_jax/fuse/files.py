@@ -47,13 +47,13 @@ from pathlib import Path
 
 import numpy as np
 
-from twostream_jax import arrays as arrays_lib
-from twostream_jax.arrays import ArraysError
+from twostream_jax.files import arrays as arrays_lib
+from twostream_jax.files.arrays import ArraysError
+from twostream_jax.files.words import printable
 from twostream_jax.fuse.dumps import read_dump
 from twostream_jax.fuse.plain import create_scores
 from twostream_jax.fuse.tables import Listing, read_csv, read_json
 from twostream_jax.scores import Scores, ScoresError
-from twostream_jax.words import printable
 
 # Of what an error says: it may repeat a text of the file.
 _LONGEST = 1000

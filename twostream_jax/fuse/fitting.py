@@ -37,6 +37,7 @@ class FittingSet:
 
   @property
   def multi_label(self) -> bool:
+    """Whether a video may have several classes or none."""
     return self.labels.ndim == 2
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from twostream_jax import json_files
+from twostream_jax.files import json_files
+from twostream_jax.files.words import csv_text
 from twostream_jax.fuse.plain import create_scores
 from twostream_jax.scores import Scores, ScoresError
-from twostream_jax.words import csv_text
 
 CSV_LAYOUT = (
   "a header line 'id,label,CLASS,CLASS,...', then a line for each video: its"

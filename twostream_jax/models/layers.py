@@ -83,7 +83,9 @@ def local_response_normalisation(
   Args:
     x: [... c], any float type. The sum is accumulated in float32.
     size: number of channels in the sum, odd.
-    k, alpha, beta: the constants of the equation; defaults from the paper.
+    k: Constant of the equation; this and the next two default to the paper's.
+    alpha: Factor of the sum.
+    beta: Exponent.
 
   Returns:
     An array like x.

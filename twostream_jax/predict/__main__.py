@@ -1,11 +1,11 @@
-"""Scores videos with a finished run: the dataset is not needed.
+r"""Scores videos with a finished run: the dataset is not needed.
 
   python -m twostream_jax.predict --workdir=runs/my_videos clip.mp4 more/
-  python -m twostream_jax.predict --workdir=runs/my_videos --list=paths.txt \\
+  python -m twostream_jax.predict --workdir=runs/my_videos --list=paths.txt \
     --json=answers.jsonl
-  python -m twostream_jax.predict --workdir=runs/my_videos long.mp4 \\
+  python -m twostream_jax.predict --workdir=runs/my_videos long.mp4 \
     --timeline=segments
-  python -m twostream_jax.predict --workdir=runs/my_videos clip.mp4 \\
+  python -m twostream_jax.predict --workdir=runs/my_videos clip.mp4 \
     --overlay=shown.mp4
 
 Videos are files, folders of them, folders of numbered images, the number of a
@@ -26,8 +26,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from twostream_jax import interrupts, words
-from twostream_jax.data.clips import TIME_LIMIT
+from twostream_jax import interrupts
+from twostream_jax.data.datasets.clips import TIME_LIMIT
+from twostream_jax.files import words
 
 NAME = "twostream_jax.predict"
 

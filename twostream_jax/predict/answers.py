@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twostream_jax import words
+from twostream_jax.files import words
 from twostream_jax.flow.spec import to_dict
 from twostream_jax.predict.predictor import Prediction
-from twostream_jax.trained import TrainedRun
+from twostream_jax.stages.trained import TrainedRun
 
 
 def answer(found: Prediction, run: TrainedRun, top: int) -> dict[str, Any]:

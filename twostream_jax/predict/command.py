@@ -12,13 +12,14 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from twostream_jax import checkpoints, launch, words
-from twostream_jax.data.check import lost_rejection
-from twostream_jax.data.workers import (
+from twostream_jax import checkpoints, launch
+from twostream_jax.data.build.check import lost_rejection
+from twostream_jax.data.build.workers import (
   Lost,
   WorkerStartError,
   map_in_processes,
 )
+from twostream_jax.files import words
 from twostream_jax.predict import (
   answers,
   guards,
@@ -30,7 +31,7 @@ from twostream_jax.predict import (
   timeline,
   video_file,
 )
-from twostream_jax.trained import TrainedRun
+from twostream_jax.stages.trained import TrainedRun
 
 SOME_FAILED = 2
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twostream_jax import scores
-from twostream_jax.data.frame_times import ROUNDING
+from twostream_jax.data.video.frame_times import ROUNDING
 from twostream_jax.predict.predictor import Predictor
 from twostream_jax.predict.reading import Coded, record_of
 

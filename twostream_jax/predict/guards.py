@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from twostream_jax.data.check import Rejection
-from twostream_jax.data.faults import machine_fault, read_fault
-from twostream_jax.data.frames import VideoError
+from twostream_jax.data.build.check import Rejection
+from twostream_jax.data.video.faults import machine_fault, read_fault
+from twostream_jax.data.video.frames import VideoError
 from twostream_jax.predict.reading import Source
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from twostream_jax import files, json_files
+from twostream_jax import files
+from twostream_jax.files import json_files
+from twostream_jax.files.words import printable
 from twostream_jax.predict import outputs
-from twostream_jax.trained import TrainedRun
-from twostream_jax.words import printable
+from twostream_jax.stages.trained import TrainedRun
 
 Answer = dict[str, Any]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 
 import cv2
 
-from twostream_jax.data import decode
-from twostream_jax.data.frame_times import DEFAULT_FPS, ROUNDING, Frame
-from twostream_jax.data.frames import VideoError
+from twostream_jax.data.video import decode
+from twostream_jax.data.video.frame_times import DEFAULT_FPS, ROUNDING, Frame
+from twostream_jax.data.video.frames import VideoError
 
 # Seconds until a camera or stream has to answer.
 _PATIENCE = 10.0

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from twostream_jax.data.check import lost_rejection
-from twostream_jax.data.frames import VideoError
-from twostream_jax.data.workers import LostError, iterate_in_process
+from twostream_jax.data.build.check import lost_rejection
+from twostream_jax.data.build.workers import LostError, iterate_in_process
+from twostream_jax.data.video.frames import VideoError
 from twostream_jax.flow.spec import to_dict
 from twostream_jax.predict import (
   answers,
@@ -101,8 +101,11 @@ def follow_all(
 
 
 def file_names(sources: Sequence[Source]) -> list[str]:
-  """A name for the files of each video: its own, and as much of its path as
-  tells it apart; without characters that a file can't have."""
+  """Returns a distinct file name stem per video.
+
+  It is the video's own name, or its path where names are shared, without
+  characters that file systems refuse.
+  """
   stems = [
     _shortened(re.sub(r"\W+", "_", Path(s.path).stem).strip("_"))
     for s in sources

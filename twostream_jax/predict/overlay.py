@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from twostream_jax.data import images
+from twostream_jax.data.video import images
 from twostream_jax.flow import colorwheel
 from twostream_jax.flow.spec import FlowSpec, dequantise
 from twostream_jax.predict import outputs, video_file

@@ -12,12 +12,13 @@ import cv2
 import jax
 import numpy as np
 
-from twostream_jax import parallel, scores, steps, trained
-from twostream_jax.data import eval_pipeline
+from twostream_jax import parallel, scores, steps
 from twostream_jax.data.dataset import Record
+from twostream_jax.data.loader import eval_pipeline
 from twostream_jax.predict import reading
 from twostream_jax.scores import Scores
-from twostream_jax.trained import TrainedRun, TrainedStage
+from twostream_jax.stages import trained
+from twostream_jax.stages.trained import TrainedRun, TrainedStage
 
 # Of a build, for runs that do not say what their frames were stored with.
 DEFAULT_RGB_QUALITY = 95
@@ -76,7 +77,8 @@ def load(
   Args:
     workdir: of the run.
     protocol: which views of a video are scored ("single", "25x10", "dense", see
-      `twostream_jax.data.protocols`); None: those that the run was tested with.
+      `twostream_jax.data.loader.protocols`); None: those that the run was
+      tested with.
 
   Raises:
     TrainedRunError: there is no finished run; the message says what is missing.

@@ -13,24 +13,28 @@ from typing import Any
 import cv2
 import numpy as np
 
-from twostream_jax.data.check import Rejection, start_worker, too_few_frames
-from twostream_jax.data.clips import Clip, counted, extensions
+from twostream_jax.data.build.check import (
+  Rejection,
+  start_worker,
+  too_few_frames,
+)
+from twostream_jax.data.build.encode import process_clip
 from twostream_jax.data.dataset import Record, encode_flow, encode_rgb
-from twostream_jax.data.encode import process_clip
-from twostream_jax.data.frame_times import (
+from twostream_jax.data.datasets.clips import Clip, counted, extensions
+from twostream_jax.data.datasets.texts import expand_home, read_lines
+from twostream_jax.data.video.frame_times import (
   Frame,
   at_constant_rate,
   mean_rate,
 )
-from twostream_jax.data.frames import (
+from twostream_jax.data.video.frames import (
   VideoError,
   enclosing,
   is_frame_folder,
   is_left_behind,
   without_video_extension,
 )
-from twostream_jax.data.texts import expand_home, read_lines
-from twostream_jax.data.video import read_resized, resized
+from twostream_jax.data.video.reading import read_resized, resized
 from twostream_jax.flow import compute_flows, prepare_process
 from twostream_jax.flow.spec import EXTRACTED, FlowSpec
 from twostream_jax.predict import live

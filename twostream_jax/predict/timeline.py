@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from twostream_jax.files.words import csv_cell, printable
 from twostream_jax.predict.following import Seen
-from twostream_jax.words import csv_cell, printable
 
 # Rows of the picture: the classes that are seen longest.
 _MOST_ROWS = 12

@@ -18,8 +18,8 @@ from av.video.reformatter import (
   VideoReformatter,
 )
 
-from twostream_jax.data import decode
-from twostream_jax.data.frames import VideoError
+from twostream_jax.data.video import decode
+from twostream_jax.data.video.frames import VideoError
 
 # Seconds that a file's duration may differ from what was written: Matroska
 # rounds to a millisecond.

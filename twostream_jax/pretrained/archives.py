@@ -65,15 +65,19 @@ class MappedFile(io.RawIOBase):
     self._position = 0
 
   def readable(self) -> bool:
+    """See io.IOBase."""
     return True
 
   def seekable(self) -> bool:
+    """See io.IOBase."""
     return True
 
   def tell(self) -> int:
+    """See io.IOBase."""
     return self._position
 
   def seek(self, offset: int, origin: int = io.SEEK_SET) -> int:
+    """See io.IOBase."""
     start = {
       io.SEEK_SET: 0,
       io.SEEK_CUR: self._position,
@@ -83,6 +87,7 @@ class MappedFile(io.RawIOBase):
     return self._position
 
   def readinto(self, buffer) -> int:
+    """See io.RawIOBase."""
     part = self._content[self._position :][: len(buffer)]
     buffer[: len(part)] = part
     self._position += len(part)

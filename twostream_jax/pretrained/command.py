@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
 
-from twostream_jax import words
+from twostream_jax.files import words
 from twostream_jax.models import create_model
 from twostream_jax.pretrained import (
   Choice,

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from twostream_jax import json_files
+from twostream_jax.files import json_files
 from twostream_jax.pretrained import apart, archives, hdf5
 from twostream_jax.pretrained.sources import (
   Content,

@@ -30,16 +30,19 @@ class Network:
 
   @functools.cached_property
   def convs(self) -> list[str]:
+    """Names of the convolutions, in order."""
     layers = {path.split("/")[1] for path in self.shapes}
     return sorted(layer for layer in layers if layer.startswith("conv"))
 
   @property
   def channels(self) -> int:
+    """Channels that the first dense layer flattens; 0 without such a layer."""
     shape = self.shapes.get(f"params/{self.convs[-1]}/kernel")
     return shape[-1] if shape and "params/fc6/kernel" in self.shapes else 0
 
   @property
   def has_batch_norm(self) -> bool:
+    """Whether the network keeps batch statistics."""
     return any(path.startswith("batch_stats/") for path in self.shapes)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from twostream_jax import arrays as arrays_lib
-from twostream_jax import pickles, words
+from twostream_jax.files import arrays as arrays_lib
+from twostream_jax.files import pickles, words
 from twostream_jax.pretrained import (
   archives,
   keras_files,

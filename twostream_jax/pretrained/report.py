@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from twostream_jax import words
+from twostream_jax.files import words
 
 USED = "used"
 FRESH = "fresh"

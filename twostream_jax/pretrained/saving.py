@@ -11,11 +11,12 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from twostream_jax import files, json_files
+from twostream_jax import files
+from twostream_jax.files import json_files
+from twostream_jax.files.words import printable
 from twostream_jax.pretrained.convention import InputConvention
 from twostream_jax.pretrained.readers import read_source
 from twostream_jax.pretrained.sources import Source, WeightsError
-from twostream_jax.words import printable
 
 _FORMAT = "twostream_jax"
 

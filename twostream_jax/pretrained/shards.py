@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from twostream_jax import files, json_files
+from twostream_jax import files
+from twostream_jax.files import json_files
 from twostream_jax.pretrained.report import printable
 from twostream_jax.pretrained.sources import Content, WeightsError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from twostream_jax.pickles import Call, Persistent
+from twostream_jax.files.pickles import Call, Persistent
 
 # Containers, arrays and calls that are looked at. A file of a few hundred bytes
 # whose containers contain each other ten times would be walked for ever.

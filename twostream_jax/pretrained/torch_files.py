@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from twostream_jax import pickles
-from twostream_jax.pickles import Call, Global, Persistent
+from twostream_jax.files import pickles
+from twostream_jax.files.pickles import Call, Global, Persistent
 from twostream_jax.pretrained import archives
 from twostream_jax.pretrained.sources import (
   Content,

@@ -27,6 +27,7 @@ def label_of(scores: Scores, row: int) -> int | tuple[int, ...]:
 
 
 def classes_of(label: int | tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the classes of a label, of one class or of several."""
   return label if isinstance(label, tuple) else (label,)
 
 

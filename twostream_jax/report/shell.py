@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twostream_jax.files import replaced
-from twostream_jax.words import lines
+from twostream_jax.files.words import lines
 
 _esc = html.escape
 

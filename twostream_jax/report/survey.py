@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from twostream_jax import words
-from twostream_jax.data.clips import SPLITS
 from twostream_jax.data.dataset import (
   VideoDataset,
   decode_flow_codes,
   decode_rgb,
 )
+from twostream_jax.data.datasets.clips import SPLITS
+from twostream_jax.files import words
 from twostream_jax.flow.spec import dequantise
 from twostream_jax.report.pictures import shrink
 

@@ -1,0 +1,1 @@
+"""From videos to a stored dataset: checks, flow, encoding, shards, resuming."""

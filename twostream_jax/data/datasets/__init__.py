@@ -1,0 +1,1 @@
+"""Lists of videos and labels: folders, CSV files and the official datasets."""

@@ -1,0 +1,1 @@
+"""Batches of a stored dataset, to train and to evaluate."""

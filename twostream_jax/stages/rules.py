@@ -1,0 +1,74 @@
+"""The fusion rules of a run, as its settings name them."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_collections
+
+from twostream_jax import fuse, scores
+from twostream_jax.files.workdir import scores_path
+from twostream_jax.scores import Scores
+
+# Those that are not fitted; the others are the keys of `fuse.FITS`.
+UNFITTED = ("average", "average_logits", "weighted")
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionRule:
+  """A rule with its parameters, ready for the scores of any videos.
+
+  Attributes:
+    name: one of `UNFITTED` or a key of `fuse.FITS`.
+    weights: of the stages in their order; of "weighted" only.
+    fitted: parameters and what they were fitted on; None where a rule has none.
+  """
+
+  name: str
+  weights: tuple[float, ...] = ()
+  fitted: fuse.WeightedFusion | fuse.LinearFusion | None = None
+
+  def __call__(self, streams: Mapping[str, Scores]) -> Scores:
+    """Fuses the scores of all stages, by their names in the run's order."""
+    if self.fitted is not None:
+      return fuse.apply(self.fitted, streams)
+    if self.name == "weighted":
+      return fuse.weighted(streams, self.weights)
+    return {"average": fuse.average, "average_logits": fuse.average_logits}[
+      self.name
+    ](streams)
+
+
+def create_rules(
+  config: ml_collections.ConfigDict, workdir: Path
+) -> dict[str, FusionRule]:
+  """The rules of a run by name; none where it has one stage.
+
+  Rules with parameters are fitted on the run's score files of its fit split.
+
+  Raises:
+    ScoresError: those are not there or can't be used.
+  """
+  if len(config.stages) < 2:
+    return {}
+  split = config.fusion.fit_split
+  rules = {}
+  for name in config.fusion.rules:
+    if name in UNFITTED:
+      weights = tuple(config.fusion.weights) if name == "weighted" else ()
+      rules[name] = FusionRule(name, weights=weights)
+    else:
+      streams = load_streams(config, workdir, split)
+      fitted = fuse.FITS[name](streams, split=split)
+      rules[name] = FusionRule(name, fitted=fitted)
+  return rules
+
+
+def load_streams(
+  config: ml_collections.ConfigDict, workdir: Path, split: str
+) -> dict[str, Scores]:
+  """The scores of every stage on a split."""
+  return {
+    name: scores.load_scores(scores_path(workdir, name, split))
+    for name in config.stages
+  }

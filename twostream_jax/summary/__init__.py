@@ -1,0 +1,1 @@
+"""Sizes, costs and published numbers of the recipes."""
