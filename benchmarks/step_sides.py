@@ -146,8 +146,13 @@ def preprocess() -> Preprocess:
   )
 
 
-def jax_model(case: Case):
-  """The network as a recipe makes it, but without dropout."""
+def jax_model(case: Case, **layers):
+  """The network as a recipe makes it, but without dropout.
+
+  Args:
+    case: Network and its sizes.
+    **layers: Fields of the backbones that are replaced: conv, norm, pool.
+  """
   spatial, temporal, fields = NETWORKS[case.network]
   common = {
     "num_classes": CLASSES,
@@ -158,9 +163,10 @@ def jax_model(case: Case):
   }
   nets = {}
   if spatial:
-    nets["rgb"] = models.create_model(spatial, **common)
+    nets["rgb"] = models.create_model(spatial, **common).clone(**layers)
   if temporal:
-    nets["flow"] = models.create_model(temporal, **common, **fields)
+    temporal_net = models.create_model(temporal, **common, **fields)
+    nets["flow"] = temporal_net.clone(**layers)
   if len(nets) == 2:
     return TwoStream(spatial=nets["rgb"], temporal=nets["flow"])
   [(modality, backbone)] = nets.items()

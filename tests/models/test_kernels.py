@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from twostream_jax.models import kernels
+from twostream_jax.models import CNNM, VGG, ResNet, kernels
+from twostream_jax.models.resnet import BasicBlock
 
 
 def normal(*shape, seed=0):
@@ -218,3 +219,38 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch():
     split,
     whole,
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "network",
+  [
+    functools.partial(CNNM, normalisation="batch", dropout_rate=0.0),
+    # Batch norm takes the gradient of the biases, but for rounding.
+    functools.partial(VGG, stage_sizes=(1, 1, 1, 1, 1), dropout_rate=0.0),
+    functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
+  ],
+)
+def test_a_network_of_flax_s_own_layers_is_the_same(network):
+  def pool(x, window, stride, padding):
+    return nn.max_pool(x, (window, window), (stride, stride), padding)
+
+  ours = network(num_classes=3, width=0.02)
+  plain = ours.clone(conv=nn.Conv, norm=nn.BatchNorm, pool=pool)
+  x = normal(2, 64, 64, 3)
+  variables = ours.init(jax.random.key(0), x, train=False)
+
+  def gradient(model):
+    def loss(params):
+      all_of_it = {**variables, "params": params}
+      (logits, _), changed = model.apply(
+        all_of_it, x, train=True, mutable=["batch_stats"]
+      )
+      return jnp.square(logits - 1).sum(), changed
+
+    return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+  for a, b in zip(
+    *map(jax.tree.leaves, map(gradient, (ours, plain))), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * np.abs(b).max())

@@ -136,8 +136,9 @@ def create_feature_model(
 
 
 def _free_fields(backbone: Callable[..., nn.Module]) -> list[str]:
-  # parent and name are flax's own; create_model passes num_classes itself.
-  fixed = {"parent", "name", "num_classes"}
+  # parent and name are flax's own; create_model passes num_classes itself; what
+  # layers are made of is no setting.
+  fixed = {"parent", "name", "num_classes", "conv", "norm", "pool"}
   module = backbone
   if isinstance(backbone, functools.partial):
     fixed |= set(backbone.keywords)

@@ -1,5 +1,7 @@
 """CNN-M-2048, the network of the original two-stream paper."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -56,6 +58,9 @@ class CNNM(nn.Module):
     sync_batch_norm: batch norm statistics over axis_name.
     fc7_dropout_rate: after fc7, where it is another than after fc6.
     partial_batch_norm: all but the first batch norm keep their statistics.
+    conv: Convolution layer, with the fields of flax's.
+    norm: Batch norm layer, with the fields of flax's.
+    pool: Max pooling, called as `kernels.max_pool`.
   """
 
   num_classes: int
@@ -68,6 +73,9 @@ class CNNM(nn.Module):
   sync_batch_norm: bool = False
   partial_batch_norm: bool = False
   fc7_dropout_rate: float | None = None
+  conv: Callable[..., nn.Module] = kernels.Conv
+  norm: Callable[..., nn.Module] = kernels.BatchNorm
+  pool: Callable[..., Array] = kernels.max_pool
 
   def __call__(
     self, x: Array, *, train: bool
@@ -104,6 +112,7 @@ class CNNM(nn.Module):
         f"got {self.normalisation!r}"
       )
     first_norm, norm = batch_norms(
+      self.norm,
       train=train,
       partial=self.partial_batch_norm,
       dtype=self.dtype,
@@ -113,13 +122,12 @@ class CNNM(nn.Module):
     use_batch_norm = self.normalisation == "batch"
     for name, channels, window, stride, padding, pooled in _CONVS:
       if pooled:
-        x = max_pool_ceil(x)
-      x = nn.Conv(
+        x = max_pool_ceil(x, pool=self.pool)
+      x = self.conv(
         scale_width(channels, self.width),
         (window, window),
         strides=stride,
         padding=padding,
-        conv_general_dilated=kernels.convolve,
         use_bias=not use_batch_norm,  # Batch norm would subtract it again.
         dtype=self.dtype,
         kernel_init=nn.initializers.he_normal(),
@@ -146,7 +154,7 @@ class CNNM(nn.Module):
     Returns:
       fc7 [b units] after dropout, and the features 'fc6' and 'fc7' before.
     """
-    x = max_pool_ceil(conv)
+    x = max_pool_ceil(conv, pool=self.pool)
     return hidden_layers(
       x.reshape(x.shape[0], -1),
       _HIDDEN,

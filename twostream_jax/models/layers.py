@@ -107,7 +107,12 @@ def local_response_normalisation(
   return (wide * scale).astype(x.dtype)
 
 
-def max_pool_ceil(x: Array, window: int = 3, stride: int = 2) -> Array:
+def max_pool_ceil(
+  x: Array,
+  window: int = 3,
+  stride: int = 2,
+  pool: Callable[..., Array] = kernels.max_pool,
+) -> Array:
   """Max pooling that rounds the output size up, as Caffe and MatConvNet do.
 
   Every input pixel between two windows counts: where the last window reaches
@@ -119,6 +124,7 @@ def max_pool_ceil(x: Array, window: int = 3, stride: int = 2) -> Array:
     x: [b h w c] float.
     window: height and width of the window in pixels, at least 1.
     stride: step between windows in pixels, at least 1.
+    pool: Max pooling, called as `kernels.max_pool`.
 
   Returns:
     [b h' w' c] with h' = ceil((h - window) / stride) + 1 (one less where the
@@ -134,7 +140,7 @@ def max_pool_ceil(x: Array, window: int = 3, stride: int = 2) -> Array:
   rows, columns = (
     (0, _ceil_padding(size, window, stride)) for size in x.shape[1:3]
   )
-  return kernels.max_pool(x, window, stride, (rows, columns))
+  return pool(x, window, stride, (rows, columns))
 
 
 def _ceil_padding(size: int, window: int, stride: int) -> int:
@@ -145,16 +151,18 @@ def _ceil_padding(size: int, window: int, stride: int) -> int:
 
 
 def batch_norms(
+  norm: Callable[..., nn.Module],
   *,
   train: bool,
   partial: bool,
   dtype: DTypeLike,
   axis_name: str | None,
   sync: bool,
-) -> tuple[Callable[..., kernels.BatchNorm], Callable[..., kernels.BatchNorm]]:
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
   """Returns constructors of a network's first batch norm and of all others.
 
   Args:
+    norm: Batch norm layer, with the fields of `kernels.BatchNorm`.
     train: as `batch_norm`.
     partial: partial batch norm (Wang et al. 2016, arXiv 1608.00859, section
       3.2): in training too, all but the first use their running statistics and
@@ -164,15 +172,20 @@ def batch_norms(
     sync: as `batch_norm`.
   """
   first, others = (
-    batch_norm(train=on, dtype=dtype, axis_name=axis_name, sync=sync)
+    batch_norm(norm, train=on, dtype=dtype, axis_name=axis_name, sync=sync)
     for on in (train, train and not partial)
   )
   return first, others
 
 
 def batch_norm(
-  *, train: bool, dtype: DTypeLike, axis_name: str | None, sync: bool
-) -> Callable[..., kernels.BatchNorm]:
+  norm: Callable[..., nn.Module] = kernels.BatchNorm,
+  *,
+  train: bool,
+  dtype: DTypeLike,
+  axis_name: str | None,
+  sync: bool,
+) -> Callable[..., nn.Module]:
   """Returns a constructor of batch norm layers with this project's constants.
 
   Epsilon 1e-5 and a running average that keeps 0.9 of its old value (what
@@ -181,6 +194,7 @@ def batch_norm(
   follows the unbiased one, n / (n - 1) times as large.
 
   Args:
+    norm: Batch norm layer, with the fields of `kernels.BatchNorm`.
     train: normalise with the batch's statistics and update the running ones.
     dtype: compute dtype; parameters and statistics are always float32.
     axis_name: the pmap axis.
@@ -196,7 +210,7 @@ def batch_norm(
       "set it, or set sync_batch_norm=False"
     )
   return functools.partial(
-    kernels.BatchNorm,
+    norm,
     use_running_average=not train,
     momentum=0.9,
     epsilon=1e-5,

@@ -102,6 +102,9 @@ class ResNet(nn.Module):
     axis_name: the pmap axis, or None.
     sync_batch_norm: batch norm statistics over axis_name.
     partial_batch_norm: all but the first batch norm keep their statistics.
+    conv: Convolution layer, with the fields of flax's.
+    norm: Batch norm layer, with the fields of flax's.
+    pool: Max pooling, called as `kernels.max_pool`.
   """
 
   num_classes: int
@@ -113,6 +116,9 @@ class ResNet(nn.Module):
   axis_name: str | None = None
   sync_batch_norm: bool = False
   partial_batch_norm: bool = False
+  conv: Callable[..., nn.Module] = kernels.Conv
+  norm: Callable[..., nn.Module] = kernels.BatchNorm
+  pool: Callable[..., Array] = kernels.max_pool
 
   def __call__(
     self, x: Array, *, train: bool
@@ -148,7 +154,7 @@ class ResNet(nn.Module):
       scale_width(64, self.width), (7, 7), strides=2, padding=3, name="conv1"
     )(x)
     x = nn.relu(first_norm(name="bn1")(x))
-    x = kernels.max_pool(x, 3, 2, ((1, 1), (1, 1)))
+    x = self.pool(x, 3, 2, ((1, 1), (1, 1)))
     for stage, size in enumerate(self.stage_sizes):
       for index in range(size):
         x = self.block(
@@ -185,8 +191,7 @@ class ResNet(nn.Module):
 
   def _layers(self, train: bool) -> tuple[Callable, Callable, Callable]:
     conv = functools.partial(
-      nn.Conv,
-      conv_general_dilated=kernels.convolve,
+      self.conv,
       use_bias=False,
       # flax pads as SAME by default; a stride-2 SAME is not symmetric.
       padding=0,
@@ -194,6 +199,7 @@ class ResNet(nn.Module):
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
     first_norm, norm = batch_norms(
+      self.norm,
       train=train,
       partial=self.partial_batch_norm,
       dtype=self.dtype,

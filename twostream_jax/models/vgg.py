@@ -1,6 +1,7 @@
 """VGG-11, VGG-16 and VGG-19, with or without batch norm."""
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -45,6 +46,9 @@ class VGG(nn.Module):
     sync_batch_norm: batch norm statistics over axis_name.
     fc7_dropout_rate: after fc7, where it is another than after fc6.
     partial_batch_norm: all but the first batch norm keep their statistics.
+    conv: Convolution layer, with the fields of flax's.
+    norm: Batch norm layer, with the fields of flax's.
+    pool: Max pooling, called as `kernels.max_pool`.
   """
 
   num_classes: int
@@ -57,6 +61,9 @@ class VGG(nn.Module):
   sync_batch_norm: bool = False
   partial_batch_norm: bool = False
   fc7_dropout_rate: float | None = None
+  conv: Callable[..., nn.Module] = kernels.Conv
+  norm: Callable[..., nn.Module] = kernels.BatchNorm
+  pool: Callable[..., Array] = kernels.max_pool
 
   def __call__(
     self, x: Array, *, train: bool
@@ -88,6 +95,7 @@ class VGG(nn.Module):
     """
     check_input(x)
     first_norm, norm = batch_norms(
+      self.norm,
       train=train,
       partial=self.partial_batch_norm,
       dtype=self.dtype,
@@ -96,13 +104,12 @@ class VGG(nn.Module):
     )
     for stage, size in enumerate(self.stage_sizes, start=1):
       if stage > 1:
-        x = kernels.max_pool(x, 2, 2, ((0, 0), (0, 0)))
+        x = self.pool(x, 2, 2, ((0, 0), (0, 0)))
       for layer in range(1, size + 1):
-        x = nn.Conv(
+        x = self.conv(
           scale_width(_CHANNELS[stage - 1], self.width),
           (3, 3),
           padding=1,
-          conv_general_dilated=kernels.convolve,
           dtype=self.dtype,
           kernel_init=nn.initializers.he_normal(),
           name=f"conv{stage}_{layer}",
@@ -126,7 +133,7 @@ class VGG(nn.Module):
     Returns:
       fc7 [b units] after dropout, and the features 'fc6' and 'fc7' before.
     """
-    x = kernels.max_pool(conv, 2, 2, ((0, 0), (0, 0)))
+    x = self.pool(conv, 2, 2, ((0, 0), (0, 0)))
     return hidden_layers(
       x.reshape(x.shape[0], -1),
       _HIDDEN,
