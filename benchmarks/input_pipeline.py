@@ -227,7 +227,7 @@ def compare(case, source, clips, values):
       ahead = 3 * values.threads
       seconds = seconds_of(endless, batches, ahead)
       rates[name].append(count / seconds)
-      # It goes on until they lie ready.
+      # It continues until they are ready.
       time.sleep(0.5 + ahead * seconds / batches)
   rate = {name: statistics.median(found) for name, found in rates.items()}
   print(

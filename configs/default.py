@@ -133,7 +133,7 @@ def get_optim() -> ml_collections.ConfigDict:
   optim.penalised = ""
   # Weight of the sum of their absolute values, by a proximal step.
   optim.l1 = 0.0
-  # Weight of the sum of the norms of their columns, likewise.
+  # The same for the sum of the norms of their columns.
   optim.l21 = 0.0
   return optim
 
@@ -241,7 +241,7 @@ def get_config() -> ml_collections.ConfigDict:
   # less memory (gradient accumulation). Batch norm sees each for itself.
   config.train.micro_batches = 1
   # Steps of a stage that may be left out because the loss or a gradient is not
-  # finite; one more ends the run. The learning rate goes on with them.
+  # finite; one more ends the run. They count as steps of the learning rate.
   config.train.max_skipped_steps = 0
 
   config.selection = ml_collections.ConfigDict()

@@ -166,7 +166,7 @@ def _work(connection, name, root, copy, seed) -> None:
     os.dup2(null, 2)
   target = fuzz_targets.TARGETS[name]
   seeds = target.seeds(root)
-  # What reading imports and keeps is no cost of an input.
+  # What reading imports and keeps is not a cost of an input.
   for path in seeds[:1]:
     with contextlib.suppress(Exception):
       target.read(copy / path.relative_to(root))

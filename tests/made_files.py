@@ -1,4 +1,4 @@
-"""Files that stand for videos, and lists of them, for tests."""
+"""Placeholder video files, and lists of them, for tests."""
 
 
 def write_files(root, *names):

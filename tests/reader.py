@@ -1,6 +1,6 @@
 """Reads the runs in a folder while another process trains them.
 
-Goes on until its standard input is closed, then writes how often it read. It
+Continues until its standard input is closed, then writes how often it read. It
 ends with a traceback where reading fails in another way than by what is not
 there yet.
 """

@@ -90,7 +90,7 @@ def test_an_interruption_s_checkpoint_displaces_no_other(tmp_path):
   write(folder, [0.9, 0.1, None, None], unscheduled=(4,))
   assert listed(folder) == [1, 2, 3, 4]
   with checkpoints.open_manager(folder, keep=2) as manager:
-    # As the newest it is where training goes on.
+    # As the newest it is where training resumes.
     assert checkpoints.restore_newest(manager, state(0)).step == 4
     checkpoints.save(manager, 5, state(5), {}, {})
     checkpoints.finish(manager)
@@ -109,7 +109,7 @@ def test_a_removal_that_was_cut_off_is_made_good(tmp_path, whole, training):
   if not whole:
     shutil.rmtree(aside / "progress")
   aside.rename(folder / "3")
-  # As training does when it goes on, and a stage that was at its end.
+  # As resumed training does, and a stage that was at its end.
   if training:
     checkpoints.open_manager(folder, keep=2).close()
   else:
@@ -289,7 +289,7 @@ def test_what_a_thread_writes_later_is_a_copy(tmp_path, monkeypatch):
   progress, metadata = {"window": [[1.0]]}, {"names": ["a"]}
   with checkpoints.open_manager(tmp_path, keep=2) as manager:
     checkpoints.save(manager, 1, state(1), progress, metadata)
-    # Training goes on: the next step adds to its sums.
+    # Training resumes: the next step adds to its sums.
     progress["window"].append([2.0])
     metadata["names"].append("b")
   assert handed_over == [

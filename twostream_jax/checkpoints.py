@@ -84,7 +84,7 @@ def open_manager(
 def finish_removals(directory: str | os.PathLike, *, keep: int) -> None:
   """Removes what training would have removed, had it not been ended just then.
 
-  For a stage that is trained to its end, which nobody opens to train again.
+  For a stage that is trained to its end, which is not opened to train again.
   Where nothing is left to remove, nothing is written.
 
   Args:
@@ -119,8 +119,8 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
   may be missing: it then has no checkpoints.
 
   Raises:
-    CheckpointError: What lies there is no list of checkpoints, or one of them
-      has links: whoever wrote it would choose what else is read.
+    CheckpointError: What lies there is not a list of checkpoints, or one of
+      them has links: whoever wrote it would choose what else is read.
   """
   manager = _open_to_read(Path(directory))
   try:
@@ -254,13 +254,13 @@ def save(
   score: float | None = None,
   scheduled: bool = True,
 ) -> None:
-  """Starts to save; training may go on, for everything is copied first.
+  """Starts to save; training may continue, as everything is copied first.
 
   Args:
     manager: of the stage.
     step: batches seen.
     state: tree of arrays of one replica.
-    progress: JSON-ready; what else training needs to go on as if it had not
+    progress: JSON-ready; what else training needs to continue as if it had not
       stopped: position in the data, random key, unfinished sums.
     metadata: JSON-ready facts that give the weights their meaning (FlowSpec,
       class names, settings).
@@ -322,7 +322,7 @@ def _explaining(manager: ocp.CheckpointManager) -> Iterator[None]:
     raise CheckpointError(
       f"a checkpoint could not be written to {manager.directory}:"
       f" {_first_line(error)}\nThe last good one is {good}. Make room on the"
-      " disk or mend its cause, and run again: training goes on from there."
+      " disk or mend its cause, and run again: training resumes from there."
     ) from error
 
 
@@ -365,7 +365,7 @@ def restore_newest(
       moved = _set_aside(manager, step)
       warnings.warn(
         f"checkpoint {step} in {manager.directory} can't be read"
-        f" ({_first_line(error)}); it is now {moved}, and training goes on"
+        f" ({_first_line(error)}); it is now {moved}, and training resumes"
         " from the one before",
         stacklevel=2,
       )
@@ -487,7 +487,7 @@ def read_metadata(
   """The newest checkpoint's folder and metadata; None where there is none.
 
   It only reads. A checkpoint whose metadata can't be read is passed over, as it
-  will be when training goes on. The directory may be missing.
+  will be when training resumes. The directory may be missing.
   """
   if not Path(directory).exists():
     return None

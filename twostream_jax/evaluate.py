@@ -31,7 +31,7 @@ def evaluate(
       logits over the views of a row, [devices b n].
     variables: replicated.
     rows: of the split, under the test protocol.
-    protocol: in words.
+    protocol: Description of the protocol.
     description: shown by the progress bar; empty shows no bar.
     should_stop: asked before every batch.
 
@@ -107,7 +107,7 @@ def _batches(
     for batch in rows.batches:
       if parallel.any_process(should_stop()):
         raise interrupts.Interrupted(
-          f"{description}: not finished; it begins anew when the run goes on"
+          f"{description}: not finished; it restarts when the run resumes"
         )
       yield batch
       bar.update()

@@ -62,7 +62,7 @@ def cache_compilations(
 
   Where there is no folder to keep them in, as without a home folder or where
   it can't be written to, one sentence on stderr says so and nothing is kept. A
-  folder that others can write to is no substitute: JAX runs what it finds.
+  folder that others can write to is not a substitute: JAX runs what it finds.
 
   Args:
     program: Name of the command, for that sentence.

@@ -14,7 +14,7 @@ goes to WORKDIR/evaluations. The recipes of this project are found from any
 folder, also by name alone (--config=quickstart).
 
 Ends with 0 when all is done, 75 when a signal ended it and the same command
-will go on, and 1 for errors.
+will resume, and 1 for errors.
 """
 
 import sys

@@ -31,7 +31,7 @@ def read_metrics(
   A last line that a kill cut off is left out.
 
   Raises:
-    JsonError: A line is no record; the message names the file and the line.
+    JsonError: A line is not a record; the message names the file and the line.
   """
   path = Path(directory) / filename
   if not os.path.lexists(path):
@@ -57,7 +57,7 @@ class MetricsLogger:
 
     Args:
       directory: `workdir/<stage>`.
-      resume_step: the step that training goes on from; later records go.
+      resume_step: Step that training resumes from; later records are dropped.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ def scale_by_path(
       momentum included.
     multipliers: pairs of a regular expression and a factor, at least 0. With
       a factor of 0 a parameter is frozen: `tx` does not see it, so it has no
-      momentum, and its update is exactly zero. (Batch statistics are no
+      momentum, and its update is exactly zero. (Batch statistics are not
       parameters: in training they follow the batches all the same.)
 
   Raises:

@@ -29,7 +29,7 @@ class Scores:
     logits: float32 [b, n]; `probabilities` are their softmax over a row, or
       of a multi-label set the sigmoid of each.
       Finite.
-    protocol: in words, how the scores came about.
+    protocol: Description of how the scores came about.
     class_names: of the columns, in their order; () where they are not known.
     weights: Digest of the weights that scored; "" where it is not known.
     videos: Digest of the split, see `VideoSource.digest`; "" where it is not

@@ -64,7 +64,7 @@ def rate(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   """
   if labels.ndim == 1:
     labels = jax.nn.one_hot(labels, logits.shape[-1])  # Others are all 0.
-  # "Not below", so that NaN is no right answer either.
+  # "Not below", so that NaN is not a right answer either.
   first = ~(logits < logits.max(axis=-1, keepdims=True))
   is_wrong = (first & (labels == 0)).any(axis=-1)
   can_be = (labels > 0).any(axis=-1)
@@ -306,7 +306,7 @@ def feature_step(
     float32 [b v d].
 
   Raises:
-    ValueError: the model has no such feature, or it is no vector.
+    ValueError: the model has no such feature, or it is not a vector.
   """
 
   def of_inputs(inputs):

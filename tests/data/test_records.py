@@ -248,7 +248,7 @@ def test_what_can_not_be_read_in_parts_is_refused(videos, tmp_path):
   with pytest.raises(ValueError, match="can't be read in parts"):
     record_index.index_file(squeezed)
   no_image = write(tmp_path / "b", [videos[0] | {"flow": [b"nothing"]}])
-  with pytest.raises(ValueError, match="7 bytes in 'flow' that are no JPEG"):
+  with pytest.raises(ValueError, match="7 bytes in 'flow' that are not a JPEG"):
     record_index.index_file(no_image)
 
 

@@ -178,7 +178,7 @@ def test_a_late_joint_network_scores_as_the_average_of_its_streams(
   "path, value, match",
   [
     ("lstm.sources", (), "lstm.sources names no stage"),
-    ("lstm.sources", ("joint",), "'joint', which is no stream"),
+    ("lstm.sources", ("joint",), "'joint', which is not a stream"),
     ("lstm.sources", ("temporal", "spatial"), "an lstm reads one stream"),
     ("stages", ("lstm", "spatial", "temporal"), "must be a stage before it"),
     ("joint.towers", ("temporal", "spatial"), "one of flow"),

@@ -109,7 +109,7 @@ def test_results_are_strict_json(finished):
   folder, returned = finished
 
   def refuse(constant):
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not JSON")
 
   text = (folder / "results.json").read_text()
   assert json.loads(text, parse_constant=refuse) == returned

@@ -122,7 +122,7 @@ def test_features_and_scores_are_of_the_weights_that_are_there(
   run.compute_features(config, "network", tmp_path, tiny, train.Watch())
   assert features.read_features(path).weights == again.weights
 
-  # What was trained on the old features does not go on with the new ones.
+  # Training on the old features does not resume with the new ones.
   longer = changed(config, **{"network.total_steps": 9})
   with pytest.raises(ValueError, match="other features"):
     create.create_stage(longer, "network", tiny, tmp_path)
@@ -294,7 +294,7 @@ def test_imported_weights_are_needed_once(config, tiny, tmp_path):
   assert run.train_and_evaluate(config, folder, tiny) == expected
   _, found = rescore.rescore(config, folder, tiny)
   assert found["streams"] == expected["streams"]
-  with pytest.raises(ValueError, match="is no file"):
+  with pytest.raises(ValueError, match="is not a file"):
     run.train_and_evaluate(config, tmp_path / "new", tiny)
 
 

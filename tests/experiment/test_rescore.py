@@ -1,4 +1,4 @@
-"""A trained run is scored anew, and stays as it is."""
+"""A trained run is scored again, and stays as it is."""
 
 import functools
 import json
@@ -99,7 +99,7 @@ def test_another_split_and_protocol(trained, config, tiny, capsys):
   assert where.name == "train-1x5" and found["videos"] == 24
   assert found["protocols"]["spatial"].startswith("1x5: the middle clip")
   assert list(found["fusion"]) == ["average", "weighted", "fitted_weights"]
-  # Fitted anew, by this protocol.
+  # Fitted again, by this protocol.
   fitted_on = scores.load_scores(where / "scores" / "spatial-validation.npz")
   assert fitted_on.protocol == found["protocols"]["spatial"]
   changed = with_evaluation(config, "validation", "single")

@@ -250,7 +250,7 @@ def test_flow_of_another_kind_is_refused_without_a_config(
   folder, returned = finished
   copy = copied_run(folder, tmp_path / "run")
   assert_refused(config, copy, rebound)
-  # To score anew, the weights are restored with the dataset.
+  # To score again, the weights are restored with the dataset.
   (copy / "scores" / "temporal-test.npz").unlink()
   assert_refused(config, copy, rebound)
   assert run.train_and_evaluate(config, copy, tiny) == returned

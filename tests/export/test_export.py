@@ -224,7 +224,7 @@ def test_what_is_written_for_cpus_stays_there(opened):
     for path, array in weights.items()
     if path.startswith("temporal/") and array.ndim == 4
   ]
-  # What checks that b and t are at least 1 is no kernel of ours.
+  # What checks that b and t are at least 1 is not a kernel of ours.
   plain = (len(kernels), {"shape_assertion"})
   assert found["cuda"] == found["tpu"] == plain
   assert found["cpu"][0] < len(kernels)
@@ -561,7 +561,7 @@ def test_the_command_exports_for_one_platform_and_replaces(
   assert "None: there is one stage" in (out / "model_card.md").read_text()
   with pytest.raises(ValueError, match=r"exported for \['tpu'\], not 'cpu'"):
     runner.load(out)
-  # What Python leaves beside the runner is no file of the user; notes are.
+  # What Python leaves beside the runner is not a file of the user; notes are.
   (out / "__pycache__").mkdir()
   (out / "__pycache__" / "runner.cpython-311.pyc").touch()
   (out / "programs" / "stale-tpu.jax").touch()
@@ -702,7 +702,7 @@ def test_a_program_that_calls_other_functions_is_not_run(exported, tmp_path):
 @pytest.mark.parametrize(
   "change, words",
   [
-    ("other", "is there already and is no earlier export"),
+    ("other", "is there already and is not an earlier export"),
     ("unfinished", "stage 'joint' of .* is not trained"),
     ("platform", r"platforms \['abacus'\] must be of"),
     ("nowhere", "no run in"),

@@ -9,7 +9,7 @@ from twostream_jax.flow.colorwheel import color_wheel, flow_to_rgb
 
 
 def _reference(x, y, max_speed):
-  """One pixel, written anew from Baker et al. 2011's computeColor."""
+  """One pixel, written again from Baker et al. 2011's computeColor."""
   wheel = []
   lengths = {"RY": 15, "YG": 6, "GC": 4, "CB": 11, "BM": 13, "MR": 6}
   for name, n in lengths.items():

@@ -137,4 +137,4 @@ def test_another_spec_is_refused_with_all_that_helps():
   assert "  bound: 20.0 != 15.0" in lines
   assert "  direction: 'forward' != 'bidirectional'" in lines
   assert not any(line.startswith("  quality") for line in lines)
-  assert "train anew" in lines[-1] and "build_tfds" in lines[-1]
+  assert "train again" in lines[-1] and "build_tfds" in lines[-1]

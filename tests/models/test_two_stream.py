@@ -100,7 +100,7 @@ def test_concat_classifies_both_vectors():
   layer = jax.tree.map(np.asarray, variables["params"]["logits"])
   expected = (x @ layer["kernel"] + layer["bias"]).mean(axis=1)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
-  # Classifiers that nobody reads are not there.
+  # Classifiers that are never read do not exist.
   for stream in ("spatial", "temporal"):
     assert "logits" not in variables["params"][stream]
 

@@ -153,7 +153,7 @@ def test_a_run_begins_with_the_weights_of_another(
 ):
   with checkpoints.open_reader(finished / "temporal" / "checkpoints") as reader:
     trained = checkpoints.restore_variables(reader)["params"]
-  # That run goes on: a save is under way.
+  # That run continues: a save is under way.
   under_way = finished / "temporal" / "checkpoints" / "9.orbax-checkpoint-tmp-1"
   under_way.mkdir()
   state = begun_from(

@@ -431,7 +431,7 @@ def _find_dataset(path: Path) -> Path:
     if INFO_FILE in names:
       found.append(Path(folder))
       children.clear()
-    # A build in progress, or a killed one, is no dataset.
+    # A build in progress, or a killed one, is not a dataset.
     children[:] = sorted(c for c in children if not is_unfinished(c))
   if not found:
     for error in unreadable:
@@ -454,5 +454,5 @@ def _find_dataset(path: Path) -> Path:
 
 
 def is_unfinished(folder_name: str) -> bool:
-  """Whether a folder's name says that it is no finished dataset."""
+  """Whether a folder's name says that it is not a finished dataset."""
   return folder_name.startswith(".") or ".incomplete" in folder_name

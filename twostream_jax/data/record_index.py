@@ -111,8 +111,8 @@ def index_file(
       library, whose reader hangs where none can be started.
 
   Raises:
-    ValueError: its bytes are not where the format has them, or an image is no
-      JPEG.
+    ValueError: its bytes are not where the format has them, or an image is not
+      a JPEG.
   """
   try:
     return _index_file(path, records)
@@ -282,7 +282,7 @@ def _find_images(record: bytes, fields) -> list[tuple[int, int]]:
     position = 0  # The lists are in the order that a serialiser chose.
     for image in fields[name].bytes_list.value:
       if not is_jpeg(image):
-        raise ValueError(f"{len(image)} bytes in {name!r} that are no JPEG")
+        raise ValueError(f"{len(image)} bytes in {name!r} that are not a JPEG")
       position = _find(record, image, position)
       places.append((position, len(image)))
       position += len(image)

@@ -1,4 +1,4 @@
-"""Scores a trained run anew: another split, protocol or checkpoint.
+"""Scores a trained run again: another split, protocol or checkpoint.
 
 Nothing is trained, and what the run itself wrote stays as it is. A new score
 has a folder of its own:
@@ -73,7 +73,7 @@ def rescore(
 ) -> tuple[Path, dict[str, Any]]:
   """Scores `config.data.test_split` by `config.eval`.
 
-  A fusion that is fitted is fitted anew: on scores of `config.fusion.fit_split`
+  A fitted fusion is fitted again: on scores of `config.fusion.fit_split`
   by the same protocol and checkpoints. Where that is the split that is scored,
   it is left out.
 

@@ -79,7 +79,7 @@ def train_and_evaluate(
   check_trained_data(config, workdir, data)
   begun_with = {"config": config.to_dict(), "dataset": identity(data)}
   check_config_file(workdir, begun_with)
-  # Nobody writes before all have looked.
+  # No process writes before all have looked.
   parallel.barrier("settings")
   if parallel.is_primary():
     write_config(workdir, begun_with)
@@ -135,7 +135,7 @@ def check_config(
     begun = trained_weights.is_begun(name, workdir)
     if weights and not begun and not Path(weights).is_file():
       raise ValueError(
-        f"config.{name}.init.weights={weights!r} is no file; make it with"
+        f"config.{name}.init.weights={weights!r} is not a file; make it with"
         " data_prep/convert_weights.py, or name another"
       )
     if config[name].kind == "features":

@@ -97,7 +97,7 @@ class Model:
       rgb: codes uint8 [b t h w 3] of b videos with t windows (views) each, for
         all stages that read frames; or by stage (or "stage/input", see the
         manifest), where they read different windows or sizes.
-      flow: codes uint8 [b t h w 2l], likewise.
+      flow: codes uint8 [b t h w 2l], like rgb.
       length: windows of each video that count, int [b], for stages that read
         sequences; None: all.
       stages: those to run; (): all.
@@ -128,7 +128,7 @@ class Model:
   ) -> list[list[tuple[str, float]]]:
     """The k best classes of each row, with probabilities in 0..1.
 
-    Margins of the rule "svm" rank, but are no calibrated probabilities.
+    Margins of the rule "svm" rank, but are not calibrated probabilities.
     """
     shares = probabilities(logits, self.manifest["multi_label"])
     best = np.argsort(-shares, axis=1, kind="stable")[:, :k]
@@ -184,7 +184,7 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
     platform: "cpu", "cuda" or "tpu"; None: the one that JAX computes on.
 
   Raises:
-    ValueError: it is no export that this file can read, or not for the
+    ValueError: it is not an export that this file can read, or not for the
       platform; a file is damaged, or does not fit the others; it names files
       elsewhere, or its programs call functions outside of them.
   """
@@ -242,7 +242,7 @@ def _inside(directory: Path, name: str) -> Path:
   """The path of a file that the manifest names.
 
   Raises:
-    ValueError: it leads out of the folder, or is no file.
+    ValueError: it leads out of the folder, or is not a file.
   """
   path = directory / name
   try:
@@ -300,12 +300,12 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
   names, platforms = manifest["class_names"], manifest["platforms"]
   bound, stages = manifest["flow_spec"]["bound"], manifest["stages"]
   for what, is_right in {
-    "class_names are no texts": _are_texts(names) and len(names) > 0,
-    "platforms are no texts": _are_texts(platforms),
+    "class_names are not strings": _are_texts(names) and len(names) > 0,
+    "platforms are not strings": _are_texts(platforms),
     "multi_label is neither true nor false": isinstance(
       manifest["multi_label"], bool
     ),
-    "the bound of flow_spec is no positive number": _is_number(bound)
+    "the bound of flow_spec is not a positive number": _is_number(bound)
     and bound > 0,
     "weights or fusion name no file": _are_texts(
       [manifest["weights"], manifest["fusion"]]
@@ -429,12 +429,12 @@ def _check_rule(rule: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
   for key, shape in shapes[rule["kind"]].items():
     values = np.array(rule[key], np.float64)
     if values.shape != shape or not np.isfinite(values).all():
-      raise ValueError(f"{key} are no {shape} numbers")
+      raise ValueError(f"{key} are not {shape} numbers")
   if rule["kind"] == "linear" and type(rule["l2_normalised"]) is not bool:
     raise ValueError("l2_normalised is neither true nor false")
   for key in ("scale", "offset"):
     if not _is_number(rule.get(key, 1.0)):
-      raise ValueError(f"{key} is no number")
+      raise ValueError(f"{key} is not a number")
 
 
 def _are_texts(values: Any) -> bool:

@@ -95,7 +95,7 @@ def _check_target(out: Path) -> None:
     known = False
   if not known:
     raise ExportError(
-      f"{out} is there already and is no earlier export: remove it, or name"
+      f"{out} is there already and is not an earlier export: remove it, or name"
       " another folder"
     )
 

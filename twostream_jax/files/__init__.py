@@ -217,11 +217,11 @@ def require_own(folder: Path, own: Sequence[str]) -> None:
   """Refuses a folder that holds what this package did not write there.
 
   Args:
-    folder: The folder. Folders in it without a file are no matter.
+    folder: The folder. Folders in it without a file do not matter.
     own: See `remove_folder`. Temporary files of `replaced` belong to it.
 
   Raises:
-    ForeignFileError: It does, or it is no folder; the message has the path.
+    ForeignFileError: It does, or it is not a folder; the message has the path.
   """
   if folder.is_symlink() or not folder.is_dir():
     raise _foreign(folder, folder)

@@ -157,7 +157,7 @@ def as_array(call: Any) -> np.ndarray | list | None:
   try:
     dtype = np.dtype(code) if isinstance(code, str) else None
   except SyntaxError as error:
-    raise ValueError(f"{code!r} is no type of numbers") from error
+    raise ValueError(f"{code!r} is not a type of numbers") from error
   if dtype is not None and dtype.kind == "O":
     return list(data)
   # Records and text are left out: nothing here needs them.

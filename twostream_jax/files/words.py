@@ -17,7 +17,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def printable(text: str) -> str:
-  r"""Escapes what is no visible character, such as "\x1b" and line breaks."""
+  r"""Escapes invisible characters, such as "\x1b" and line breaks."""
   return "".join(map(_visible, text))
 
 

@@ -33,10 +33,10 @@ _KINDS = {
   "parameters": (Mapping,),
 }
 _WORDS = {
-  str: "text",
-  Integral: "whole number",
-  Real: "finite number",
-  Mapping: "set of values by name",
+  str: "a text",
+  Integral: "a whole number",
+  Real: "a finite number",
+  Mapping: "a set of values by name",
 }
 
 
@@ -84,7 +84,7 @@ class FlowSpec:
       # A bool is an int; NaN compares with nothing.
       fits = isinstance(value, kinds) and not isinstance(value, bool)
       if not fits or (isinstance(value, Real) and not math.isfinite(value)):
-        raise FlowSpecError(f"{name}={value!r:.80} is no {_WORDS[kinds[0]]}")
+        raise FlowSpecError(f"{name}={value!r:.80} is not {_WORDS[kinds[0]]}")
     if not 0 <= self.quality <= 100:
       raise FlowSpecError(f"quality must be in 0..100: {self.quality}")
     if not _are_plain(self.parameters):
@@ -182,7 +182,7 @@ def require_equal(
       "They differ (model != dataset) in\n"
       + "".join(f"  {line}\n" for line in differing)
       + "Use the dataset that the model was trained on, build one with the"
-      " model's values (data_prep/build_tfds.py), or train anew in another"
+      " model's values (data_prep/build_tfds.py), or train again in another"
       " --workdir."
     )
 

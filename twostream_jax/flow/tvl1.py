@@ -100,7 +100,7 @@ def tvl1(
       automatic exposure). 0 never removes any: flow as datasets hold it whose
       parameters do not name `texture`.
 
-  It is compiled anew for every shape and every value of a parameter.
+  It is compiled again for every shape and every value of a parameter.
 
   Returns:
     float32 [... h w 2]: pixels, x (to the right) then y (downwards).

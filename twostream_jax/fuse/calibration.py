@@ -1,7 +1,7 @@
 """Calibration: a scale that makes probabilities of fused scores hold true.
 
 A regularised rule ranks well with scores that are far too close together, and
-margins of an SVM are no log-probabilities at all. Their softmax, or sigmoids,
+margins of an SVM are not log-probabilities at all. Their softmax, or sigmoids,
 become probabilities by one scale (temperature scaling, Guo et al. 2017, arXiv
 1706.04599) and, of a multi-label set, one offset (Platt 1999) for all classes:
 no ranking of classes or of videos within a class changes.

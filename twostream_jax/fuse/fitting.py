@@ -26,7 +26,7 @@ class FittingSet:
     probabilities: float64 [m, b, n].
     labels: as in `Scores`.
     targets: float64 [b, n], 1 for the class or classes of a video, else 0.
-    fitted_on: in words, the split, its size and the scores' protocols.
+    fitted_on: Description of the split, its size and the scores' protocols.
   """
 
   streams: tuple[str, ...]
@@ -97,7 +97,7 @@ def assign_folds(targets: np.ndarray, k: int = FOLDS) -> np.ndarray:
   fold = np.zeros(len(targets), np.intp)
   for c in range(n + 1):
     (members,) = np.nonzero(group == c)
-    # Shifted by the class, lest all small classes meet in the first fold.
+    # Shifted by the class, or all small classes would share the first fold.
     fold[members] = (
       np.arange(len(members)) * k // max(len(members), 1) + c
     ) % k
@@ -169,7 +169,7 @@ def _most_regularised(losses: Sequence[np.ndarray]) -> int:
     error = worse.std() / np.sqrt(len(worse))
     if worse.mean() <= error:
       return i
-  raise AssertionError  # The best is no worse than itself.
+  raise AssertionError  # The best is at least as good as itself.
 
 
 def _have_company(data: FittingSet, fold: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ class LinearFusion:
   """Fused logits as a linear function of stacked class probabilities.
 
   Attributes:
-    rule: in words, what was fitted and with which parameters.
+    rule: Description of what was fitted and with which parameters.
     streams: the names of the m streams, in the order of the blocks of rows.
     multi_label: whether probabilities are sigmoids, not softmaxes.
     l2_normalised: whether each stream's probabilities are scaled to unit
@@ -28,7 +28,7 @@ class LinearFusion:
     bias: float64 [n].
     scale: factor on scores that makes them logits, see `calibration`.
     offset: of the logits, added to scores times scale.
-    fitted_on: in words, the split, its size and the scores' protocols.
+    fitted_on: Description of the split, its size and the scores' protocols.
   """
 
   rule: str

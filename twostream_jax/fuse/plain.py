@@ -105,7 +105,7 @@ def _whole(labels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
       "labels must be class indices from 0, found"
       f" {str(labels.flat[0])[:40]!r} for {ids[0]!r}"
     )
-  # NaN is no whole number either.
+  # NaN is not a whole number either.
   with np.errstate(invalid="ignore"):
     whole = labels % 1 == 0 if labels.dtype.kind == "f" else labels == labels
   broken = ~whole

@@ -26,7 +26,7 @@ class WeightedFusion:
     weights: one for each, at least 0, sum 1.
     scale: factor on the logits of the mean, see `calibration`.
     offset: added to them then.
-    fitted_on: in words, the split, its size and the scores' protocols.
+    fitted_on: Description of the split, its size and the scores' protocols.
   """
 
   streams: tuple[str, ...]

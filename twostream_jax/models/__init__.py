@@ -81,7 +81,7 @@ def create_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
 
   Raises:
     ValueError: name is unknown, num_classes is below 2, or the backbone has
-      no such field (what a name fixes, as the depth of vgg16, is no field).
+      no such field (what a name fixes, as the depth of vgg16, is not a field).
   """
   if name not in BACKBONES:
     raise ValueError(
@@ -136,8 +136,8 @@ def create_feature_model(
 
 
 def _free_fields(backbone: Callable[..., nn.Module]) -> list[str]:
-  # parent and name are flax's own; create_model passes num_classes itself; what
-  # layers are made of is no setting.
+  # parent and name are flax's own, create_model passes num_classes itself, and
+  # what layers are made of is not a setting.
   fixed = {"parent", "name", "num_classes", "conv", "norm", "pool"}
   module = backbone
   if isinstance(backbone, functools.partial):

@@ -169,7 +169,7 @@ def _unpool(x, gradient, *, window, stride, padding):
     (reach - 1, max(0, columns - gradient.shape[2])),
     (0, 0),
   )
-  # The barrier keeps both from being computed anew for each phase.
+  # The barrier keeps both from being computed again for each phase.
   first, gradient = lax.optimization_barrier(
     (
       jnp.pad(first, margins, constant_values=-1),
@@ -326,7 +326,7 @@ def _normalise_forward(x, scale, bias, epsilon, axis_name):
 
 
 def _normalise_backward(epsilon, axis_name, residuals, gradients):
-  # The running statistics are no path of the loss: their gradients are zero.
+  # The loss does not depend on the running statistics: zero gradients.
   del epsilon
   x, mean, factor, scale = residuals
   gradient = gradients[0]

@@ -24,7 +24,7 @@ class TwoStream(nn.Module):
 
   Convolutional fusion (Feichtenhofer et al. 2016, arXiv 1604.06573, §3.1)
   joins the maps x^a, x^b of the last convolutions, pixel by pixel. The spatial
-  network goes on with the fused map; the temporal one ends there:
+  network continues with the fused map; the temporal one ends there:
 
     sum: x^a + x^b.
     max: the larger of both.

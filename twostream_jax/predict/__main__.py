@@ -64,7 +64,7 @@ def define_flags(values: flags.FlagValues) -> None:
     (
       "threshold",
       None,
-      "Classes with a smaller probability are no segment, 0..1; default: 0, or"
+      "Classes with a smaller probability give no segment, 0..1; default: 0, or"
       " 0.5 where a video has any number of classes.",
     ),
     ("time_limit", TIME_LIMIT, "Seconds that decoding a video may take."),

@@ -58,7 +58,7 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   """Scores the videos that arguments name; returns the exit code.
 
   Raises:
-    ValueError: flags do not fit each other or the run, or that is no run.
+    ValueError: flags do not fit each other or the run, or it is not a run.
     OSError: a file can't be read or written.
     CheckpointError: a checkpoint can't be read.
   """

@@ -93,10 +93,10 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
 
 
 def _check(answer: Answer) -> None:
-  """Raises any error for what is no answer."""
+  """Raises any error for what is not an answer."""
   texts = [answer["path"], *answer.get("files", {}).values()]
   if not all(isinstance(text, str) for text in texts):
-    raise TypeError("paths are no texts")
+    raise TypeError("paths are not strings")
 
 
 def _holds(answer: Answer, video: list[int] | None) -> bool:

@@ -34,7 +34,7 @@ class Options:
   """How long videos are followed, and what is written of them.
 
   Attributes:
-    by: stage or fusion rule that speaks.
+    by: Stage or fusion rule of the answer.
     window: seconds that are seen at once.
     stride: seconds from one window to the next.
     smooth: windows that are averaged.

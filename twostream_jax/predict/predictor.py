@@ -44,9 +44,9 @@ class Prediction:
     path: of the video, as it was given.
     class_names: of the run.
     stages: float64 [n] in 0..1 by stage: how probable each class is.
-    fused: likewise by fusion rule.
+    fused: The same by fusion rule.
     logits: float32 [n] by stage, as in the run's score files.
-    protocols: which views each stage was shown, in words.
+    protocols: Description of the views shown to each stage.
     num_frames: of the video.
     seconds: its length by its frame rate.
     elapsed: seconds from the path to the answer.
@@ -206,7 +206,7 @@ class Predictor:
     return found
 
   def _no_labels(self) -> np.ndarray:
-    """What stands for the labels of one video; no rule reads them."""
+    """Placeholder labels of one video; no rule reads them."""
     if self.run.multi_label:
       return np.zeros((1, len(self.run.class_names)), bool)
     return np.zeros(1, np.int32)
@@ -276,5 +276,5 @@ class Predictor:
 
 
 def main_name(run: TrainedRun) -> str:
-  """What speaks for a run where one answer is wanted: a rule, or its stage."""
+  """Returns the rule, or else the stage, that gives a run's single answer."""
   return next(iter(run.rules), next(iter(run.stages)))

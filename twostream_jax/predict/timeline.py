@@ -61,7 +61,7 @@ class Recorder:
     before = None
     for seen in windows:
       if before is not None:
-        # Frames, not seconds: where a video stands still, it goes on showing
+        # Frames, not seconds: where a video stands still, it keeps showing
         # its last frame.
         middle = before.boundary_with(seen)
         shows_it = seen if middle >= seen.first else before
@@ -175,7 +175,7 @@ def find_segments(
 
 
 def write_csv(path: Path, segments: Iterable[Segment]) -> None:
-  """Writes segments as start, end, label, score; labels are no formulas."""
+  """Writes segments as start, end, label, score; labels are not formulas."""
   with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(Segment._fields)

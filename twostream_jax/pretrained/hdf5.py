@@ -79,7 +79,9 @@ def _check_depth(file: h5py.File) -> None:
       return
     if len(level) > _MOST_GROUPS:
       break
-  raise ValueError(f"groups in {_DEEPEST} others; this is no file of weights")
+  raise ValueError(
+    f"groups in {_DEEPEST} others; this is not a file of weights"
+  )
 
 
 def _unpacked(item: h5py.Dataset) -> int:

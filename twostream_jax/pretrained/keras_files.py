@@ -38,7 +38,7 @@ def read_archive(path: Path) -> Content:
   """Reads a .keras file.
 
   Raises:
-    WeightsError: its weights are no HDF5 file, or unpack to too much.
+    WeightsError: its weights are not an HDF5 file, or unpack to too much.
   """
   with zipfile.ZipFile(path) as archive:
     archives.require_small(archive, path)

@@ -40,7 +40,7 @@ class Layout:
     convert: makes an array this project's: (path, array, network) -> array;
       raises ValueError where its shape does not allow that.
     convention: of the input of the first layer, as it is in the file; None
-      where the input is no image.
+      where the input is not an image.
     unused: patterns of keys that no backbone needs, with the reason.
   """
 

@@ -121,7 +121,7 @@ def _network(variables: Mapping[str, Any]) -> Network:
   network = Network({path: x.shape for path, x in _leaves(variables)})
   if not network.convs:
     raise ValueError(
-      "these are no variables of a backbone; those of a Stream have them below"
+      "these are not variables of a backbone; those of a Stream have them below"
       " 'backbone'"
     )
   return network
@@ -197,7 +197,7 @@ class _Converter:
 
   def _convert(self, path: str, array: np.ndarray) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-      raise ValueError(f"{array.dtype} values are no weights")
+      raise ValueError(f"{array.dtype} values are not weights")
     if array.dtype.itemsize < np.dtype(np.float32).itemsize:
       # Means over channels would be rounded.
       array = array.astype(np.float32)

@@ -30,7 +30,7 @@ def read_matconvnet(path: Path) -> dict[str, np.ndarray]:
   Raises:
     MatError: The file is damaged or holds something else.
   """
-  # Not above: in the other process there is no package.
+  # Not above: the other process does not have the package.
   from twostream_jax.pretrained import apart
 
   size = path.stat().st_size

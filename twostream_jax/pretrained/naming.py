@@ -58,7 +58,7 @@ def _chw_to_hwc(kernel: np.ndarray, channels: int) -> np.ndarray:
   side = round((inputs / channels) ** 0.5)
   if side * side * channels != inputs:
     raise ValueError(
-      f"{inputs} inputs are no square map of {channels} channels"
+      f"{inputs} inputs are not a square map of {channels} channels"
     )
   maps = kernel.reshape(channels, side, side, units)
   return maps.transpose(1, 2, 0, 3).reshape(inputs, units)

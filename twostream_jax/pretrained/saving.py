@@ -63,7 +63,7 @@ def save_weights(
   }
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replaced(path) as temporary:
-    # save_file would let nobody else read the file.
+    # save_file would make the file unreadable for other users.
     temporary.write_bytes(safetensors.numpy.save(arrays, metadata=header))
 
 

@@ -39,7 +39,7 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
     read: the reader of one of them.
 
   Raises:
-    WeightsError: it is no such index; a file is missing, lies elsewhere or
+    WeightsError: it is not such an index; a file is missing, lies elsewhere or
       lacks an array.
   """
   with path.open("rb") as file:

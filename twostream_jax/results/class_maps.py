@@ -20,7 +20,7 @@ def class_maps(
 
   Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2: each channel of
   the last map is weighted by the mean gradient of the class's logit over its
-  positions; what remains of the weighted sum above zero speaks for the class.
+  positions; the positive part of the weighted sum is evidence for the class.
   Where the network ends in a global mean and a linear layer, that is CAM (Zhou
   et al. 2016, arXiv 1512.04150, equation 2) divided by the number of positions,
   without its negative part.

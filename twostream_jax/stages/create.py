@@ -194,7 +194,7 @@ def check_kind(config: ml_collections.ConfigDict, name: str) -> None:
     raise ValueError(f"config.{name}.{key} names no stage")
   for other in stage[key]:
     if other not in config or config[other].kind != "stream":
-      raise ValueError(f"config.{name} needs {other!r}, which is no stream")
+      raise ValueError(f"config.{name} needs {other!r}, which is not a stream")
     earlier = config.stages[: config.stages.index(name)]
     if stage.kind == "features" and other not in earlier:
       raise ValueError(

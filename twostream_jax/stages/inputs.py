@@ -133,7 +133,7 @@ class VideoInputs:
     )
 
   def protocol(self, *, quick: bool = False) -> str:
-    """The test protocol in words, as it stands beside every number."""
+    """Describes the test protocol, as shown beside every number."""
     views = self._views(quick)
     return views.protocol.describe(views.crop_fraction, views.spec.image_size)
 
@@ -149,8 +149,8 @@ class FeatureInputs:
 
   Attributes:
     sources: random access to the features of each split.
-    scored: likewise, of the test protocol and the splits that it is for.
-    description: of the features, in words.
+    scored: The same of the test protocol, and the splits it applies to.
+    description: Description of the features.
     balanced: as in `VideoInputs`.
   """
 
@@ -199,7 +199,7 @@ class FeatureInputs:
     )
 
   def protocol(self, *, quick: bool = False) -> str:
-    """What is scored, in words."""
+    """Describes what is scored."""
     del quick
     return self.description
 

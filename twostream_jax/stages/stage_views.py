@@ -54,7 +54,7 @@ def create_frames(
 
 
 def protocol(config: ml_collections.ConfigDict, name: str) -> str:
-  """The test protocol of a stage in words, as it stands beside its scores."""
+  """Describes the test protocol of a stage, as shown beside its scores."""
   stage = config[name]
   if stage.kind != "features":
     named = protocols.parse(config.eval.protocol)

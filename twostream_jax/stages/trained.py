@@ -72,7 +72,7 @@ class TrainedStage:
     feature: that later stages read of a stream; "" for features.
     sources: streams that it reads the features of, in order; () for others.
     example: a batch of one sample of one window or one feature: zeros.
-    protocol: in words, as it stands beside the run's scores.
+    protocol: Test protocol, as shown beside the run's scores.
     digest: Identity of all weights that its answers rest on: its own, and
       those of the streams whose features it reads.
     metadata: JSON facts that were saved with the weights.

@@ -43,7 +43,7 @@ def create(
     numbers: JSON-ready, how pixels and motion become numbers in this run.
 
   Raises:
-    ValueError: `config.init_from` is no run with one of the stages.
+    ValueError: `config.init_from` is not a run with one of the stages.
   """
   load = []
   if config[name].kind == "stream":
@@ -262,8 +262,8 @@ def _checkpoints(config: ml_collections.ConfigDict, name: str) -> Path:
 def _check_run(config: ml_collections.ConfigDict) -> None:
   if not any(_checkpoints(config, name).is_dir() for name in config.stages):
     raise ValueError(
-      f"config.init_from={config.init_from!r} is no workdir of a run with one"
-      f" of the stages {tuple(config.stages)}"
+      f"config.init_from={config.init_from!r} is not a workdir of a run with"
+      f" one of the stages {tuple(config.stages)}"
     )
 
 

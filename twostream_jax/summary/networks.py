@@ -54,7 +54,7 @@ class Row:
   Attributes:
     stage: its name.
     model: its network, as in the settings.
-    inputs: in words.
+    inputs: Description of the inputs.
     parameters: their number.
     flops: operations of a forward pass of a clip, see `count_flops`.
     clips_per_second: on this machine; None where it was not measured.
@@ -133,7 +133,7 @@ def feature_width(config: ml_collections.ConfigDict, source: str) -> int:
 def describe_inputs(
   config: ml_collections.ConfigDict, name: str, network: Network
 ) -> str:
-  """What a network reads of a clip, in words."""
+  """Describes what a network reads of a clip."""
   parts = []
   read = jax.eval_shape(network.preprocess, network.example)
   for key, array in read.items():
@@ -163,7 +163,7 @@ def measure(network: Network, batch_size: int, seconds: float = 1.0) -> float:
   rng = np.random.default_rng(0)
 
   def random(x):
-    # Statistics of batch norm have to be positive; for others it is no matter.
+    # Statistics of batch norm must be positive; others may be.
     return (0.01 * rng.random(x.shape, np.float32) + 1e-3).astype(x.dtype)
 
   predict = parallel.pmap_predict_step(

@@ -29,7 +29,7 @@ class Recipe:
     published: the paper's numbers in per cent, of top-1 where nothing else is
       said, and what they are of; "none". None has been reproduced here.
     dataset: a key of `DATASETS`.
-    second_dataset: likewise, of the second head; "" where there is none.
+    second_dataset: Dataset of the second head; "" without one.
   """
 
   paper: str

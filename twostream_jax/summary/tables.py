@@ -51,7 +51,7 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
   """
   names = runpy.run_path(str(path))
   if "get_config" not in names:
-    raise ValueError(f"{path} is no config: it defines no get_config()")
+    raise ValueError(f"{path} is not a config: it defines no get_config()")
   return names["get_config"]()
 
 

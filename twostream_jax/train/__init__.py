@@ -146,7 +146,7 @@ class _Trainer:
     self._flow_bound = data.flow_spec.bound
 
   def run(self, found: checkpoints.Restored | None) -> steps.TrainState:
-    """Goes on from `found` to the end; the final state of one replica."""
+    """Trains from `found` to the end; returns the final state of a replica."""
     start = found.step if found else 0
     stage = self._stage
     if found:

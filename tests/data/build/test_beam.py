@@ -214,7 +214,7 @@ def test_deaths_of_workers_and_of_the_build_change_no_byte(tmp_path):
     finished, begun = _finished(out), len(_begun(log))
     assert len(finished) < len(names)
 
-    # Worker "one" is killed in the middle of a clip; this build goes on.
+    # Worker "one" is killed in the middle of a clip; this build continues.
     second = start()
     _wait_until(
       lambda: "one" in [name for _, name in _begun(log)[begun + 4 :]], second

@@ -45,7 +45,8 @@ def test_folders_that_can_not_be_used(folder):
   )
   (folder / "img_00003.jpg").write_bytes(b"")
   assert check_clip(_clip(folder), spec()) == Rejection(
-    "img_00003.jpg can't be decoded: it is no JPEG, PNG, WebP, BMP or GIF image"
+    "img_00003.jpg can't be decoded: it is not a JPEG, PNG, WebP, BMP or GIF"
+    " image"
   )
   (folder / "img_00002.jpg").unlink()
   assert check_clip(_clip(folder), spec()) == Rejection(

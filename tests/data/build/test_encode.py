@@ -99,7 +99,9 @@ def test_x_and_y_do_not_bleed_into_each_other():
 )
 @pytest.mark.parametrize("data", [b"", b"no image"])
 def test_decoding_what_is_no_image(decode, data):
-  with pytest.raises(ValueError, match=f"{len(data)} bytes that are no image"):
+  with pytest.raises(
+    ValueError, match=f"{len(data)} bytes that are not an image"
+  ):
     decode(data)
 
 

@@ -111,7 +111,7 @@ def test_folder_takes_every_visible_file(tmp_path):
   _class_files(tmp_path, a=2, b=2)
   write_files(tmp_path, "a/notes.txt", "a/deep/er/3.avi", "readme.md")
   write_files(tmp_path, "a/.hidden.avi", "a/.thumbs/1.avi", ".git/config")
-  # What systems leave behind is no file of a person.
+  # What systems leave behind is not a file of a person.
   write_files(tmp_path, "a/Thumbs.db", "b/desktop.ini", "b/__MACOSX/1.avi")
   told = r"1 file of 6 without the extension of a video.*: .txt \(1\)"
   with (

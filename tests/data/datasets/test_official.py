@@ -210,7 +210,7 @@ def test_ssv2_json_that_does_not_parse(tmp_path):
   with pytest.raises(AnnotationError, match="can't read .*train.json: No such"):
     list_ssv2(tmp_path)
   (tmp_path / "something-something-v2-train.json").write_text("[{")
-  with pytest.raises(AnnotationError, match="train.json is no JSON file"):
+  with pytest.raises(AnnotationError, match="train.json is not a JSON file"):
     list_ssv2(tmp_path)
 
 

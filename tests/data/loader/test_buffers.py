@@ -1,4 +1,4 @@
-"""Memory is used again when nobody sees it, and not before."""
+"""Memory is recycled when it is no longer referenced, and not before."""
 
 import jax
 import numpy as np

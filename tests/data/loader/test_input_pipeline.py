@@ -52,7 +52,7 @@ def test_views_are_the_decoded_frames_and_fields(tiny):
 
 
 def test_stored_flow_is_the_flow_of_the_stored_frames(tiny):
-  # The whole road: decode the record's JPEGs and compute flow anew. JPEG noise
+  # The whole road: decode the record's JPEGs and compute flow again. JPEG noise
   # separates the two by little; a swapped axis, sign or scale by much.
   record = tiny.sources["train"][0]
   gray = [
@@ -373,7 +373,7 @@ def test_colours_are_jittered_by_seed_and_position_alone(tiny):
   shift = shifted.pop("rgb_shift")
   assert (shift.shape, shift.dtype) == ((6, 3), np.float32)
   assert len(np.unique(shift, axis=0)) == 6
-  # Nothing else is drawn anew.
+  # Nothing else is drawn again.
   assert_same(shifted, plain)
   np.testing.assert_array_equal(first(0.1, threads=2)["rgb_shift"], shift)
   np.testing.assert_allclose(first(0.3)["rgb_shift"], 3 * shift, rtol=1e-5)

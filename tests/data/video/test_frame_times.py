@@ -32,7 +32,7 @@ def resampled(times, fps, **kwargs):
 def test_every_second_frame_at_half_the_rate():
   times = [i / 30 for i in range(10)]
   assert resampled(times, 15, last=1 / 30)[0] == [0, 2, 4, 6, 8]
-  # Matroska's milliseconds are no other frames.
+  # Matroska's milliseconds are not other frames.
   assert resampled([round(t, 3) for t in times], 15, last=0.033)[0] == [
     0,
     2,

@@ -106,7 +106,7 @@ def finish_here(
   """Finishes clips in processes of this machine.
 
   A clip that ends its process or fails because of the machine is tried once
-  more, alone, when the others are done: memory may have been short, a network
+  more, alone, when the others are done: memory was perhaps short, a network
   folder away. A clip that ends its process again is rejected, and so is one
   that takes longer than it may. One that fails again because of the machine
   stays unfinished, for the next run.

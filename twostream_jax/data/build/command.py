@@ -109,7 +109,7 @@ def _flow_spec(values: flags.FlagValues) -> FlowSpec:
   if extracted and not values["bound"].present:
     raise UsageError(
       f"--flow={EXTRACTED} needs --bound: the motion, in pixels, that the"
-      " stored values 0 and 255 stand for (denseflow and dense_flow write 20"
+      " stored values 0 and 255 represent (denseflow and dense_flow write 20"
       " or 32 by default)"
     )
   parameters = {} if extracted else default_parameters(values.flow)

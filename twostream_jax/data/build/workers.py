@@ -38,7 +38,7 @@ class WorkerStartError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-  """Stands for the result of an item that was never finished.
+  """Placeholder of the result of an item that was never finished.
 
   Attributes:
     reason: "crashed": the item ended the process it was in. "killed": something
@@ -245,7 +245,7 @@ class _Worker:
     )
     with _started_safely():
       self._process.start()
-    # Ours only: when the process ends, nobody holds its end any more.
+    # Ours only: when the process ends, no one else holds its end.
     theirs.close()
 
   def wait_until_ready(self) -> None:
@@ -297,7 +297,7 @@ class _Worker:
     self._ended = False
 
   def close(self) -> None:
-    # It may be in the middle of an item that nobody waits for.
+    # It may be in the middle of an item that is no longer needed.
     self._process.kill()
     self._process.join()
     self.connection.close()

@@ -62,7 +62,7 @@ def find_videos(
   Args:
     videos: the folder.
     listed: what to find.
-    allow_missing: whether files that are not there are no error. Their clips
+    allow_missing: whether missing files are accepted. Their clips
       are in the result all the same, under their listed names; so are those of
       which several files could be meant, rejected with a reason that names
       them. Each split needs a file even so.

@@ -126,7 +126,7 @@ def _json(path: Path) -> dict[str, dict[str, Any]] | None:
   try:
     content = json_files.parse(read_text(path).encode())
   except json_files.JsonError as error:
-    raise AnnotationError(f"{path} is no JSON file: {error}") from error
+    raise AnnotationError(f"{path} is not a JSON file: {error}") from error
   is_list = isinstance(content, dict) and any(
     isinstance(entry, dict) and "subset" in entry for entry in content.values()
   )

@@ -88,7 +88,7 @@ def _ssv2_json(annotations: str | os.PathLike, name: str) -> dict | list:
   try:
     content = json_files.parse(read_text(path).encode())
   except json_files.JsonError as error:
-    raise AnnotationError(f"{path} is no JSON file: {error}") from error
+    raise AnnotationError(f"{path} is not a JSON file: {error}") from error
   if not isinstance(content, dict if name == "labels" else list):
     raise AnnotationError(f"{path} is not an official {name} file")
   return content

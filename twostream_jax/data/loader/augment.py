@@ -149,9 +149,9 @@ def create_crop(
   Args:
     kind: "random" or "corner".
     scale: see `RandomCrop`.
-    max_ratio: likewise.
+    max_ratio: Largest of the same.
     corner_scales: see `CornerCrop`.
-    max_distort: likewise.
+    max_distort: Largest of the same.
 
   Raises:
     ValueError: the kind is not known, or a setting of it is out of range.

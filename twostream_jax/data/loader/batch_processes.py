@@ -30,7 +30,7 @@ from twostream_jax.data.loader.buffers import Empty
 
 Batch = dict[str, np.ndarray]
 
-# Batches that each process has been asked for: one to make, one to go on with.
+# Batches asked of each process at a time: one to make, and the next.
 _DEPTH = 2
 # What a process runs. It imports no more than it needs: not, as those of
 # `multiprocessing` do, the main program with all of its frameworks.
@@ -52,7 +52,7 @@ class LoaderProcessError(RuntimeError):
 class ProcessBatches:
   """Endless batches, in the order of their numbers.
 
-  The memory of a batch is used again when nobody holds it any more.
+  Recycles the memory of a released batch.
 
   Attributes:
     load: number of a batch, and what gives arrays for it, to the batch; can be
@@ -145,7 +145,7 @@ class _Worker:
     }
 
   def close(self) -> None:
-    # It may be in the middle of a batch that nobody waits for.
+    # It may be in the middle of a batch that is no longer needed.
     self._process.kill()
     self._process.wait()
     self._connection.close()
@@ -161,7 +161,7 @@ class _Worker:
       except (FileNotFoundError, ProcessLookupError):
         self._raise_ended()
     # Views of an array name the array that owns the memory as their base, not
-    # each other; so the one that tells of its end must be no array.
+    # each other; so the one that tells of its end must not be an array.
     block = ctypes.c_uint8 * math.prod(shape)
     holder = block.from_buffer(self._blocks[descriptor])
     weakref.finalize(holder, self._free.append, descriptor).atexit = False
@@ -228,7 +228,7 @@ def serve(connection: Connection) -> None:
 
   Args:
     connection: gives what makes batches and then (number, descriptors of blocks
-      that nobody holds any more), until the other side is gone.
+      that have been released), until the other side is gone.
   """
   # Whoever ends a run sends its signal to all of its processes; the main one
   # still has to save, and ends these.

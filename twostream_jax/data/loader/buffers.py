@@ -1,4 +1,4 @@
-"""Memory of batches that nobody holds any more, for those that come next.
+"""Recycles the memory of released batches.
 
 An operating system clears memory before it gives it out. For a batch of flow
 that takes a fifth as long as decoding it does, and every batch is new memory:
@@ -39,7 +39,7 @@ class Buffers:
     except IndexError:
       block = np.empty(size, np.uint8)
     # Views of an array name the array that owns the memory as their base, not
-    # each other; so the one that tells of its end must be no array.
+    # each other; so the one that tells of its end must not be an array.
     holder = (ctypes.c_uint8 * size).from_buffer(block)
     weakref.finalize(holder, free.append, block).atexit = False
     return np.frombuffer(holder, np.uint8).reshape(shape)

@@ -269,7 +269,7 @@ def eval_rows(
     transform: how a row is made.
     labels: see `EvalRows`.
     views_per_pass: see `batch_size`.
-    replicas: likewise.
+    replicas: The same for replicas.
     threads: that decode; each prepares a whole batch.
     share: the part of every batch that this process reads.
   """

@@ -38,8 +38,8 @@ class FeatureSet:
     lengths: int [sequences]: frames that are there; the rest repeats the last.
     values: float16 [sequences frames d], mapped from the disk.
     mean: float32 [d]: over all frames that are there.
-    std: float32 [d]: likewise, population standard deviation.
-    description: what they are of, in words.
+    std: float32 [d]: Population standard deviation.
+    description: Description of what they are features of.
     weights: Digest of the weights of the stream.
     videos: Digest of the split, see `VideoSource.digest`.
   """

@@ -56,7 +56,7 @@ class Protocol:
     return sampling.even_starts(available, self.num_windows)
 
   def describe(self, crop_fraction: float, image_size: int) -> str:
-    """In words, as it stands beside every number; the name comes first.
+    """Describes the protocol, as shown beside every number; name first.
 
     Args:
       crop_fraction: side of a crop, as a share of the short side.

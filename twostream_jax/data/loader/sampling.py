@@ -195,7 +195,7 @@ ALL = Share()
 
 @dataclasses.dataclass(frozen=True)
 class EpochOrder:
-  """An endless order of videos: each once an epoch, shuffled anew every time.
+  """An endless order of videos: each once per epoch, reshuffled every epoch.
 
   Like `BalancedOrder` a function of position and seed alone. Permutations of
   whole epochs are faster than grain's shuffle, which takes as long for an

@@ -3,8 +3,8 @@
 A frame is an image <prefix><digits>.jpg, .jpeg or .png, with one prefix in a
 folder (img_00001.jpg, frame000001.jpg, 00001.png) and numbers without gaps from
 any first one. flow_x... and flow_y..., the components of extracted flow, and
-hidden files are no frames. Only names are read here, each folder once: a set of
-videos has millions of images.
+hidden files are not frames. Only names are read here, each folder once: a set
+of videos has millions of images.
 """
 
 import os
@@ -130,7 +130,7 @@ def flow_files(
   else:
     wanted = " or ".join(f"flow_x_{mark}<digits>" for mark in marks)
     raise VideoError(
-      f"the folder holds no extracted flow: no {wanted} with flow_y_ likewise,"
+      f"the folder holds no extracted flow: no {wanted} with its flow_y_ file,"
       " .jpg, .jpeg or .png"
     )
   if len(x) != len(y):

@@ -32,7 +32,7 @@ def decode_rgb(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
     RGB uint8 [h, w, 3].
 
   Raises:
-    ValueError: `data` is no image, or larger than the memory.
+    ValueError: `data` is not an image, or larger than the memory.
   """
   return _decode(data, "RGB", memory)
 
@@ -42,7 +42,7 @@ def decode_flow(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
 
   Args:
     data: as in `decode_rgb`.
-    memory: likewise.
+    memory: The same for memory.
 
   Returns:
     Codes of x and of y, a view, uint8 [2, h, w].
@@ -61,7 +61,7 @@ def decode_flow_codes(data: bytes) -> np.ndarray:
     uint8 [h, w, 2], x then y.
 
   Raises:
-    ValueError: `data` is no image.
+    ValueError: `data` is not an image.
   """
   return np.ascontiguousarray(decode_flow(data).transpose(1, 2, 0))
 
@@ -74,7 +74,9 @@ def _decode(
       check(data)
     return simplejpeg.decode_jpeg(data, colours, buffer=memory)
   except ValueError as error:
-    raise ValueError(f"{len(data)} bytes that are no image: {error}") from error
+    raise ValueError(
+      f"{len(data)} bytes that are not an image: {error}"
+    ) from error
 
 
 def check(data: bytes) -> None:
@@ -87,7 +89,7 @@ def check(data: bytes) -> None:
     data: of a file.
 
   Raises:
-    ValueError: it is no JPEG, PNG, WebP, BMP or GIF image, or a hostile one.
+    ValueError: it is not a JPEG, PNG, WebP, BMP or GIF image, or a hostile one.
   """
   height, width, smallest, passes = _declared(data)
   if not 0 < height * width <= _MOST_PIXELS:
@@ -131,7 +133,7 @@ def _declared(data: bytes) -> tuple[int, int, int, int]:
   if data[:6] in (b"GIF87a", b"GIF89a") and len(data) > 10:
     width, height = struct.unpack_from("<HH", data, 6)
     return height, width, 0, 1
-  raise ValueError("it is no JPEG, PNG, WebP, BMP or GIF image")
+  raise ValueError("it is not a JPEG, PNG, WebP, BMP or GIF image")
 
 
 def _declared_by_jpeg(data: bytes) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ _NO_MATRICES = {8, *range(11, 18)}
 _UNSWAPPED = {
   f"{name}be": f"{name}le" for name in ("rgb565", "rgb555", "bgr565", "bgr555")
 }
-# Their passes over an image are marked as interlaced, but are no fields.
+# Their passes over an image are marked as interlaced, but are not fields.
 _NO_FIELDS = {"png", "apng"}
 # Beyond these a file's pixel aspect is an error of who wrote it.
 _NARROWEST, _WIDEST = 0.1, 10.0

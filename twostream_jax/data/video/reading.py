@@ -58,7 +58,7 @@ def read_frames(path: str | os.PathLike) -> Iterator[Frame]:
     Frames; those of a folder may differ in size, and are 1/25 s apart.
 
   Raises:
-    VideoError: at the first frame: the file is missing, is no video, or no
+    VideoError: at the first frame: the file is missing, is not a video, or no
       frame decodes; `frame_files` fails. Later: an image of a folder can't be
       decoded.
   """
