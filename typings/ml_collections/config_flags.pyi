@@ -1,0 +1,6 @@
+"""Types of ml_collections.config_flags."""
+
+from typing import Any
+
+def DEFINE_config_file(name: str, *arguments: Any, **options: Any) -> Any: ...
+def __getattr__(name: str) -> Any: ...
