@@ -88,7 +88,8 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.input.rgb_mean = (0.485, 0.456, 0.406)
   stage.input.rgb_std = (0.229, 0.224, 0.225)
   # Colour noise along the principal components of ImageNet's colours, one draw
-  # per example; only "rgb" uses it. 0 is none, 0.1 that of Krizhevsky et al. 2012.
+  # per example; only "rgb" uses it. 0 is none, 0.1 that of Krizhevsky et al.
+  # 2012.
   stage.input.rgb_jitter = 0.0
   # Motion, in pixels per frame, that becomes an input of 1.
   stage.input.flow_scale = 1.0
@@ -255,8 +256,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.eval = ml_collections.ConfigDict()
   # Which views of a video are scored: "single" (the middle one), "KxM" (K
-  # equally spaced snippets, M crops of each: 1, 5 or 10) or "dense" (every one);
-  # see twostream_jax.data.loader.protocols.
+  # equally spaced snippets, M crops of each: 1, 5 or 10) or "dense" (every
+  # snippet); see twostream_jax.data.loader.protocols.
   config.eval.protocol = "25x10"
   # Side of a crop, as a share of the short side, 0..1.
   config.eval.crop_fraction = 0.875

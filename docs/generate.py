@@ -2,24 +2,22 @@
 
   python docs/generate.py
 
-docs/configuration.md is made from configs/default.py: names, comments, values.
-The tables of docs/recipes.md are made from `twostream_jax.summary`: published
-numbers and sizes. Tests compare both with what is written.
+Tables between marks (`<!-- name -->`). Those of docs/configuration.md are made
+from the names, comments and values of configs/default.py, those of
+docs/recipes.md by `twostream_jax.summary`: published numbers and sizes. Tests
+compare them with the code.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-  sys.path.insert(0, str(ROOT))
+from twostream_jax.configs import default
+from twostream_jax.files.workdir import flatten
+from twostream_jax.summary import recipes
 
-from twostream_jax.configs import default  # noqa: E402
-from twostream_jax.files.workdir import flatten  # noqa: E402
-from twostream_jax.summary import recipes  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 # Defaults that depend on the machine.
 MACHINE = {
@@ -29,46 +27,6 @@ MACHINE = {
 # Values and names in a comment: "rgb", twostream_jax.models.BACKBONES.
 _AS_CODE = re.compile(r'"\w*"|twostream_jax(\.\w+)+|\w+/\w+\.py')
 _KEY = re.compile(r"  (?:stage|optim|config)\.([\w.]+) = (.*)")
-
-INTRODUCTION = """\
-# Configuration
-
-Every setting of a run, with its default; made from `configs/default.py` by
-`python docs/generate.py`. A config is a locked `ConfigDict`: unknown names are
-rejected. Change a setting in a config file, or on the command line:
-
-```sh
-python -m twostream_jax.main --config=configs/quickstart.py --config.seed=1 --config.temporal.optim.learning_rate=0.01
-```
-
-A config file begins with the defaults and changes them; see
-[Extending](extend.md#a-recipe). Each stage that `config.stages` names has its
-settings under its own name: `config.spatial.…`, `config.temporal.…`.
-"""
-STREAM = """
-## A stage of one stream
-
-Below `config.<stage>`, from `default.get_stream("rgb")` or
-`default.get_stream("flow")`. Where the defaults differ, the first is that of
-`"rgb"`.
-"""
-OPTIMISER = """
-## The optimiser of a stage
-
-Below `config.<stage>`, for stages of every kind.
-"""
-JOINT = """
-## A joint stage
-
-From `default.get_joint(towers)`. It has the settings of a stage of one stream, of
-which `modality`, `feature`, `init` and all of `model` but its name are those of
-its towers, and these:
-"""
-FEATURES = """
-## A stage that reads features
-
-From `default.get_features(model, sources)`, below `config.<stage>`:
-"""
 
 
 def read_comments() -> dict[str, dict[str, str]]:
@@ -98,31 +56,26 @@ def read_comments() -> dict[str, dict[str, str]]:
   return found
 
 
-def configuration_page() -> str:
-  """Returns docs/configuration.md."""
+def settings_tables() -> dict[str, str]:
+  """Returns the tables of docs/configuration.md by the name of their marks."""
   comments = read_comments()
   run = default.get_config().to_dict()
-  streams = [default.get_stream(m).to_dict() for m in ("rgb", "flow")]
-  joint = default.get_joint(("spatial", "temporal")).to_dict()
-  features = default.get_features("lstm", ("spatial",)).to_dict()
   groups: dict[str, dict[str, str]] = {}
   for key, text in comments["get_config"].items():
-    group = key.split(".")[0] if "." in key else ""
+    group = f"config.{key.split('.')[0]}" if "." in key else "config"
     groups.setdefault(group, {})[key] = text
-  parts = [INTRODUCTION]
-  for group, texts in groups.items():
-    title = f"`config.{group}`" if group else "The run"
-    lines = _rows(texts, [run], prefix="config.")
-    parts.append(f"\n## {title}\n\n{_table(lines)}")
-  parts.append(f"{STREAM}\n{_table(_rows(comments['get_stream'], streams))}")
+  streams = [default.get_stream(m).to_dict() for m in ("rgb", "flow")]
   optim = {f"optim.{k}": v for k, v in comments["get_optim"].items()}
-  parts.append(f"{OPTIMISER}\n{_table(_rows(optim, streams))}")
-  for title, function, values in (
-    (JOINT, "get_joint", joint),
-    (FEATURES, "get_features", features),
-  ):
-    parts.append(f"{title}\n{_table(_rows(comments[function], [values]))}")
-  return "".join(parts)
+  joint = default.get_joint(("spatial", "temporal")).to_dict()
+  features = default.get_features("lstm", ("spatial",)).to_dict()
+  rows = {k: _rows(texts, [run], "config.") for k, texts in groups.items()}
+  rows |= {
+    "stream": _rows(comments["get_stream"], streams),
+    "optim": _rows(optim, streams),
+    "joint": _rows(comments["get_joint"], [joint]),
+    "features": _rows(comments["get_features"], [features]),
+  }
+  return {name: _table(found) for name, found in rows.items()}
 
 
 def _rows(
@@ -209,11 +162,17 @@ def replace_table(text: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-  """Writes the pages."""
-  (ROOT / "docs/configuration.md").write_text(configuration_page())
-  path = ROOT / "docs/recipes.md"
-  text = replace_table(path.read_text(), "published", published_table())
-  path.write_text(replace_table(text, "sizes", sizes_table()))
+  """Writes the tables into their pages."""
+  pages = {
+    "configuration": settings_tables(),
+    "recipes": {"published": published_table(), "sizes": sizes_table()},
+  }
+  for page, tables in pages.items():
+    path = ROOT / f"docs/{page}.md"
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+      text = replace_table(text, name, table)
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
