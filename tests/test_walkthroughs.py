@@ -1,4 +1,4 @@
-"""README's walkthroughs, command by command, on small stand-ins."""
+"""docs/walkthroughs.md, command by command, on small stand-ins."""
 
 import json
 import os
@@ -22,9 +22,8 @@ CLASSES = ["hug", "kick", "point"]
 
 def walkthroughs():
   """Commands by heading, lists of words."""
-  text = (ROOT / "README.md").read_text(encoding="utf-8")
-  section = re.search(r"^## Walkthroughs\n(.*?)^## ", text, re.M | re.S)[1]
-  parts = re.split(r"^### (.*)\n", section, flags=re.M)[1:]
+  text = (ROOT / "docs/walkthroughs.md").read_text(encoding="utf-8")
+  parts = re.split(r"^## (.*)\n", text, flags=re.M)[1:]
   return {
     heading: [
       shlex.split(line)
@@ -145,7 +144,7 @@ def small(config_path):
 
 
 def run(words, folder):
-  """Runs a command of README in a folder; what it printed."""
+  """Runs a command of the page in a folder; what it printed."""
   assert words[0] == "python"
   config = [w for w in words if w.startswith("--config=")]
   extra = small(config[0]) if config else []
@@ -177,7 +176,7 @@ def run(words, folder):
       ["runs/ssv2_mini_two_stream/report.html", "ssv2_mini.html"],
     ),
     (
-      ["CCV: several labels a video"],
+      ["CCV: several labels per video"],
       write_ccv,
       ["runs/ccv_hybrid/results.json"],
     ),

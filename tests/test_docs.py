@@ -1,0 +1,189 @@
+"""The documentation: links, words, and what it repeats of the code."""
+
+import functools
+import importlib.util
+import posixpath
+import re
+
+import pytest
+
+from configs import default
+from tests.paths import ROOT
+from twostream_jax.files.workdir import flatten
+
+PAGES = sorted(
+  str(path.relative_to(ROOT))
+  for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"))
+)
+# House style: terms that have a plainer word.
+BANNED = (
+  *("likewise", "anew", "whence", "lest", "stands for", "stand for"),
+  *("in words", "the other way round", "nobody", "may have been"),
+  *("that which", r"(?<!there )is no (?!longer\b|way\b)\w+"),
+)
+
+
+@functools.cache
+def read(path):
+  return (ROOT / path).read_text(encoding="utf-8")
+
+
+@functools.cache
+def prose(path):
+  """A page without its fenced blocks."""
+  return re.sub(r"^( *)```.*?^\1```$", "", read(path), flags=re.M | re.S)
+
+
+@functools.cache
+def load(name):
+  """A program of docs/, which is no package."""
+  path = ROOT / f"docs/{name}.py"
+  spec = importlib.util.spec_from_file_location(f"docs_{name}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def anchors(path):
+  """Anchors of a page's headings, on the repository's page and on the site."""
+  found = set()
+  for heading in re.findall(r"^#+ (.+)$", prose(path), re.M):
+    text = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
+    hosted, built = re.sub(r"\s", "-", text), re.sub(r"[\s-]+", "-", text)
+    assert hosted == built, f"{path}: two anchors for {heading!r}"
+    assert hosted not in found, f"{path}: {heading!r} occurs twice"
+    found.add(hosted)
+  return found
+
+
+def test_pages_are_there():
+  assert {"README.md", "CONTRIBUTING.md", "docs/index.md"} <= set(PAGES)
+  assert len(read("README.md").splitlines()) <= 160
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+  links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+  for link in links:
+    if re.match(r"https?://", link):
+      continue
+    path, _, anchor = link.partition("#")
+    target = posixpath.normpath(
+      posixpath.join(posixpath.dirname(page), path) if path else page
+    )
+    assert (ROOT / target).is_file(), f"{page}: {link}"
+    if anchor:
+      assert anchor in anchors(target), f"{page}: {link}"
+
+
+def test_every_page_is_reached():
+  """From the README by a link, and from the site's navigation."""
+  linked = set(re.findall(r"\]\((docs/\w+\.md)", read("README.md")))
+  pages = {page for page in PAGES if page.startswith("docs/")}
+  assert pages - linked == {"docs/index.md"}
+  nav = re.findall(r": (\w+\.md)$", read("mkdocs.yml"), re.M)
+  outside = set(load("hooks").OUTSIDE.values())
+  assert sorted(nav) == sorted({p.partition("/")[2] for p in pages} | outside)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_words_are_plain(page):
+  for word in BANNED:
+    found = re.search(rf"\b{word}\b", read(page), re.IGNORECASE)
+    assert not found, f"{page}: {found[0]!r}"
+
+
+@pytest.mark.parametrize(
+  "text, is_banned",
+  [
+    ("x, which is no stream", True),
+    ("there is no such file", False),
+    ("it is no longer there", False),
+    ("the latest one", False),
+  ],
+)
+def test_only_those_words_are_banned(text, is_banned):
+  found = [word for word in BANNED if re.search(rf"\b{word}\b", text)]
+  assert bool(found) == is_banned
+
+
+def table(page, name):
+  """The table between the marks of a name."""
+  between = read(page).partition(f"<!-- {name} -->\n\n")[2]
+  return between.partition(f"\n<!-- /{name} -->")[0]
+
+
+def test_the_settings_are_those_of_the_code():
+  """Where this fails: python docs/generate.py."""
+  page = "docs/configuration.md"
+  tables = load("generate").settings_tables()
+  assert set(tables) == set(re.findall(r"<!-- ([\w.]+) -->", read(page)))
+  for name, expected in tables.items():
+    assert table(page, name) == expected, name
+
+
+def test_every_setting_is_documented():
+  named = re.findall(r"^\| `([\w.]+)` \|", read("docs/configuration.md"), re.M)
+  config = default.get_config()
+  expected = set(flatten(default.get_stream("flow").to_dict()))
+  for key in flatten(config.to_dict()):
+    stage, _, rest = key.partition(".")
+    if stage not in config.stages:
+      expected.add(f"config.{key}")
+    else:
+      expected.add(rest)
+  fields = {"config.data.synthetic", "model.fields"}
+  expected = {
+    next((f for f in fields if key.startswith(f"{f}.")), key)
+    for key in expected
+  }
+  assert expected <= set(named)
+
+
+def test_published_numbers_are_those_of_the_code():
+  """Where this fails: python docs/generate.py."""
+  assert (
+    table("docs/recipes.md", "published") == load("generate").published_table()
+  )
+
+
+@pytest.mark.slow
+def test_sizes_are_those_of_the_code():
+  """Where this fails: python docs/generate.py."""
+  assert table("docs/recipes.md", "sizes") == load("generate").sizes_table()
+
+
+@functools.cache
+def sources():
+  """The code, with adjacent strings as one."""
+  return [
+    re.sub(r'"\s+f?"', "", path.read_text(encoding="utf-8"))
+    for folder in ("twostream_jax", "data_prep")
+    for path in (ROOT / folder).rglob("*.py")
+  ]
+
+
+def quoted():
+  text = read("docs/troubleshooting.md")
+  return re.findall(r"^```text\n(.*?)\n```$", text, re.M | re.S)
+
+
+def is_in_the_code(message):
+  """Whether the parts between "…" are in one place, in this order."""
+  pieces = [piece.strip() for piece in message.split("…")]
+  pattern = ".{0,200}?".join(re.escape(p) for p in pieces if len(p) > 1)
+  return any(re.search(pattern, text, re.S) for text in sources())
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_quoted_messages_are_those_of_the_code(message):
+  assert is_in_the_code(message)
+
+
+def test_other_messages_are_not():
+  assert not is_in_the_code("no dataset in … or above (looked for …)")
+  assert not is_in_the_code("build one with … no dataset in …")
+
+
+def test_messages_are_the_likely_ones():
+  assert len(quoted()) >= 25
