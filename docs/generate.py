@@ -123,6 +123,9 @@ def published_table() -> str:
       lambda match: f"[{match[0]}](https://arxiv.org/abs/{match[0]})",
       recipe.paper,
     )
+    if recipe.second_dataset:
+      second = recipes.DATASETS[recipe.second_dataset].title
+      paper += f", multi-task with {second}"
     lines.append(f"| `{name}` | {paper} | {recipe.published} |")
   return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import posixpath
 import re
+import tomllib
 
 import pytest
 
@@ -84,6 +85,21 @@ def test_every_page_is_reached():
   nav = re.findall(r": (\w+\.md)$", read("mkdocs.yml"), re.M)
   outside = set(load("hooks").OUTSIDE.values())
   assert sorted(nav) == sorted({p.partition("/")[2] for p in pages} | outside)
+
+
+def test_figures_of_the_quickstart_are_the_same_everywhere():
+  pattern = r"^\| model \| top-1 \| best possible \|\n(?:\|.*\n)+"
+  first, second = (
+    re.search(pattern, read(page), re.M)[0]
+    for page in ("README.md", "docs/index.md")
+  )
+  assert first == second
+
+
+def test_scripts_are_those_of_the_package():
+  project = tomllib.loads(read("pyproject.toml"))["project"]
+  named = re.findall(r"^\| `(twostream-\w+)` \|", read("docs/index.md"), re.M)
+  assert set(named) == set(project["scripts"])
 
 
 @pytest.mark.parametrize("page", PAGES)
