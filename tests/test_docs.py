@@ -4,13 +4,23 @@ import functools
 import importlib.util
 import posixpath
 import re
+import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
+from absl import flags
 
+import twostream_jax.main  # noqa: F401  # It defines flags.
 from configs import default
+from data_prep import browse, build_tfds, convert_weights
 from tests.paths import ROOT
+from tests.recipes import get_config
+from twostream_jax.export import __main__ as export
 from twostream_jax.files.workdir import flatten
+from twostream_jax.fuse import __main__ as fuse
+from twostream_jax.predict import __main__ as predict
+from twostream_jax.summary import __main__ as summary
 
 PAGES = sorted(
   str(path.relative_to(ROOT))
@@ -100,6 +110,72 @@ def test_scripts_are_those_of_the_package():
   project = tomllib.loads(read("pyproject.toml"))["project"]
   named = re.findall(r"^\| `(twostream-\w+)` \|", read("docs/index.md"), re.M)
   assert set(named) == set(project["scripts"])
+
+
+PROGRAMS = {
+  "data_prep/build_tfds.py": build_tfds,
+  "data_prep/browse.py": browse,
+  "data_prep/convert_weights.py": convert_weights,
+  "twostream_jax.main": None,
+  "twostream_jax.export": export,
+  "twostream_jax.fuse": fuse,
+  "twostream_jax.predict": predict,
+  "twostream_jax.summary": summary,
+}
+
+
+def commands():
+  """Commands of all pages, as page and words."""
+  return [
+    (page, shlex.split(line, comments=True))
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", read(page), re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+  ]
+
+
+def known_flags(program):
+  values = flags.FlagValues()
+  if PROGRAMS[program] is None:
+    return set(flags.FLAGS)  # Its module defines them.
+  PROGRAMS[program].define_flags(values)
+  return set(values)
+
+
+def has_setting(config, key):
+  for part in key.split("."):
+    if part not in config:
+      return False
+    config = config[part]
+  return True
+
+
+def test_commands_have_flags_that_there_are():
+  seen = set()
+  for page, words in commands():
+    program = next((word for word in words if word in PROGRAMS), None)
+    if program is None:
+      continue
+    seen.add(program)
+    given = [w[2:].partition("=")[::2] for w in words if w.startswith("--")]
+    known, config = known_flags(program), default.get_config()
+    for name, value in given:
+      if name == "config" and value != "CONFIG":
+        config = get_config(Path(value).stem)
+      if name.startswith("config."):
+        found = has_setting(config, name.removeprefix("config."))
+      else:
+        found = {name, name.removeprefix("no")} & known
+      assert found, f"{page}: {program} has no --{name}"
+  assert seen >= PROGRAMS.keys() - {"twostream_jax.summary"}
+
+
+def test_the_first_commands_are_those_of_a_walkthrough():
+  """So they are run, see test_walkthroughs."""
+  section = read("README.md").partition("## Your own videos")[2]
+  lines = re.search(r"```sh\n(.*?)```", section, re.S)[1].splitlines()
+  assert len(lines) == 3
+  assert all(line in read("docs/walkthroughs.md") for line in lines)
 
 
 @pytest.mark.parametrize("page", PAGES)
