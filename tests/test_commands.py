@@ -23,6 +23,7 @@ HEAVY = {
   "grain",
   "h5py",
   "jax",
+  "jinja2",
   "matplotlib",
   "optax",
   "orbax",
