@@ -45,8 +45,7 @@ ROWS = (
   {"train_float32": 230},
 )
 # Beyond numpy, scipy, jax with CUDA, flax, optax, orbax-checkpoint, h5py,
-# opencv-python-headless, matplotlib, scikit-learn, safetensors, tqdm, pillow
-# and torch.
+# opencv-python-headless, scikit-learn, safetensors, tqdm, pillow and torch.
 WHEELS = (
   "array-record",
   "av",

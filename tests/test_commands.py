@@ -24,7 +24,6 @@ HEAVY = {
   "h5py",
   "jax",
   "jinja2",
-  "matplotlib",
   "optax",
   "orbax",
   "scipy",
