@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from twostream_jax import fuse, metrics
+from twostream_jax.files import tables
 from twostream_jax.files.words import lines, printable
 from twostream_jax.files.workdir import write_text
 from twostream_jax.fuse.files import common_videos, read_files
@@ -96,11 +97,11 @@ def table(results: Mapping[str, Any]) -> str:
   rows = results["streams"] | results["fusion"]
   rows = {printable(name): values for name, values in rows.items()}
   names = list(next(iter(rows.values())))
-  width = max(map(len, (*rows, "model")))
-  shown = ["  ".join([f"{'model':<{width}}"] + [f"{n:>19}" for n in names])]
-  for row, values in rows.items():
-    cells = [f"{values[name]:>19.3f}" for name in names]
-    shown.append("  ".join([f"{row:<{width}}", *cells]))
+  cells = [
+    [row, *(f"{values[name]:.3f}" for name in names)]
+    for row, values in rows.items()
+  ]
+  shown = [tables.columns([["model", *names], *cells], words=1)]
   for rule, bounds in results["confidence"].items():
     name = names[0]
     if name not in bounds:
