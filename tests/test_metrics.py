@@ -78,6 +78,7 @@ def test_ties_count_against_the_model():
   logits = np.zeros((3, 4))
   labels = np.array([0, 1, 3])
   assert metrics.top_k_accuracy(logits, labels, 1) == 0
+  assert np.diag(metrics.confusion_matrix(logits, labels, 4)).sum() == 0
   assert metrics.top_k_accuracy(logits, labels, 3) == 0
   assert metrics.top_k_accuracy(logits, labels, 4) == 1
 
@@ -215,17 +216,28 @@ def test_interval_of_the_mean_over_classes():
   assert bounds["top5"] == (1.0, 1.0)
 
 
-def test_intervals_of_means_over_classes_cover():
+@pytest.mark.parametrize(
+  "counts, truth",
+  [
+    ([30, 10, 20, 5], [0.9, 0.5, 0.97, 0.8]),
+    ([37] * 101, [0.95] * 101),
+    ([1] * 101, [0.5] * 101),
+    ([3] * 10, [0.9] * 10),
+  ],
+)
+def test_intervals_of_means_over_classes_cover(counts, truth):
   rng = np.random.default_rng(0)
-  labels = np.repeat(np.arange(4), [30, 10, 20, 5])
-  truth = np.array([0.9, 0.5, 0.97, 0.8])
-  inside = 0
-  for _ in range(400):
-    hit = rng.random(len(labels)) < truth[labels]
-    logits = np.eye(4)[np.where(hit, labels, (labels + 1) % 4)]
-    low, high = metrics.intervals(logits, labels)["mean_class_accuracy"]
-    inside += low <= truth.mean() <= high
-  assert 0.92 < inside / 400 < 0.99
+  counts, truth = np.array(counts), np.array(truth)
+  n = len(counts)
+  found = []
+  for right in rng.binomial(counts, truth, size=(1000, n)):
+    confusion = np.diag(right) + np.roll(np.diag(counts - right), 1, axis=1)
+    found.append(metrics._of_mean(confusion, 0.95))
+  low, high = np.array(found).T
+  assert 0.92 < np.mean((low <= truth.mean()) & (truth.mean() <= high)) < 0.99
+  # Each end is passed about as often as the other.
+  assert np.mean(high < truth.mean()) < 0.06
+  assert np.mean(low > truth.mean()) < 0.06
 
 
 def test_the_bootstrap_of_map_is_that_of_the_metric():

@@ -39,9 +39,18 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 def confusion_matrix(
   logits: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> np.ndarray:
-  """Counts [n, n]: row is the true class, column the predicted one."""
+  """Counts [n, n]: row is the true class, column the predicted one.
+
+  Where the true class shares the highest score with others, the first of these
+  is the predicted one, as `top_k_accuracy` has it.
+  """
   counts = np.zeros((num_classes, num_classes), np.int64)
-  np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+  is_best = logits == logits.max(axis=1, keepdims=True)
+  others = is_best & (np.arange(logits.shape[1]) != labels[:, None])
+  predicted = np.where(
+    others.any(axis=1), others.argmax(axis=1), logits.argmax(axis=1)
+  )
+  np.add.at(counts, (labels, predicted), 1)
   return counts
 
 
@@ -186,7 +195,7 @@ def classification_metrics(
 
 
 def wilson(
-  right: np.ndarray | int, count: np.ndarray | int, level: float = 0.95
+  right: np.ndarray | float, count: np.ndarray | float, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
   """Confidence interval of a share (Wilson 1927): its ends, 0..1.
 
@@ -194,8 +203,8 @@ def wilson(
   examples are right, or none.
 
   Args:
-    right: number of right examples, 0..count; or several, an array.
-    count: number of examples, at least 1; of the same shape.
+    right: Number of right examples, 0..count; or several, an array.
+    count: Number of examples, or an effective number; of the same shape.
     level: of confidence, 0..1.
   """
   z = statistics.NormalDist().inv_cdf((1 + level) / 2)
@@ -219,10 +228,12 @@ def intervals(
   """Confidence intervals of `classification_metrics`, over videos.
 
   They say how much a number depends on which videos were tested; nothing about
-  another training. Shares of videos have Wilson's interval; the mean of the
-  classes' accuracies has what follows from theirs (MOVER: the distances to
-  their ends add up as variances do; Zou & Donner 2008, Statistics in Medicine
-  27(10)). map has the percentile bootstrap (Efron 1979).
+  another training. Shares of videos have Wilson's interval. So has the mean of
+  the accuracies of C classes, as a share of C^2 / sum_c (1 / n_c) videos, of
+  which class c has n_c: its variance is p (1 - p) / C^2 * sum_c (1 / n_c) where
+  all classes are equally hard, and smaller where they are not, so that the
+  interval is then wider than needed. map has the percentile bootstrap (Efron
+  1979).
 
   Args:
     logits: [b, n].
@@ -263,13 +274,10 @@ def intervals(
 def _of_mean(confusion: np.ndarray, level: float) -> tuple[float, float]:
   """The interval of the mean of per-class accuracies; see `intervals`."""
   counts = confusion.sum(axis=1)
-  right, counts = np.diag(confusion)[counts > 0], counts[counts > 0]
-  share = right / counts
-  low, high = wilson(right, counts, level)
-  down, up = (
-    np.sqrt(np.square(share - end).sum()) / len(share) for end in (low, high)
-  )
-  return max(0.0, share.mean() - down), min(1.0, share.mean() + up)
+  share = (np.diag(confusion)[counts > 0] / counts[counts > 0]).mean()
+  # Examples of a share whose variance is that of the mean of equal classes.
+  count = (counts > 0).sum() ** 2 / (1 / counts[counts > 0]).sum()
+  return wilson(share * count, count, level)
 
 
 def _resampled_map(
