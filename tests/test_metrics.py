@@ -8,6 +8,7 @@ import scipy.stats
 import sklearn.metrics
 
 from twostream_jax import metrics
+from twostream_jax.metrics import intervals
 
 LOGITS = np.array(
   [[0.9, 0.5, 0.1], [0.2, 0.7, 0.6], [0.8, 0.1, 0.3], [0.1, 0.2, 0.3]],
@@ -189,7 +190,7 @@ def test_misfitting_multi_label_sets_are_refused():
 @pytest.mark.parametrize("right, count", [(0, 1), (7, 10), (37, 37), (0, 60)])
 def test_wilson_is_scipy_s(right, count):
   theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
-  np.testing.assert_allclose(metrics.wilson(right, count), theirs, atol=1e-12)
+  np.testing.assert_allclose(intervals.wilson(right, count), theirs, atol=1e-12)
 
 
 @pytest.mark.parametrize("right", [0, 1, 20, 39, 40])
@@ -198,7 +199,7 @@ def test_no_interval_is_without_width(right):
   labels = np.repeat(np.arange(8), 5)
   logits = np.eye(8)[np.where(np.arange(40) < right, labels, labels - 1)]
   found = metrics.classification_metrics(logits, labels)
-  bounds = metrics.intervals(logits, labels)
+  bounds = intervals.metric_intervals(logits, labels)
   assert list(bounds) == list(found)
   for name, (low, high) in bounds.items():
     assert 0 <= low <= found[name] <= high <= 1
@@ -209,9 +210,9 @@ def test_interval_of_the_mean_over_classes():
   """Of one class it is Wilson's; classes without a video play no part."""
   labels = np.zeros(20, int)
   logits = np.eye(3)[[0] * 13 + [1] * 7]
-  bounds = metrics.intervals(logits, labels)
+  bounds = intervals.metric_intervals(logits, labels)
   np.testing.assert_allclose(bounds["mean_class_accuracy"], bounds["top1"])
-  np.testing.assert_allclose(bounds["top1"], metrics.wilson(13, 20))
+  np.testing.assert_allclose(bounds["top1"], intervals.wilson(13, 20))
   # Five classes or fewer: no video can be wrong.
   assert bounds["top5"] == (1.0, 1.0)
 
@@ -232,7 +233,7 @@ def test_intervals_of_means_over_classes_cover(counts, truth):
   found = []
   for right in rng.binomial(counts, truth, size=(1000, n)):
     confusion = np.diag(right) + np.roll(np.diag(counts - right), 1, axis=1)
-    found.append(metrics._of_mean(confusion, 0.95))
+    found.append(intervals._of_mean(confusion, 0.95))
   low, high = np.array(found).T
   assert 0.92 < np.mean((low <= truth.mean()) & (truth.mean() <= high)) < 0.99
   # Each end is passed about as often as the other.
@@ -245,7 +246,7 @@ def test_the_bootstrap_of_map_is_that_of_the_metric():
   # Rounded: many scores tie.
   logits = rng.normal(size=(30, 4)).round(1)
   labels = rng.random((30, 4)) < 0.3
-  found = metrics.intervals(logits, labels, resamples=40)
+  found = intervals.metric_intervals(logits, labels, resamples=40)
   rng = np.random.default_rng(0)
   rows = [rng.integers(30, size=30) for _ in range(40)]
   drawn = [metrics.classification_metrics(logits[r], labels[r]) for r in rows]
@@ -254,12 +255,14 @@ def test_the_bootstrap_of_map_is_that_of_the_metric():
   labelled = labels.any(axis=1).sum()
   right = metrics.precision_at_1(logits, labels) * labelled
   np.testing.assert_allclose(
-    found["precision_at_1"], metrics.wilson(right, labelled)
+    found["precision_at_1"], intervals.wilson(right, labelled)
   )
 
 
 def test_a_perfect_ranking_has_no_interval_of_map():
   labels = np.eye(3, dtype=bool)[np.arange(12) % 3]
-  bounds = metrics.intervals(labels.astype(float), labels, resamples=50)
+  bounds = intervals.metric_intervals(
+    labels.astype(float), labels, resamples=50
+  )
   assert list(bounds) == ["precision_at_1"]
   assert bounds["precision_at_1"] == pytest.approx((0.757, 1.0), abs=1e-3)

@@ -14,6 +14,7 @@ from twostream_jax.files.words import lines, printable
 from twostream_jax.files.workdir import write_text
 from twostream_jax.fuse.files import common_videos, read_files
 from twostream_jax.fuse.tables import read_listing
+from twostream_jax.metrics import intervals
 from twostream_jax.scores import (
   Scores,
   ScoresError,
@@ -80,7 +81,7 @@ def evaluate(
     "streams": {name: _measure(name, s) for name, s in streams.items()},
     "fusion": {rule: _measure(rule, fused)},
     "confidence": {
-      rule: metrics.intervals(fused.logits, fused.labels),
+      rule: intervals.metric_intervals(fused.logits, fused.labels),
     },
   }
 

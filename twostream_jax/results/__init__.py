@@ -12,12 +12,19 @@ import ml_collections
 import numpy as np
 
 import twostream_jax
-from twostream_jax import fuse, metric_logger, metrics, report, scores
+from twostream_jax import (
+  fuse,
+  metric_logger,
+  metrics,
+  report,
+  scores,
+)
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.records import VideoSource
 from twostream_jax.files import json_files, tables, words
 from twostream_jax.files.workdir import scores_path, write_text
 from twostream_jax.flow import spec as flow_spec
+from twostream_jax.metrics.intervals import metric_intervals
 from twostream_jax.results import gallery
 from twostream_jax.scores import Scores
 from twostream_jax.stages import needs
@@ -150,7 +157,7 @@ def fuse_streams(
 
 def intervals(found: Scores) -> dict[str, list[float]]:
   """95 % confidence intervals by metric, [low, high]."""
-  bounds = metrics.intervals(found.logits, found.labels)
+  bounds = metric_intervals(found.logits, found.labels)
   return {name: list(ends) for name, ends in bounds.items()}
 
 
