@@ -300,6 +300,7 @@ def test_no_code_of_a_dataset_runs(tiny, tmp_path, monkeypatch, key):
     ("metadata.json", {"name": "../tiny"}, "'../tiny' is not the name of"),
     ("metadata.json", {"name": ["tiny"]}, "is not the name of a dataset"),
     ("dataset_info.json", {"name": "/x/y", "shardLengths": ["1"]}, "'.*/x/y"),
+    ("dataset_info.json", {"name": "a", "shardLengths": []}, "'a' has no file"),
     (
       "dataset_info.json",
       {"name": "a", "shardLengths": ["1"], "filepathTemplate": "../{SPLIT}"},
