@@ -89,10 +89,10 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_reached():
   """From the README by a link, and from the site's navigation."""
-  linked = set(re.findall(r"\]\((docs/\w+\.md)", read("README.md")))
+  linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", read("README.md")))
   pages = {page for page in PAGES if page.startswith("docs/")}
   assert pages - linked == {"docs/index.md"}
-  nav = re.findall(r": (\w+\.md)$", read("mkdocs.yml"), re.M)
+  nav = re.findall(r": ([\w-]+\.md)$", read("mkdocs.yml"), re.M)
   outside = set(load("hooks").OUTSIDE.values())
   assert sorted(nav) == sorted({p.partition("/")[2] for p in pages} | outside)
 

@@ -24,7 +24,7 @@ from twostream_jax.data.datasets.clips import (
 from twostream_jax.files import json_files
 
 # Images are compressed already; one record a chunk makes each random access.
-_RECORD_OPTIONS = "group_size:1,uncompressed"
+RECORD_OPTIONS = "group_size:1,uncompressed"
 
 
 class Store:
@@ -143,7 +143,7 @@ def write_records(path: Path, examples: Iterable[bytes]) -> None:
   """
   with files.replaced(path) as temporary:
     try:
-      writer = ArrayRecordWriter(os.fspath(temporary), _RECORD_OPTIONS)
+      writer = ArrayRecordWriter(os.fspath(temporary), RECORD_OPTIONS)
       for example in examples:
         writer.write(example)
       writer.close()
