@@ -1,6 +1,7 @@
 """Stages that read other stages: features, joint networks, imported weights."""
 
 import functools
+import html
 import shutil
 
 import jax
@@ -292,7 +293,7 @@ def test_without_a_checkpoint_the_report_has_the_rest(
   results.conclude(with_maps, copy, tiny)
   page = (copy / "report.html").read_text()
   assert "No maps of spatial: has no checkpoint;" in page
-  assert "joint: its checkpoint can&#x27;t be read." in page
+  assert "joint: its checkpoint can't be read." in html.unescape(page)
   assert "lstm, network, hybrid: reads features of other stages" in page
   assert page.count("Where temporal finds") == 3
   assert "Where joint finds" not in page
