@@ -249,6 +249,8 @@ def _record_files(folder: Path, name: str) -> dict[str, list[Path]]:
       template = split.get("filepathTemplate", _OLD_TEMPLATE)
       numbers = _NUMBERS[template]
       count = len(split["shardLengths"])
+      if not count:
+        raise ValueError(f"the split {split['name']!r} has no file")
       found[split["name"]] = [
         files.inside(
           folder,
