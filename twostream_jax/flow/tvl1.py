@@ -191,11 +191,13 @@ def _solve(
   """Coarse-to-fine solution for float32 [b h w]: float32 [b h w 2]."""
   images = [(previous, following)]
   for size in sizes[1:]:
-    images.append(tuple(pyramid.resize(image, size) for image in images[-1]))
+    first, second = images[-1]
+    images.append((pyramid.resize(first, size), pyramid.resize(second, size)))
   if texture:
     images = texture_pyramids(images, texture)
   batch = previous.shape[0]
-  flow = (jnp.zeros((batch, *sizes[-1]), jnp.float32),) * 2
+  still = jnp.zeros((batch, *sizes[-1]), jnp.float32)
+  flow = still, still
   for size, (first, second) in zip(
     reversed(sizes), reversed(images), strict=True
   ):
@@ -243,7 +245,8 @@ def texture_pyramids(
   def decompose(images):
     pairs = [(remaining(first), remaining(second)) for first, second in images]
     # A change of exposure scales the texture; the finest scale shows it best.
-    ratio = _contrast_ratio(*images[0], *pairs[0])
+    (first, second), textures = images[0], pairs[0]
+    ratio = _contrast_ratio(first, second, *textures)
     gain = 1 + texture * part * (ratio - 1)
     return [(first, gain * second) for first, second in pairs]
 

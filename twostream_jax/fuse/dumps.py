@@ -104,8 +104,9 @@ def _column(
 
 def _ids(results: Sequence[Mapping[str, Any]]) -> list[str] | None:
   for name in _IDS:
-    ids = [result.get(name) for result in results]
-    if all(isinstance(video_id, str) and video_id for video_id in ids):
+    found = [result.get(name) for result in results]
+    ids = [x for x in found if isinstance(x, str) and x]
+    if len(ids) == len(found):
       return ids
   return None
 
@@ -172,8 +173,8 @@ class _Tensors:
         return self._tensor(storage, offset, size, stride)
       if name == "numpy.core.multiarray.scalar":
         kind, data = value.arguments
-        array = Global("numpy.core.numeric", "_frombuffer")
-        return pickles.as_array(Call(array, (data, kind, (), "C")))
+        function = Global("numpy.core.numeric", "_frombuffer")
+        value = Call(function, (data, kind, (), "C"))
       array = pickles.as_array(value)
       # Not a list, which is an array of objects.
       return array if isinstance(array, np.ndarray) else None
@@ -207,7 +208,7 @@ class _Tensors:
     return found.reshape(size)
 
 
-def _read_storage(data: bytes) -> np.ndarray:
+def _read_storage(data: bytes | bytearray) -> np.ndarray:
   """Reads the numbers of a stream of torch.save with one storage."""
   file = io.BytesIO(data)
   # A magic number, the version of the format, and the machine; the storage,

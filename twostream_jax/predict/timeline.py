@@ -158,7 +158,7 @@ def find_segments(
     best = values.argmax(axis=1)
     shown &= np.arange(values.shape[1]) == best[:, None]
   segments = []
-  for c in np.flatnonzero(shown.any(axis=0)):
+  for c in np.flatnonzero(shown.any(axis=0)).tolist():
     steps = np.diff(shown[:, c].astype(int), prepend=0, append=0)
     for begin, end in zip(
       np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True

@@ -121,7 +121,7 @@ def helps(
     return ""
   first, second = models[:2]
   gain = second.by_class - first.by_class
-  lists = [
+  lists: list[tuple[str, Model, Model | None, np.ndarray]] = [
     ("Where motion helps", second, first, gain),
     ("Where appearance helps", first, second, -gain),
   ]
@@ -145,7 +145,7 @@ def _helped(
   names: Sequence[str],
 ) -> str:
   """The classes that gain most by a model, with how much in points."""
-  ranked = [
+  ranked: list[int] = [
     i for i in np.argsort(-gain, kind="stable").tolist() if gain[i] > 0.0005
   ]
   over = f"over {worse.name}" if worse else "over the best stream of each class"
@@ -205,7 +205,7 @@ def _class_table(
   figures = np.array([model.by_class for model in models])
   totals = _clips_by_class(models[0].scores)
   body = "".join(
-    f'<tr><th scope="row">{html.escape(names[i])}</th><td class="plot">'
+    f'<tr><th scope="row">{html.escape(names[int(i)])}</th><td class="plot">'
     f"{plots.dots([(m.style, figures[j, i]) for j, m in enumerate(models)])}"
     f"</td>{''.join(_share(figure) for figure in figures[:, i])}"
     f'<td class="clips">{totals[i]}</td></tr>'

@@ -4,6 +4,7 @@ import html
 import math
 import numbers
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from twostream_jax.report import plots
 _MAX_POINTS = 200
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
   """Whether `value` can be drawn: a real number, neither NaN nor infinite."""
   return isinstance(value, numbers.Real) and math.isfinite(value)
 

@@ -291,7 +291,7 @@ def _opinion(
   top = np.argsort(-logits, kind="stable")[:3]
   rows = "".join(
     f"<li{' class=true' if guess in true else ''}>"
-    f'<span class="name">{_esc(names[guess])}</span>'
+    f'<span class="name">{_esc(names[int(guess)])}</span>'
     f"{plots.bar(float(chances[guess]), style)}"
     f'<span class="num">{chances[guess]:.0%}</span></li>'
     for guess in top
