@@ -162,6 +162,8 @@ def test_labels_may_be_floats_of_whole_numbers(tmp_path):
 
 OBJECTS = np.array([np.zeros(2), None, None], object)
 HUGE = as_npy(np.zeros(4)).replace(b"(4,), }      ", b"(4000000000,)}")
+
+
 class _ObjectScalar:
   """Pickled as a NumPy scalar of type object, which NumPy does not write."""
 

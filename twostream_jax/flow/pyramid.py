@@ -47,6 +47,7 @@ def _resize_axis(images: Array, length: int, axis: int) -> Array:
   weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
   wide = [1, 1, 1]
   wide[axis] = length
+  # There are always taps, so it is not the 0 that `sum` may return.
   resized: Any = sum(
     jnp.take(images, np.clip(tap, 0, old - 1), axis) * weight.reshape(wide)
     for tap, weight in zip(taps.T, weights.T, strict=True)

@@ -166,6 +166,7 @@ class JointHybrid(nn.Module):
         dtype=self.dtype,
         name=f"lstm_{source}",
       )(*read_frames(inputs, source), train=train)
+    # There are always sources, so it is not the 0 that `sum` may return.
     x: Any = sum(_hidden(means, self.sources, self.hidden, self.dtype))
     features["fusion"] = _dense_relu(
       dropout(x, deterministic=not train), self.hidden, self.dtype, "fusion"

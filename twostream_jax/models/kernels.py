@@ -305,6 +305,7 @@ class BatchNorm(nn.Module):
       y = (x - mean.reshape(wide)) * factor.reshape(wide) + bias.reshape(wide)
       return y.astype(self.dtype)
     axis_name = None if self.is_initializing() else self.axis_name
+    # `functools.partial` hides the type of a function with its own gradient.
     normalised: Any = _normalise(x, scale, bias, self.epsilon, axis_name)
     y, *statistics = normalised
     if not self.is_initializing():
