@@ -45,8 +45,7 @@ ROWS = (
   {"train_float32": 230},
 )
 # Beyond numpy, scipy, jax with CUDA, flax, optax, orbax-checkpoint, h5py,
-# opencv-python-headless, matplotlib, scikit-learn, safetensors, tqdm, pillow
-# and torch.
+# opencv-python-headless, scikit-learn, safetensors, tqdm, pillow and torch.
 WHEELS = (
   "array-record",
   "av",
@@ -87,6 +86,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> str:
   """Markdown tables of result rows, one for each "table", in order."""
+  from twostream_jax.files.tables import markdown
+
   grouped = {}
   for row in rows:
     grouped.setdefault(row["table"], []).append(row)
@@ -94,21 +95,15 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> str:
   for title, members in grouped.items():
     columns = list(dict.fromkeys(k for row in members for k in row))
     columns = [c for c in columns if c not in ("table", "part")]
-    lines += [f"## {title}", "", f"| {' | '.join(columns)} |"]
-    lines.append("|---" * len(columns) + "|")
-    lines += [
-      "| " + " | ".join(_cell(row.get(c)) for c in columns) + " |"
-      for row in members
-    ]
-    lines.append("")
+    cells = [[_cell(row.get(c)) for c in columns] for row in members]
+    lines += [f"## {title}", "", markdown(columns, cells), ""]
   return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
   if isinstance(value, float):
     return f"{value:.4g}"
-  text = "" if value is None else str(value)
-  return text.replace("\n", " ").replace("|", "\\|")
+  return "" if value is None else str(value).replace("\n", " ")
 
 
 def append(out: Path, row: Mapping[str, Any]) -> None:
@@ -122,14 +117,15 @@ def append(out: Path, row: Mapping[str, Any]) -> None:
 
 def write_tables(out: Path) -> list[dict[str, Any]]:
   """Rewrites results.md from results.jsonl; returns the rows."""
+  from twostream_jax.files import replaced
+
   rows = []
   for line in (out / "results.jsonl").read_text().splitlines():
     # Where the disk was full, the last one may be cut off.
     with contextlib.suppress(json.JSONDecodeError):
       rows.append(json.loads(line))
-  beside = out / "results.md.new"
-  beside.write_text(tables(rows))
-  beside.rename(out / "results.md")
+  with replaced(out / "results.md") as temporary:
+    temporary.write_text(tables(rows))
   return rows
 
 

@@ -33,6 +33,7 @@ from absl import app, flags
 
 from twostream_jax.data.video import decode
 from twostream_jax.data.video.frames import VideoError
+from twostream_jax.files import tables
 
 # Gray levels: a difference, and the deviation of a picture that shows anything.
 _LIMIT, _CONTRAST = 2.0, 5.0
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(flags.FLAGS.keep or own)
     folder.mkdir(parents=True, exist_ok=True)
     names = ("codec", "same", "miss", "interlaced", *_NO_FILE, "difference")
-    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
+    print(tables.markdown_head(names), flush=True)
     results = list(_run_all(codecs, folder))
   _report(results)
   sys.exit(any(result.outcome == "miss" for result in results))
@@ -228,7 +229,7 @@ def _row(name: str, results: Sequence[Result]) -> str:
   cells = [counts[outcome] for outcome in ("same", "miss", *_NO_FILE)]
   cells.insert(2, sum(result.interlaced for result in results))
   worst = max((r.difference for r in results), default=0)
-  return f"| {name} | {' | '.join(map(str, cells))} | {worst:.2f} |"
+  return tables.markdown_row((name, *cells, f"{worst:.2f}"))
 
 
 def _report(results: Sequence[Result]) -> None:

@@ -26,6 +26,7 @@ from absl import app, flags
 from twostream_jax import evaluate, models, parallel, steps
 from twostream_jax.data.loader import eval_pipeline, protocols
 from twostream_jax.data.loader.views import InputSpec
+from twostream_jax.files import tables
 from twostream_jax.models.stream import Stream
 from twostream_jax.stages.preprocess import Preprocess
 
@@ -126,7 +127,8 @@ def main(argv: Sequence[str]) -> None:
   spawn = multiprocessing.get_context("spawn")
   first = None
   print(f"{values.protocol}, {_CLIPS} clips, jax {jax.__version__}")
-  print("frames    views   seconds   before, MiB   peak, MiB   ratio of growth")
+  names = ("frames", "views", "seconds", "before, MiB", "peak, MiB")
+  print(tables.markdown_head((*names, "ratio of growth")))
   for frames in values.frames:
     ours, theirs = spawn.Pipe()
     process = spawn.Process(
@@ -144,11 +146,15 @@ def main(argv: Sequence[str]) -> None:
     views, seconds, before, after = ours.recv()
     process.join()
     first = first or after - before
-    print(
-      f"{frames:>6} {views:>8} {seconds:>9.1f} {before:>13.0f} {after:>11.0f}"
-      f" {(after - before) / first:>17.2f}",
-      flush=True,
+    row = (
+      frames,
+      views,
+      f"{seconds:.1f}",
+      f"{before:.0f}",
+      f"{after:.0f}",
+      f"{(after - before) / first:.2f}",
     )
+    print(tables.markdown_row(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from twostream_jax.data.video.reading import VideoError, read_resized
+from twostream_jax.files import tables
 from twostream_jax.flow.opencv import dis, farneback
 from twostream_jax.flow.tvl1 import FAST, tvl1
 
@@ -177,13 +178,19 @@ def measure(found, pairs, repeats):
 
 def print_errors(title, pairs):
   """Prints time and error of every algorithm where the motion is known."""
-  print(f"\n{title}\n\n| algorithm | ms a pair | times faster | error, px |")
-  print("|---|---|---|---|")
   measured = measure(algorithms(), pairs, _REPEATS.value)
   rival, _ = measured.get(_RIVAL, (None, None))
-  for name, (seconds, error) in measured.items():
-    ratio = f"{rival / seconds:.1f}" if rival else "-"
-    print(f"| {name} | {1000 * seconds:.1f} | {ratio} | {error:.3f} |")
+  rows = [
+    (
+      name,
+      f"{1000 * seconds:.1f}",
+      f"{rival / seconds:.1f}" if rival else "-",
+      f"{error:.3f}",
+    )
+    for name, (seconds, error) in measured.items()
+  ]
+  names = ("algorithm", "ms a pair", "times faster", "error, px")
+  print(f"\n{title}\n\n{tables.markdown(names, rows)}")
 
 
 def print_brightness(title, pairs):
@@ -194,8 +201,7 @@ def print_brightness(title, pairs):
   the unchanged frames.
   """
   print(f"\n{title}; equal frames, px / consecutive frames, px\n")
-  print(f"| algorithm | {' | '.join(_CHANGES)} |")
-  print("|---|" + "---|" * len(_CHANGES))
+  print(tables.markdown_head(("algorithm", *_CHANGES)))
   for name, compute in algorithms().items():
     if name == _RIVAL:
       continue  # It would take hours.
@@ -207,7 +213,7 @@ def print_brightness(title, pairs):
         for a, b in pairs
       ]
       cells.append(f"{np.mean(still):.3f} / {np.mean(apart):.3f}")
-    print(f"| {name} | {' | '.join(cells)} |")
+    print(tables.markdown_row((name, *cells)))
 
 
 def _stored(image):
@@ -225,15 +231,19 @@ def print_agreement(title, pairs):
     f"\n{title}; mean length of the flow of {_RIVAL}:"
     f" {_length(rival).mean():.3f} px\n"
   )
-  print("| algorithm | mean, px | median pair, px | pixels within 0.5 px, % |")
-  print("|---|---|---|---|")
+  rows = []
   for name, flow in flows.items():
     apart = _length(flow - rival)
     pair = np.median(apart.mean(axis=(1, 2)))
-    print(
-      f"| {name} | {apart.mean():.3f} | {pair:.3f} |"
-      f" {100 * (apart <= 0.5).mean():.1f} |"
-    )
+    near = f"{100 * (apart <= 0.5).mean():.1f}"
+    rows.append((name, f"{apart.mean():.3f}", f"{pair:.3f}", near))
+  names = (
+    "algorithm",
+    "mean, px",
+    "median pair, px",
+    "pixels within 0.5 px, %",
+  )
+  print(tables.markdown(names, rows))
   furthest = _length(flows["tvl1"] - rival).mean(axis=(1, 2))
   i = int(furthest.argmax())
   first, second = (image.astype(np.float32) for image in pairs[i])

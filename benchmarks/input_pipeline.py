@@ -47,6 +47,7 @@ from twostream_jax.data.loader.input_pipeline import (
   TrainTransform,
   train_batches,
 )
+from twostream_jax.files import tables
 
 _FIELDS = 10
 _SIZE = 224
@@ -58,6 +59,21 @@ CASES = {
   "two-stream": (("rgb", "flow"), _FIXED),
   "two-stream, resized": (("rgb", "flow"), _JITTER),
 }
+
+_COLUMNS = (
+  "clips/s",
+  "limit, simplejpeg",
+  "limit, OpenCV",
+  "loader",
+  "of the first",
+  "of the second",
+  "DataLoader, OpenCV",
+  "x",
+  "DataLoader, PIL",
+  "x",
+  "MB",
+  "MB, DataLoader",
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -230,20 +246,34 @@ def compare(case, source, clips, values):
       # It continues until they are ready.
       time.sleep(0.5 + ahead * seconds / batches)
   rate = {name: statistics.median(found) for name, found in rates.items()}
-  print(
-    f"| {case} | {rate['fast']:.0f} | {rate['cv2']:.0f} | {rate['ours']:.0f} |"
-    f" {rate['ours'] / rate['fast']:.0%} | {rate['ours'] / rate['cv2']:.0%} |"
-    f" {rate['OpenCV']:.0f} | {rate['ours'] / rate['OpenCV']:.2f} |"
-    f" {rate['PIL']:.0f} | {rate['ours'] / rate['PIL']:.2f} |"
-    f" {used['ours']:.0f} | {used['OpenCV']:.0f} |",
-    flush=True,
+  row = (
+    case,
+    f"{rate['fast']:.0f}",
+    f"{rate['cv2']:.0f}",
+    f"{rate['ours']:.0f}",
+    f"{rate['ours'] / rate['fast']:.0%}",
+    f"{rate['ours'] / rate['cv2']:.0%}",
+    f"{rate['OpenCV']:.0f}",
+    f"{rate['ours'] / rate['OpenCV']:.2f}",
+    f"{rate['PIL']:.0f}",
+    f"{rate['ours'] / rate['PIL']:.2f}",
+    f"{used['ours']:.0f}",
+    f"{used['OpenCV']:.0f}",
   )
+  print(tables.markdown_row(row), flush=True)
 
 
 def print_profile(source, values):
   """Prints where the time of a sample goes, in one thread."""
-  print("\n| one thread, ms a sample | draw | read | decode | the rest | all |")
-  print("|---|---|---|---|---|---|")
+  names = (
+    "one thread, ms a sample",
+    "draw",
+    "read",
+    "decode",
+    "the rest",
+    "all",
+  )
+  print("\n" + tables.markdown_head(names))
   for case in values.case:
     modalities, crop = CASES[case]
     spec = views.InputSpec(modalities, _SIZE, _FIELDS, 1, "loop")
@@ -266,10 +296,14 @@ def print_profile(source, values):
       for name, seconds in parts.items()
     }
     rest = ms["load"] - ms["decode"] - ms["read"]
-    print(
-      f"| {case} | {ms['draw']:.3f} | {ms['read']:.3f} | {ms['decode']:.3f} |"
-      f" {rest:.3f} | {ms['draw'] + ms['load']:.3f} |"
+    found = (
+      ms["draw"],
+      ms["read"],
+      ms["decode"],
+      rest,
+      ms["draw"] + ms["load"],
     )
+    print(tables.markdown_row((case, *(f"{value:.3f}" for value in found))))
 
 
 def read(samples, modalities):
@@ -348,12 +382,7 @@ def main(argv):
       f" a frame {sizes[0] / 1024:.1f} KiB, a field {sizes[1] / 1024:.1f} KiB"
     )
     print_reading(data, source)
-    print(
-      "\n| clips/s | limit, simplejpeg | limit, OpenCV | loader | of the first"
-      " | of the second | DataLoader, OpenCV | x | DataLoader, PIL | x | MB"
-      " | MB, DataLoader |"
-      "\n|---|---|---|---|---|---|---|---|---|---|---|---|"
-    )
+    print("\n" + tables.markdown_head(_COLUMNS))
     for case in values.case:
       compare(case, source, clips, values)
     print_profile(source, values)

@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 from absl import app, flags
 
+from twostream_jax.files import tables
+
 MIB = 2**20
 
 
@@ -86,9 +88,8 @@ def main(argv):
   values = flags.FLAGS
   if not values.workdir:
     sys.exit("benchmarks/timeline_memory.py: --workdir=RUN is missing")
-  print(
-    "minutes   frames  seconds  process MiB  at half  decoder MiB", flush=True
-  )
+  names = ("minutes", "frames", "seconds", "process MiB", "at half")
+  print(tables.markdown_head((*names, "decoder MiB")), flush=True)
   with tempfile.TemporaryDirectory() as folder:
     for minutes in map(float, values.minutes):
       video = Path(folder, f"{minutes:g}.mp4")
@@ -101,12 +102,15 @@ def main(argv):
         ]
       )
       frames = round(minutes * 60 * values.fps)
-      print(
-        f"{minutes:>7g}  {frames:>7}  {seconds:>7.1f}"
-        f"  {max(own) / MIB:>11.0f}  {own[len(own) // 2] / MIB:>7.0f}"
-        f"  {largest / MIB:>11.0f}",
-        flush=True,
+      row = (
+        f"{minutes:g}",
+        frames,
+        f"{seconds:.1f}",
+        f"{max(own) / MIB:.0f}",
+        f"{own[len(own) // 2] / MIB:.0f}",
+        f"{largest / MIB:.0f}",
       )
+      print(tables.markdown_row(row), flush=True)
       video.unlink()
 
 

@@ -34,7 +34,21 @@ import jax.numpy as jnp
 from absl import app, flags
 from step_sides import NETWORKS, SIDES, Case
 
+from twostream_jax.files import tables
+
 _PEAK_SIDE = {"cpu": 3072, "gpu": 8192}
+_COLUMNS = (
+  "network",
+  "side",
+  "step, s",
+  "clips/s",
+  "of peak",
+  "forward, s",
+  "MiB",
+  "first, s",
+  "jax takes, step",
+  "jax takes, forward",
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -191,10 +205,6 @@ def main(argv: Sequence[str]) -> None:
     f" {'bfloat16' if gpu else 'float32'}, batch {values.batch},"
     f" {values.size} x {values.size} pixels"
   )
-  print(
-    f"{'':12} {'':15} {'step s':>8} {'clips/s':>8} {'of peak':>8}"
-    f" {'forward s':>9} {'MiB':>6} {'first s':>7}  jax takes, step and forward"
-  )
   dtype = "bfloat16" if gpu else "float32"
   measure = functools.partial(measure_peak, _PEAK_SIDE["gpu" if gpu else "cpu"])
   for network in values.network:
@@ -207,16 +217,22 @@ def main(argv: Sequence[str]) -> None:
     own = found.get("jax")
     if own is None:
       sys.exit(f"{network}: the side of jax failed")
-    for side, row in found.items():
-      print(
-        f"{network:12} {side:15} {row['step']:8.3f}"
-        f" {case.batch / row['step']:8.1f}"
-        f" {own['gflops'] / row['step'] / peak:8.0%} {row['forward']:9.3f}"
-        f" {row['memory']:6.0f} {row['first']:7.1f}"
-        f"  {own['step'] / row['step']:.2f}x"
-        f" {own['forward'] / row['forward']:.2f}x",
-        flush=True,
+    rows = [
+      (
+        network,
+        side,
+        f"{row['step']:.3f}",
+        f"{case.batch / row['step']:.1f}",
+        f"{own['gflops'] / row['step'] / peak:.0%}",
+        f"{row['forward']:.3f}",
+        f"{row['memory']:.0f}",
+        f"{row['first']:.1f}",
+        f"{own['step'] / row['step']:.2f}x",
+        f"{own['forward'] / row['forward']:.2f}x",
       )
+      for side, row in found.items()
+    ]
+    print(tables.markdown(_COLUMNS, rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.modality = modality
   # Which feature later stages read: a layer's name ("fc6", "fc7", "pool").
   stage.feature = "fc6" if is_flow else "pool"
-  # Videos a batch, over all devices.
+  # Videos per batch, over all devices.
   stage.batch_size = 32
   # Draw classes uniformly and then videos (Simonyan & Zisserman 2014), instead
-  # of shuffled epochs; for sets with one label a clip.
+  # of shuffled epochs; for sets with one label per video.
   stage.balanced = False
   # Optimiser updates; one batch each.
   stage.total_steps = 1000
@@ -60,9 +60,9 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.input = ml_collections.ConfigDict()
   # Side of the square input, pixels.
   stage.input.image_size = 224
-  # Flow fields a stack (2 channels each); only "flow" uses it.
+  # Flow fields per stack (2 channels each); only "flow" uses it.
   stage.input.stack_length = 10
-  # Windows a training sample, one in each equal part of the video.
+  # Snippets per training example, one in each equal part of the video.
   stage.input.num_segments = 1
   # A video shorter than a stack: "loop" starts it again, "hold" repeats its
   # last field.
@@ -80,7 +80,7 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.input.corner_scales = (1.0, 0.875, 0.75, 0.65625)
   # How far apart in that list height and width may be; 3 is anything.
   stage.input.max_distort = 3
-  # Mirror half of the samples; flow-x is negated. Off where labels name a
+  # Mirror half of the examples; flow-x is negated. Off where labels name a
   # direction ("left to right").
   stage.input.flip = True
   # Mean and standard deviation of R, G, B in 0..1 (ImageNet's, as used by
@@ -88,9 +88,10 @@ def get_stream(modality: str) -> ml_collections.ConfigDict:
   stage.input.rgb_mean = (0.485, 0.456, 0.406)
   stage.input.rgb_std = (0.229, 0.224, 0.225)
   # Colour noise along the principal components of ImageNet's colours, one draw
-  # a sample; only "rgb" uses it. 0 is none, 0.1 that of Krizhevsky et al. 2012.
+  # per example; only "rgb" uses it. 0 is none, 0.1 that of Krizhevsky et al.
+  # 2012.
   stage.input.rgb_jitter = 0.0
-  # Pixels of motion a frame that become an input of 1.
+  # Motion, in pixels per frame, that becomes an input of 1.
   stage.input.flow_scale = 1.0
   # Subtract from each flow field its mean vector (camera motion).
   stage.input.subtract_mean_flow = is_flow
@@ -112,9 +113,11 @@ def get_optim() -> ml_collections.ConfigDict:
   optim.warmup_steps = 0
   # Steps at which "step" decays.
   optim.boundaries = ()
+  # Factor on the learning rate at each of them.
   optim.decay_factor = 0.1
-  # 0..1.
+  # Decay of the velocity of SGD, 0..1.
   optim.momentum = 0.9
+  # Nesterov momentum, for SGD.
   optim.nesterov = False
   # L2 coefficient on kernels; biases and norms are left out.
   optim.weight_decay = 5e-4
@@ -127,13 +130,13 @@ def get_optim() -> ml_collections.ConfigDict:
   optim.ema_decay = 0.0
   # Pairs of a regular expression and a factor on the learning rate of the
   # parameters whose path it matches from the start ("backbone/conv"); 0 freezes
-  # them. The first match counts.
+  # them. The first match is used.
   optim.multipliers = ()
   # Regular expression of the kernels under l1 and l21; "" is none.
   optim.penalised = ""
   # Weight of the sum of their absolute values, by a proximal step.
   optim.l1 = 0.0
-  # The same for the sum of the norms of their columns.
+  # Weight of the sum of the norms of their columns, by the same step.
   optim.l21 = 0.0
   return optim
 
@@ -163,7 +166,7 @@ def get_features(
   stage.kind = "features"
   # Names of the streams; each gives the feature that its settings name.
   stage.sources = sources
-  # Videos a batch, over all devices.
+  # Videos per batch, over all devices.
   stage.batch_size = 32
   # See get_stream.
   stage.balanced = False
@@ -183,7 +186,7 @@ def get_features(
 def get_config() -> ml_collections.ConfigDict:
   """The two-stream recipe with every setting at its default."""
   config = ml_collections.ConfigDict()
-  # Of parameters, order of the data, crops and dropout.
+  # Random seed of parameters, order of the data, crops and dropout.
   config.seed = 0
   # What networks compute in: "float32" or "bfloat16". Parameters, the last
   # layer and losses are float32.
@@ -202,9 +205,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.build_command = (
     "python data_prep/build_tfds.py --dataset=folder --videos=VIDEOS --out=DIR"
   )
-  # Split to train on.
+  # Split that is trained on.
   config.data.train_split = "train"
-  # For curves and for fitting fusion weights; "" is none.
+  # Split for curves and for the choice of checkpoints; "" is none.
   config.data.validation_split = ""
   # Split whose scores are reported.
   config.data.test_split = "test"
@@ -215,7 +218,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.processes = (
     min(config.data.threads, 8) if hasattr(os, "memfd_create") else 0
   )
-  # Synthetic clips of each class, by split, that main renders where data.dir
+  # Synthetic videos of each class, by split, that main renders where data.dir
   # has no dataset; all 0 is never.
   config.data.synthetic = ml_collections.ConfigDict(
     {"train": 0, "validation": 0, "test": 0}
@@ -241,20 +244,20 @@ def get_config() -> ml_collections.ConfigDict:
   # less memory (gradient accumulation). Batch norm sees each for itself.
   config.train.micro_batches = 1
   # Steps of a stage that may be left out because the loss or a gradient is not
-  # finite; one more ends the run. They count as steps of the learning rate.
+  # finite; one more ends the run. They advance the learning rate schedule.
   config.train.max_skipped_steps = 0
 
   config.selection = ml_collections.ConfigDict()
   # Metric of the validation split by which the best state is saved, scored and
-  # read by later stages: "accuracy", "map" or "loss"; "": the last counts.
+  # read by later stages: "accuracy", "map" or "loss"; "": the last is used.
   config.selection.metric = ""
   # Validations in a row without a better one that end a stage; 0 is never.
   config.selection.patience = 0
 
   config.eval = ml_collections.ConfigDict()
   # Which views of a video are scored: "single" (the middle one), "KxM" (K
-  # equally spaced clips, M crops of each: 1, 5 or 10) or "dense" (every clip);
-  # see twostream_jax.data.loader.protocols.
+  # equally spaced snippets, M crops of each: 1, 5 or 10) or "dense" (every
+  # snippet); see twostream_jax.data.loader.protocols.
   config.eval.protocol = "25x10"
   # Side of a crop, as a share of the short side, 0..1.
   config.eval.crop_fraction = 0.875
@@ -263,7 +266,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval.views_per_pass = 64
 
   config.features = ml_collections.ConfigDict()
-  # Equally spaced clips of a video whose features are stored.
+  # Equally spaced snippets of a video whose features are stored.
   config.features.num_frames = 25
   # Side of their crop, as a share of the short side, 0..1.
   config.features.crop_fraction = 0.875
@@ -279,7 +282,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.fusion.fit_split = ""
 
   config.report = ml_collections.ConfigDict()
-  # Clips shown in the report.
+  # Videos shown in the report.
   config.report.num_examples = 24
   # Whether to draw on them what each network's answer rests on (Grad-CAM).
   config.report.class_maps = True

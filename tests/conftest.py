@@ -14,11 +14,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests that build the same program again, also in processes that they start,
-# share it, small ones too.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# share it, small ones too. Several test runs share the folder they are given.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   CACHE = tempfile.TemporaryDirectory(prefix="twostream_jax_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -23,7 +23,7 @@ HEAVY = {
   "grain",
   "h5py",
   "jax",
-  "matplotlib",
+  "jinja2",
   "optax",
   "orbax",
   "scipy",

@@ -8,6 +8,7 @@ import scipy.stats
 import sklearn.metrics
 
 from twostream_jax import metrics
+from twostream_jax.metrics import intervals
 
 LOGITS = np.array(
   [[0.9, 0.5, 0.1], [0.2, 0.7, 0.6], [0.8, 0.1, 0.3], [0.1, 0.2, 0.3]],
@@ -78,6 +79,7 @@ def test_ties_count_against_the_model():
   logits = np.zeros((3, 4))
   labels = np.array([0, 1, 3])
   assert metrics.top_k_accuracy(logits, labels, 1) == 0
+  assert np.diag(metrics.confusion_matrix(logits, labels, 4)).sum() == 0
   assert metrics.top_k_accuracy(logits, labels, 3) == 0
   assert metrics.top_k_accuracy(logits, labels, 4) == 1
 
@@ -188,7 +190,7 @@ def test_misfitting_multi_label_sets_are_refused():
 @pytest.mark.parametrize("right, count", [(0, 1), (7, 10), (37, 37), (0, 60)])
 def test_wilson_is_scipy_s(right, count):
   theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
-  np.testing.assert_allclose(metrics.wilson(right, count), theirs, atol=1e-12)
+  np.testing.assert_allclose(intervals.wilson(right, count), theirs, atol=1e-12)
 
 
 @pytest.mark.parametrize("right", [0, 1, 20, 39, 40])
@@ -197,7 +199,7 @@ def test_no_interval_is_without_width(right):
   labels = np.repeat(np.arange(8), 5)
   logits = np.eye(8)[np.where(np.arange(40) < right, labels, labels - 1)]
   found = metrics.classification_metrics(logits, labels)
-  bounds = metrics.intervals(logits, labels)
+  bounds = intervals.metric_intervals(logits, labels)
   assert list(bounds) == list(found)
   for name, (low, high) in bounds.items():
     assert 0 <= low <= found[name] <= high <= 1
@@ -208,24 +210,35 @@ def test_interval_of_the_mean_over_classes():
   """Of one class it is Wilson's; classes without a video play no part."""
   labels = np.zeros(20, int)
   logits = np.eye(3)[[0] * 13 + [1] * 7]
-  bounds = metrics.intervals(logits, labels)
+  bounds = intervals.metric_intervals(logits, labels)
   np.testing.assert_allclose(bounds["mean_class_accuracy"], bounds["top1"])
-  np.testing.assert_allclose(bounds["top1"], metrics.wilson(13, 20))
+  np.testing.assert_allclose(bounds["top1"], intervals.wilson(13, 20))
   # Five classes or fewer: no video can be wrong.
   assert bounds["top5"] == (1.0, 1.0)
 
 
-def test_intervals_of_means_over_classes_cover():
+@pytest.mark.parametrize(
+  "counts, truth",
+  [
+    ([30, 10, 20, 5], [0.9, 0.5, 0.97, 0.8]),
+    ([37] * 101, [0.95] * 101),
+    ([1] * 101, [0.5] * 101),
+    ([3] * 10, [0.9] * 10),
+  ],
+)
+def test_intervals_of_means_over_classes_cover(counts, truth):
   rng = np.random.default_rng(0)
-  labels = np.repeat(np.arange(4), [30, 10, 20, 5])
-  truth = np.array([0.9, 0.5, 0.97, 0.8])
-  inside = 0
-  for _ in range(400):
-    hit = rng.random(len(labels)) < truth[labels]
-    logits = np.eye(4)[np.where(hit, labels, (labels + 1) % 4)]
-    low, high = metrics.intervals(logits, labels)["mean_class_accuracy"]
-    inside += low <= truth.mean() <= high
-  assert 0.92 < inside / 400 < 0.99
+  counts, truth = np.array(counts), np.array(truth)
+  n = len(counts)
+  found = []
+  for right in rng.binomial(counts, truth, size=(1000, n)):
+    confusion = np.diag(right) + np.roll(np.diag(counts - right), 1, axis=1)
+    found.append(intervals._of_mean(confusion, 0.95))
+  low, high = np.array(found).T
+  assert 0.92 < np.mean((low <= truth.mean()) & (truth.mean() <= high)) < 0.99
+  # Each end is passed about as often as the other.
+  assert np.mean(high < truth.mean()) < 0.06
+  assert np.mean(low > truth.mean()) < 0.06
 
 
 def test_the_bootstrap_of_map_is_that_of_the_metric():
@@ -233,7 +246,7 @@ def test_the_bootstrap_of_map_is_that_of_the_metric():
   # Rounded: many scores tie.
   logits = rng.normal(size=(30, 4)).round(1)
   labels = rng.random((30, 4)) < 0.3
-  found = metrics.intervals(logits, labels, resamples=40)
+  found = intervals.metric_intervals(logits, labels, resamples=40)
   rng = np.random.default_rng(0)
   rows = [rng.integers(30, size=30) for _ in range(40)]
   drawn = [metrics.classification_metrics(logits[r], labels[r]) for r in rows]
@@ -242,12 +255,14 @@ def test_the_bootstrap_of_map_is_that_of_the_metric():
   labelled = labels.any(axis=1).sum()
   right = metrics.precision_at_1(logits, labels) * labelled
   np.testing.assert_allclose(
-    found["precision_at_1"], metrics.wilson(right, labelled)
+    found["precision_at_1"], intervals.wilson(right, labelled)
   )
 
 
 def test_a_perfect_ranking_has_no_interval_of_map():
   labels = np.eye(3, dtype=bool)[np.arange(12) % 3]
-  bounds = metrics.intervals(labels.astype(float), labels, resamples=50)
+  bounds = intervals.metric_intervals(
+    labels.astype(float), labels, resamples=50
+  )
   assert list(bounds) == ["precision_at_1"]
   assert bounds["precision_at_1"] == pytest.approx((0.757, 1.0), abs=1e-3)

@@ -107,10 +107,17 @@ def test_a_wheel_has_every_package_and_file():
     for path in (ROOT / "twostream_jax").rglob("__init__.py")
   }
   assert set(setup["packages"]) == {*inside, *setup["package-dir"]}
-  for package, folder in inside.items():
-    patterns = ["*.py", *setup["package-data"].get(package, [])]
-    files = [path for path in folder.iterdir() if path.is_file()]
-    assert all(any(map(path.match, patterns)) for path in files)
+  shipped = {
+    path
+    for package, folder in inside.items()
+    for pattern in ("*.py", *setup["package-data"].get(package, []))
+    for path in folder.glob(pattern)
+  }
+  assert shipped == {
+    path
+    for path in (ROOT / "twostream_jax").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+  }
   assert {ROOT / folder for folder in setup["package-dir"].values()} == {
     configs.FOLDER,
     Path(data_prep.__path__[0]),

@@ -67,6 +67,17 @@ def test_a_file_that_is_replaced_is_not_written_through_a_link(
   assert thesis.read_text() == "thesis"
 
 
+@pytest.mark.parametrize(
+  "name", ["x" * 255, "\u6f22" * 83 + ".mp4"], ids=["ascii", "chinese"]
+)
+def test_a_file_of_a_long_name_is_replaced(tmp_path, name):
+  path = tmp_path / name
+  with files.replaced(path, ".mp4") as temporary:
+    assert temporary.suffix == ".mp4"
+    temporary.write_text("new")
+  assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
 def _fill(folder):
   (folder / "sub").mkdir(parents=True)
   (folder / "sub" / "1.bin").touch()

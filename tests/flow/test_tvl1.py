@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tests.paths import SHARED
-from twostream_jax.flow import pyramid
-from twostream_jax.flow import tvl1 as module
+from twostream_jax.flow import brightness, pyramid, stencils
 from twostream_jax.flow.opencv import dis, farneback
 from twostream_jax.flow.tvl1 import FAST, tvl1
 
@@ -131,9 +130,9 @@ def test_divergence_is_minus_the_adjoint_of_the_differences():
 
   @jax.jit
   def products(field, dual_x, dual_y):
-    left = (module._forward_x(field) * dual_x).sum()
-    left += (module._forward_y(field) * dual_y).sum()
-    return left, -(field * module._divergence(dual_x, dual_y)).sum()
+    left = (stencils.forward_x(field) * dual_x).sum()
+    left += (stencils.forward_y(field) * dual_y).sum()
+    return left, -(field * stencils.divergence(dual_x, dual_y)).sum()
 
   left, right = products(field, dual_x, dual_y)
   np.testing.assert_allclose(left, right, rtol=1e-4)
@@ -144,13 +143,13 @@ def test_the_median_is_the_median():
   padded = np.pad(values, ((0, 0), (1, 1), (1, 1)), mode="edge")
   windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
   expected = np.median(windows, axis=(-2, -1))
-  np.testing.assert_array_equal(jax.jit(module._median)(values), expected)
+  np.testing.assert_array_equal(jax.jit(stencils.median)(values), expected)
 
 
 def test_derivatives_are_exact_for_cubics():
   x = np.arange(12, dtype=np.float32)
   image = np.tile(0.01 * x**3 - 0.2 * x**2 + x, (10, 1))
-  got_x, got_y = jax.jit(module._derivatives)(image)
+  got_x, got_y = jax.jit(stencils.derivatives)(image)
   expected = 0.03 * x**2 - 0.4 * x + 1
   np.testing.assert_allclose(
     got_x[:, 2:-2], np.tile(expected[2:-2], (10, 1)), atol=1e-4
@@ -162,7 +161,7 @@ def test_sampling_is_bilinear():
   image = np.random.default_rng(0).normal(size=(5, 6, 1)).astype(np.float32)
   x = np.array([[0.0, 1.5, 5.0, -3.0]], np.float32)
   y = np.array([[0.0, 2.25, 4.0, 9.0]], np.float32)
-  (got,) = jax.jit(module._sample)(image, x, y)
+  (got,) = jax.jit(stencils.sample)(image, x, y)
   between = image[2:4, 1:3, 0].mean(axis=1) @ [0.75, 0.25]
   expected = [image[0, 0, 0], between, image[4, 5, 0], image[4, 0, 0]]
   np.testing.assert_allclose(got[0], expected, rtol=1e-5)
@@ -206,7 +205,7 @@ def test_flat_images_have_no_flow(shape, levels):
   np.testing.assert_allclose(flow, 0, atol=1e-2)
 
 
-texture_pyramids = jax.jit(module.texture_pyramids)
+texture_pyramids = jax.jit(brightness.texture_pyramids)
 
 
 def numpy_texture(image, share, strength):
@@ -258,7 +257,9 @@ def test_what_enters_an_image_does_not_change_its_brightness():
   first = texture()[None, 8:-8, 8:-8]
   second = first.copy()
   second[:, :, :8] = 255
-  assert abs(module.brightness_change(first, second)[0]) < module._CHANGE[0]
+  assert (
+    abs(brightness.brightness_change(first, second)[0]) < brightness._CHANGE[0]
+  )
 
 
 def energy(flow, first, second, lambda_=0.3):

@@ -10,6 +10,7 @@ from absl import flags
 from twostream_jax import fuse, metrics, scores
 from twostream_jax.fuse import command, files
 from twostream_jax.fuse.__main__ import define_flags
+from twostream_jax.metrics import intervals
 from twostream_jax.scores import Scores, ScoresError
 
 
@@ -263,5 +264,5 @@ def test_resamples_without_a_positive_are_drawn_again():
   logits = np.eye(2)[np.arange(50) % 2]
   several = np.zeros((50, 2), bool)
   several[0, 0] = True
-  found = metrics.intervals(logits, several, resamples=50)
+  found = intervals.metric_intervals(logits, several, resamples=50)
   assert found["map"][0] <= found["map"][1] <= 1

@@ -1,10 +1,10 @@
 """The model card: what a person has to know to use an exported model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from twostream_jax.files import json_files
+from twostream_jax.files import json_files, tables
 from twostream_jax.files.words import lines as printed_lines
 from twostream_jax.files.words import printable
 
@@ -29,17 +29,6 @@ def model_card(manifest: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
     _classes(manifest),
   ]
   return "\n\n".join(sections) + "\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  lines = [header, ["---"] * len(header), *rows]
-  return "\n".join(
-    "| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines
-  )
-
-
-def _cell(value: Any) -> str:
-  return printable(str(value)).replace("|", "\\|")
 
 
 def _shape(spec: Mapping[str, Any]) -> str:
@@ -111,7 +100,7 @@ def _networks(manifest) -> str:
   header = ("stage", "kind", "network", "parameters", "steps", "input")
   return (
     "## Networks\n\n"
-    + _table(header, rows)
+    + tables.markdown(header, rows)
     + "\n\nb videos, t windows; logits come out as float32 [b n], a video's"
     " are the mean over its windows. A stage of kind `features` reads features"
     " of other stages, whose networks are part of its program; their"
@@ -125,7 +114,7 @@ def _data(manifest) -> str:
     (split, clips, used.get(split, ""))
     for split, clips in manifest["clips"].items()
   ]
-  return f"## Data\n\n{printable(manifest['dataset'])}:\n\n" + _table(
+  return f"## Data\n\n{printable(manifest['dataset'])}:\n\n" + tables.markdown(
     ("split", "clips", "used to"), rows
   )
 
@@ -163,7 +152,7 @@ def _scores(manifest, results) -> str:
   return (
     f"## Numbers\n\nOn the split `{results['split']}`: {results['videos']}"
     f" videos{skipped * bool(results['skipped'])}.{said}\n\n"
-    + _table(("scores of", *metrics), rows)
+    + tables.markdown(("scores of", *metrics), rows)
     + f"\n\nProtocol: {told}"
   )
 
@@ -240,7 +229,7 @@ def _fusion(manifest, rules) -> str:
     )
     for name, rule in rules.items()
   ]
-  return "## Fusion\n\n" + _table(
+  return "## Fusion\n\n" + tables.markdown(
     ("rule", "what it is", "stages", "fitted on"), rows
   )
 

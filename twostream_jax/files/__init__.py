@@ -116,17 +116,24 @@ def _no_lock(path: Path) -> ForeignFileError:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, suffix: str = "") -> Iterator[Path]:
   """Yields a temporary path beside `path`, which becomes it at the end.
 
   Where the block fails, nothing is left. The temporary file is there, empty;
   its name can't be guessed, so that no link waits under it. A link at `path` is
   replaced itself.
 
+  Args:
+    path: The file.
+    suffix: End of the temporary name, for libraries that go by an extension.
+      After a kill, the name is found by patterns such as `*.json`.
+
   Raises:
-    OSError: The file can't be written; it names `path`.
+    OSError: The file can't be written; it names `path`, and its cause is the
+      error as it was raised.
   """
   temporary = _beside(path)
+  temporary = temporary.with_name(temporary.name + suffix)
   try:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     os.close(os.open(temporary, flags, 0o666))
@@ -165,7 +172,7 @@ def replaced_folder(path: Path, own: Sequence[str]) -> Iterator[Path]:
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     require_own(path, own)
-  leftovers = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}")
+  leftovers = re.compile(rf"\.{re.escape(_shortened(path))}\.[0-9a-f]{{32}}")
   for entry in path.parent.iterdir():
     if leftovers.fullmatch(entry.name):
       require_own(entry, own)
@@ -197,7 +204,12 @@ def _beside(path: Path) -> Path:
   It is not made of a process id: machines that share a folder have processes
   of equal ids (in containers of one image as a rule).
   """
-  return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  return path.with_name(f".{_shortened(path)}.{uuid.uuid4().hex}")
+
+
+def _shortened(path: Path) -> str:
+  """A name that leaves room for what `_beside` and `replaced` add."""
+  return os.fsdecode(os.fsencode(path.name)[: _LONGEST_NAME - 55])
 
 
 def remove_folder(folder: Path, own: Sequence[str]) -> None:

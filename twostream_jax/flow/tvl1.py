@@ -5,7 +5,7 @@ for Realtime TV-L1 Optical Flow"), with three parts of Wedel et al. 2009 ("An
 Improved Algorithm for TV-L1 Optical Flow"): median filtering between warps,
 five-point derivatives, and derivatives blended between the two images. Where
 the brightness of a pair changes as a whole, which the method takes for motion,
-the texture of the images is matched in their place: see `texture_pyramids`.
+the texture of the images is matched instead: `brightness.texture_pyramids`.
 Names of parameters are those of OpenCV's DualTVL1; where a default differs,
 that is because it was better or faster, see `tvl1`.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from twostream_jax.flow import pyramid
+from twostream_jax.flow import brightness, pyramid, stencils
 
 # A preset for `tvl1`: about half the time. It is less exact on the Middlebury
 # pair, and more on warped images.
@@ -28,27 +28,6 @@ FAST = {"warps": 3, "iterations": 10}
 
 # Share of the first image's derivative (Wedel et al. 2009, section 3).
 _BLEND = 0.4
-# Gray levels of a pair's change of brightness (`brightness_change`) below which
-# its images are matched as they are, and above which their texture is. Between
-# frames of real videos it is up to 0.6, where nothing but motion changes them.
-_CHANGE = (0.75, 1.5)
-# A pixel's part in the change of brightness, gray levels: what a bright object
-# adds that enters the image, or the black edge of a shaken one, stays small.
-_LARGEST_PART = 4.0
-# Side of the squares whose means give the local mean, pixels of each scale.
-_SQUARE = 5
-# Gray levels up to and from which a pixel may have been clipped.
-_CLIPPED = (5.0, 250.0)
-# Largest ratio of the contrasts of a pair that is taken for a gain.
-_LARGEST_GAIN = 4.0
-# Networks of compare-exchanges that leave the median of 9 in place 4 (Smith
-# 1996): a sort is ruinous on a CPU.
-_MEDIAN_OF_9 = (
-  (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8),
-  (0, 3), (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4),
-  (4, 2),
-)  # fmt: skip
-
 
 # Parameters are constants of the program: flow is the same, to the bit, whether
 # a default is passed or left out.
@@ -194,7 +173,7 @@ def _solve(
     first, second = images[-1]
     images.append((pyramid.resize(first, size), pyramid.resize(second, size)))
   if texture:
-    images = texture_pyramids(images, texture)
+    images = brightness.texture_pyramids(images, texture)
   batch = previous.shape[0]
   still = jnp.zeros((batch, *sizes[-1]), jnp.float32)
   flow = still, still
@@ -208,110 +187,10 @@ def _solve(
   return jnp.stack(flow, axis=-1)
 
 
-def texture_pyramids(
-  images: list[tuple[Array, Array]], texture: float
-) -> list[tuple[Array, Array]]:
-  """Takes the local mean from pairs whose brightness changes.
-
-  A change of brightness that is smooth in space is in the mean and not in what
-  remains. That is the structure-texture decomposition of Wedel et al. 2009,
-  section 2.1, with two differences. The structure is a local mean at each
-  scale, not a total-variation filter's result at the finest, which would take
-  as long as the flow. And it is done only where the brightness of a pair
-  changes, in proportion: where it does not, the mean says much about motion
-  that the texture does not.
-
-  What remains of the second image is scaled to the contrast of the first one,
-  which takes out a change of exposure (a gain).
-
-  What remains is up to twice as strong, so that smoothness does not outweigh
-  the weaker texture: the same as up to twice `lambda_`.
-
-  Args:
-    images: Both images at each scale, finest first, float32 [b h w], 0..255.
-    texture: Share of the mean that is removed at most, in [0, 1].
-
-  Returns:
-    Images in their place, of the same shapes. Those of a pair without a change
-    of brightness are as they were.
-  """
-  low, high = _CHANGE
-  change = jnp.abs(brightness_change(*images[-1]))
-  part = jnp.clip((change - low) / (high - low), 0, 1)[:, None, None]
-
-  def remaining(image):
-    return (1 + part) * (image - texture * part * _local_mean(image))
-
-  def decompose(images):
-    pairs = [(remaining(first), remaining(second)) for first, second in images]
-    # A change of exposure scales the texture; the finest scale shows it best.
-    (first, second), textures = images[0], pairs[0]
-    ratio = _contrast_ratio(first, second, *textures)
-    gain = 1 + texture * part * (ratio - 1)
-    return [(first, gain * second) for first, second in pairs]
-
-  # Most pairs are spared all of it.
-  return jax.lax.cond((part > 0).any(), decompose, lambda same: same, images)
-
-
-def _contrast_ratio(first, second, first_texture, second_texture):
-  """Contrast of the first images' texture over the second's: [b 1 1].
-
-  Of the pixels whose windows are neither black nor white anywhere: what was
-  clipped has lost its texture and says nothing about the others.
-  """
-  low, high = _CLIPPED
-  clipped = jnp.minimum(first, second) <= low
-  clipped |= jnp.maximum(first, second) >= high
-  seen = _local_mean(clipped.astype(jnp.float32)) == 0
-
-  def energy(texture):
-    energies = jnp.where(seen, texture * texture, 0)
-    # The ratio is 1 where there is no texture.
-    return energies.sum(axis=(1, 2), keepdims=True) + 1e-3
-
-  ratio = jnp.sqrt(energy(first_texture) / energy(second_texture))
-  return jnp.clip(ratio, 1 / _LARGEST_GAIN, _LARGEST_GAIN)
-
-
-def brightness_change(first: Array, second: Array) -> Array:
-  """Change of brightness that most of a pair's pixels share.
-
-  Motion makes some pixels brighter and others darker, which cancels out.
-
-  Args:
-    first: float32 [b h w], 0..255; the coarsest scale, in which motion and
-      noise make little difference.
-    second: Of the same shape.
-
-  Returns:
-    float32 [b]: gray levels, each pixel's limited to 4.
-  """
-  difference = jnp.clip(second - first, -_LARGEST_PART, _LARGEST_PART)
-  return difference.mean(axis=(1, 2))
-
-
-def _local_mean(images: Array) -> Array:
-  """Mean of [b h w] under a window; edges are repeated.
-
-  The window is the mean of means over squares: about a Gaussian with a standard
-  deviation of 2 pixels.
-  """
-  reach = _SQUARE - 1
-  around = ((0, 0), (reach, reach), (reach, reach))
-  images = jnp.pad(images, around, mode="edge")
-  for _ in range(2):
-    for window in ((1, _SQUARE, 1), (1, 1, _SQUARE)):
-      images = jax.lax.reduce_window(
-        images, 0.0, jax.lax.add, window, (1, 1, 1), "valid"
-      )
-  return images / _SQUARE**4
-
-
 def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):
   """Warps `second` by the flow, solves the linearised problem; repeatedly."""
-  first_x, first_y = jax.vmap(_derivatives)(first)
-  stack = jnp.stack([second, *jax.vmap(_derivatives)(second)], axis=-1)
+  first_x, first_y = jax.vmap(stencils.derivatives)(first)
+  stack = jnp.stack([second, *jax.vmap(stencils.derivatives)(second)], axis=-1)
 
   def warp(_, state):
     u, v, *dual = state
@@ -324,7 +203,7 @@ def _solve_scale(first, second, flow, tau, lambda_, theta, warps, iterations):
       theta=theta,
       iterations=iterations,
     )
-    return _median(u), _median(v), *dual
+    return stencils.median(u), stencils.median(v), *dual
 
   dual = (jnp.zeros_like(first),) * 4
   return jax.lax.fori_loop(0, warps, warp, (*flow, *dual))[:2]
@@ -344,7 +223,7 @@ def _linearise(first, first_x, first_y, stack, u, v):
   h, w = first.shape
   x = jnp.arange(w, dtype=jnp.float32)[None, :] + u
   y = jnp.arange(h, dtype=jnp.float32)[:, None] + v
-  warped, warped_x, warped_y = _sample(stack, x, y)
+  warped, warped_x, warped_y = stencils.sample(stack, x, y)
   grad_x = _BLEND * first_x + (1 - _BLEND) * warped_x
   grad_y = _BLEND * first_y + (1 - _BLEND) * warped_y
   # Where the motion leaves the image there is no data: smoothness decides.
@@ -426,7 +305,7 @@ def plain_updates(
   rate = tau / theta
 
   def ascend(component, dual_x, dual_y):
-    across, down = _forward_x(component), _forward_y(component)
+    across, down = stencils.forward_x(component), stencils.forward_y(component)
     norm = 1.0 + rate * jnp.sqrt(across * across + down * down)
     return (dual_x + rate * across) / norm, (dual_y + rate * down) / norm
 
@@ -435,73 +314,8 @@ def plain_updates(
     residual = constant + grad_x * u + grad_y * v
     # Zach et al. 2007, eq. 15, the three cases as one clip.
     step = jnp.clip(-residual * inverse, -limit, limit)
-    u = u + step * grad_x + theta * _divergence(u_x, u_y)
-    v = v + step * grad_y + theta * _divergence(v_x, v_y)
+    u = u + step * grad_x + theta * stencils.divergence(u_x, u_y)
+    v = v + step * grad_y + theta * stencils.divergence(v_x, v_y)
     return u, v, *ascend(u, u_x, u_y), *ascend(v, v_x, v_y)
 
   return jax.lax.fori_loop(0, iterations, update, state)
-
-
-def _derivatives(image: Array) -> tuple[Array, Array]:
-  """Five-point derivatives in x and y of [h w]; edges are repeated."""
-  h, w = image.shape
-  padded = jnp.pad(image, 2, mode="edge")
-
-  def combine(shift):
-    return (shift(0) - 8 * shift(1) + 8 * shift(3) - shift(4)) / 12
-
-  return (
-    combine(lambda i: padded[2:-2, i : i + w]),
-    combine(lambda i: padded[i : i + h, 2:-2]),
-  )
-
-
-def _sample(stack: Array, x: Array, y: Array) -> tuple[Array, ...]:
-  """Bilinear samples of [h w c] at x, y [h w]: one array a channel.
-
-  Positions outside the image take the value at its edge.
-  """
-  h, w, channels = stack.shape
-  x, y = jnp.clip(x, 0, w - 1), jnp.clip(y, 0, h - 1)
-  left = jnp.clip(jnp.floor(x), 0, w - 2)
-  top = jnp.clip(jnp.floor(y), 0, h - 2)
-  part_x, part_y = (x - left)[..., None], (y - top)[..., None]
-  index = top.astype(jnp.int32) * w + left.astype(jnp.int32)
-  flat = stack.reshape(h * w, channels)
-  upper = flat[index] * (1 - part_x) + flat[index + 1] * part_x
-  lower = flat[index + w] * (1 - part_x) + flat[index + w + 1] * part_x
-  sampled = upper * (1 - part_y) + lower * part_y
-  return tuple(sampled[..., c] for c in range(channels))
-
-
-def _forward_x(field: Array) -> Array:
-  """Forward difference along the columns of [b h w]; zero at the last."""
-  return _pad(field[:, :, 1:] - field[:, :, :-1], (0, 0), (0, 1))
-
-
-def _forward_y(field: Array) -> Array:
-  """Forward difference along the rows of [b h w]; zero at the last."""
-  return _pad(field[:, 1:] - field[:, :-1], (0, 1), (0, 0))
-
-
-def _divergence(dual_x: Array, dual_y: Array) -> Array:
-  """Minus the adjoint of the forward differences (dual is 0 at the ends)."""
-  before_x = _pad(dual_x[:, :, :-1], (0, 0), (1, 0))
-  before_y = _pad(dual_y[:, :-1], (1, 0), (0, 0))
-  return dual_x - before_x + dual_y - before_y
-
-
-def _pad(field: Array, rows: tuple[int, int], columns: tuple[int, int]):
-  return jnp.pad(field, ((0, 0), rows, columns))
-
-
-def _median(field: Array) -> Array:
-  """Median over 3 x 3 pixels of [b h w]; edges are repeated."""
-  h, w = field.shape[1:]
-  padded = jnp.pad(field, ((0, 0), (1, 1), (1, 1)), mode="edge")
-  values = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-  for a, b in _MEDIAN_OF_9:
-    low = jnp.minimum(values[a], values[b])
-    values[b] = jnp.maximum(values[a], values[b])
-    values[a] = low
-  return values[4]

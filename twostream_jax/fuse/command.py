@@ -9,10 +9,12 @@ from typing import Any
 from absl import flags
 
 from twostream_jax import fuse, metrics
+from twostream_jax.files import tables
 from twostream_jax.files.words import lines, printable
 from twostream_jax.files.workdir import write_text
 from twostream_jax.fuse.files import common_videos, read_files
 from twostream_jax.fuse.tables import read_listing
+from twostream_jax.metrics import intervals
 from twostream_jax.scores import (
   Scores,
   ScoresError,
@@ -80,7 +82,7 @@ def evaluate(
     "streams": {name: _measure(name, s) for name, s in streams.items()},
     "fusion": {rule: _measure(rule, fused)},
     "confidence": {
-      rule: metrics.intervals(fused.logits, fused.labels),
+      rule: intervals.metric_intervals(fused.logits, fused.labels),
     },
   }
 
@@ -97,11 +99,11 @@ def table(results: Mapping[str, Any]) -> str:
   rows = results["streams"] | results["fusion"]
   rows = {printable(name): values for name, values in rows.items()}
   names = list(next(iter(rows.values())))
-  width = max(map(len, (*rows, "model")))
-  shown = ["  ".join([f"{'model':<{width}}"] + [f"{n:>19}" for n in names])]
-  for row, values in rows.items():
-    cells = [f"{values[name]:>19.3f}" for name in names]
-    shown.append("  ".join([f"{row:<{width}}", *cells]))
+  cells = [
+    [row, *(f"{values[name]:.3f}" for name in names)]
+    for row, values in rows.items()
+  ]
+  shown = [tables.columns([["model", *names], *cells], words=1)]
   for rule, bounds in results["confidence"].items():
     name = names[0]
     if name not in bounds:

@@ -1,9 +1,10 @@
 """Answers as lines of JSON and as tables."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
-from twostream_jax.files import words
+from twostream_jax.files import tables, words
 from twostream_jax.flow.spec import to_dict
 from twostream_jax.predict.predictor import Prediction
 from twostream_jax.stages.trained import TrainedRun
@@ -56,27 +57,11 @@ def table(found: Mapping[str, Any]) -> str:
     f" answered in {found['elapsed']:.1f} s"
   )
   rows = {**found["stages"], **found["fused"]}
-  cells = {
-    name: [
-      f"{words.printable(label)} {probability:.3f}"
-      for label, probability in row
-    ]
-    for name, row in rows.items()
-  }
-  return "\n".join([head, *_aligned(cells)])
-
-
-def _aligned(rows: Mapping[str, Sequence[str]]) -> list[str]:
-  """Rows of cells below each other, each with its name before it."""
-  names = max(map(len, rows))
-  widths = [
-    max(map(len, column)) for column in zip(*rows.values(), strict=True)
-  ]
-  return [
-    f"  {name:<{names}}  "
-    + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip()
+  cells = [
+    [name, *(f"{words.printable(label)} {share:.3f}" for label, share in row)]
     for name, row in rows.items()
   ]
+  return f"{head}\n{textwrap.indent(tables.columns(cells), '  ')}"
 
 
 def _segments(found: Mapping[str, Any]) -> str:

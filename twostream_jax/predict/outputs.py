@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from twostream_jax import files
 from twostream_jax.predict.reading import Source
 
 # These fail for every file that is written, not for one name or one content.
@@ -47,25 +48,20 @@ class WriteError(OSError):
 def written(path: Path) -> Iterator[Path]:
   """Yields a temporary path, which becomes `path` when the block is over.
 
-  Where the block fails or is interrupted, nothing is left. The temporary path
-  has the extension of `path`; its name is short, whatever the length of that of
-  `path` is.
+  Where the block fails or is interrupted, nothing is left; see
+  `files.replaced`. The temporary path has the extension of `path`.
 
   Raises:
     WriteError: An OSError in the block, or when the file gets its name.
   """
   try:
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-      temporary = Path(folder) / f"new{path.suffix}"
+    with files.replaced(path, path.suffix) as temporary:
       yield temporary
-      # Some file systems tell only here that they are full.
-      with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-  except WriteError:
-    raise
   except OSError as error:
-    raise WriteError(path, error) from error
+    # As it was raised: not every one has a number.
+    cause = error.__cause__
+    told = cause if isinstance(cause, OSError) else error
+    raise WriteError(path, told) from error
 
 
 def check_file(

@@ -6,13 +6,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from twostream_jax.files.words import csv_cell, printable
 from twostream_jax.predict.following import Seen
+from twostream_jax.report import plots
 
 # Rows of the picture: the classes that are seen longest.
 _MOST_ROWS = 12
+# In pixels of the picture: its width, a row, a letter.
+_WIDTH, _ROW, _LETTER = 1200, 52, 14
+_WEIGHT = 400  # Of a regular font.
+_LONGEST_LABEL, _LONGEST_TITLE = 40, 150  # Letters.
+_INK = (40, 40, 40)
+# Bits of a pixel's parts in the coordinates of lines.
+_SHIFT = 4
+_COLOURS = (
+  (31, 119, 180),
+  (255, 127, 14),
+  (44, 160, 44),
+  (214, 39, 40),
+  (148, 103, 189),
+  (140, 86, 75),
+  (227, 119, 194),
+  (127, 127, 127),
+  (188, 189, 34),
+  (23, 190, 207),
+)
 
 
 class Segment(NamedTuple):
@@ -194,34 +215,62 @@ def draw(
   title: str,
   smooth: int = 1,
 ) -> None:
-  """Writes a picture: a row a class with its segments and its probability."""
-  import matplotlib
-
-  # A file matplotlibrc of the current folder could ask for TeX.
-  matplotlib.rcdefaults()
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
+  """Writes a PNG: a row a class with its segments and its probability."""
   spent = dict.fromkeys(class_names, 0.0)
   for segment in segments:
     spent[segment.label] += segment.end - segment.start
   rows = sorted(
     (name for name in spent if spent[name]), key=lambda name: -spent[name]
   )[:_MOST_ROWS]
+  labels = [plots.shorten(printable(name), _LONGEST_LABEL) for name in rows]
+  left = 30 + max((_width(label) for label in labels), default=0)
+  right, top = _WIDTH - 20, 35
+  bottom = top + _ROW * max(1, len(rows))
+  image = np.full((bottom + 50, _WIDTH, 3), 255, np.uint8)
+
+  def across(seconds):
+    return left + np.asarray(seconds) * ((right - left) / found.edges[-1])
+
   values = smoothed(found.probabilities, smooth)
-  figure, axes = pyplot.subplots(figsize=(12, 1.2 + 0.45 * max(1, len(rows))))
-  for row, name in enumerate(rows):
-    colour = f"C{row % 10}"
-    spans = [(s.start, s.end - s.start) for s in segments if s.label == name]
-    axes.broken_barh(spans, (row - 0.4, 0.8), color=colour, alpha=0.35)
-    curve = row + 0.4 - 0.8 * values[:, list(class_names).index(name)]
-    axes.stairs(curve, found.edges, color=colour, baseline=None)
-  # Names as they are: matplotlib would read what stands between two $ as TeX.
-  axes.set_yticks(range(len(rows)), rows, parse_math=False)
-  axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
-  axes.set_xlim(0, found.edges[-1])
-  axes.set_xlabel("seconds")
-  axes.set_title(title, fontsize=10, parse_math=False)
-  figure.tight_layout()
-  figure.savefig(path, format="png", dpi=100)
-  pyplot.close(figure)
+  for row, (name, label) in enumerate(zip(rows, labels, strict=True)):
+    middle = top + _ROW * (row + 0.5)
+    colour = np.array(_COLOURS[row % len(_COLOURS)])
+    pale = 255 - 0.35 * (255 - colour)
+    high, low = round(middle - 0.4 * _ROW), round(middle + 0.4 * _ROW)
+    for segment in segments:
+      if segment.label == name:
+        begin, end = np.rint(across([segment.start, segment.end])).astype(int)
+        image[high:low, begin : max(end, begin + 1)] = pale
+    heights = low - values[:, list(class_names).index(name)] * (low - high)
+    # Two corners a window: a step at each edge.
+    steps = across(found.edges).repeat(2)[1:-1], heights.repeat(2)
+    points = np.rint(np.stack(steps, axis=-1) * 2**_SHIFT).astype(np.int32)
+    line = colour.tolist()
+    cv2.polylines(image, [points], False, line, 1, cv2.LINE_AA, _SHIFT)
+    _write(image, label, left - 10 - _width(label), round(middle) + 5)
+  for tick in plots.ticks(0, found.edges[-1], 8):
+    if tick <= found.edges[-1]:
+      x, text = round(float(across(tick))), f"{tick:g}"
+      cv2.line(image, (x, bottom), (x, bottom + 4), _INK)
+      _write(image, text, x - _width(text) // 2, bottom + 20)
+  cv2.rectangle(image, (left, top), (right, bottom), _INK)
+  middle = (left + right) // 2
+  title = plots.shorten(title, _LONGEST_TITLE)
+  for text, y in ((title, top - 12), ("seconds", bottom + 40)):
+    _write(image, text, max(10, middle - _width(text) // 2), y)
+  done, code = cv2.imencode(".png", image[..., ::-1])
+  if not done:
+    raise ValueError(f"can't encode an image of shape {image.shape}")
+  path.write_bytes(code.data)
+
+
+def _write(image: np.ndarray, text: str, x: int, y: int) -> None:
+  """Draws a text whose first letter stands at (x, y)."""
+  font = cv2.FontFace("sans")
+  cv2.putText(image, text, (x, y), _INK, font, _LETTER, _WEIGHT)
+
+
+def _width(text: str) -> int:
+  """Pixels that a text takes."""
+  font = cv2.FontFace("sans")
+  return cv2.getTextSize((0, 0), text, (0, 0), font, _LETTER, _WEIGHT)[2]

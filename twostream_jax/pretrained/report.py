@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from twostream_jax.files import words
+from twostream_jax.files import tables, words
 
 USED = "used"
 FRESH = "fresh"
@@ -78,11 +78,7 @@ class Report:
       )
       for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-      "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-      for line in cells
-    )
+    return tables.columns(cells)
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:

@@ -1,13 +1,14 @@
 """The report's break-down by class: figures, and what each stream adds."""
 
 import dataclasses
-import html
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from twostream_jax import metrics
 from twostream_jax.report import plots
+from twostream_jax.report.templates import render
 from twostream_jax.report.wording import wording
 from twostream_jax.scores import Scores
 
@@ -79,34 +80,46 @@ def classes(
   gain = models[0].by_class
   if num_streams > 1:
     gain = models[1].by_class - models[0].by_class
-  ranked = np.argsort(-gain, kind="stable")  # NaN sorts last.
-  empty = int((_clips_by_class(models[0].scores) == 0).sum())
-  note = _class_note(models, num_streams, empty, len(names))
-  head = (
-    f"{helps(models, num_streams, names)}<h3>Every class</h3>"
-    f'<p class="note">{html.escape(note)}</p>{_legend(models)}'
-  )
-  if len(names) <= _MAX_CLASSES:
-    return head + _class_table(models, names, ranked)
-  known = ranked[: len(names) - empty]
-  top, rest = np.split(known, [_CLASSES_PER_END])
-  bottom = rest[-_CLASSES_PER_END:]
-  parts = "".join(
-    f"<h3>{title} {len(rows)}</h3>{_class_table(models, names, rows)}"
-    for title, rows in (("Top", top), ("Bottom", bottom))
-    if len(rows)
-  )
-  return (
-    f"{head}{parts}<details><summary>All {len(names)} classes</summary>"
-    '<p class="find" hidden><label>Find a class <input type="search"></label>'
-    f"</p>{_class_table(models, names, ranked)}</details>"
+  ranked = np.argsort(-gain, kind="stable").tolist()  # NaN sorts last.
+  clips = _clips_by_class(models[0].scores)
+  empty = int((clips == 0).sum())
+  ends = []
+  if len(names) > _MAX_CLASSES:
+    top = ranked[: len(names) - empty][:_CLASSES_PER_END]
+    rest = ranked[_CLASSES_PER_END : len(names) - empty]
+    ends = [("Top", top), ("Bottom", rest[-_CLASSES_PER_END:])]
+  kind = "classes"
+  if len(models) > _MAX_BESIDE:
+    kind += " crowded"
+  elif plots.are_long(names):
+    kind += " wordy"
+  return render(
+    "classes.html",
+    helps=_helps(models, num_streams, names),
+    note=_class_note(models, num_streams, empty, len(names)),
+    models=[(model.style, model.name) for model in models],
+    rows=[
+      {
+        "name": name,
+        "figures": [(m.style, _known(m.by_class[i])) for m in models],
+        "clips": clips[i],
+      }
+      for i, name in enumerate(names)
+    ],
+    kind=kind,
+    ranked=ranked,
+    ends=ends,
   )
 
 
-def helps(
+def _known(figure: float) -> float | None:
+  return None if np.isnan(figure) else float(figure)
+
+
+def _helps(
   models: Sequence[Model], num_streams: int, names: Sequence[str]
-) -> str:
-  """Where motion helps, where appearance helps, and where only both, as HTML.
+) -> list[dict[str, Any]]:
+  """Where motion helps, where appearance helps, and where only both.
 
   Args:
     models: the streams, of which the first two are appearance and motion, then
@@ -115,10 +128,10 @@ def helps(
     names: class names [n].
 
   Returns:
-    "" where there is one stream.
+    One list of classes each; none where there is one stream.
   """
   if num_streams < 2:
-    return ""
+    return []
   first, second = models[:2]
   gain = second.by_class - first.by_class
   lists: list[tuple[str, Model, Model | None, np.ndarray]] = [
@@ -132,9 +145,7 @@ def helps(
     best[known] = np.nanmax(alone[:, known], axis=0)
     more = models[-1].by_class - best
     lists.append(("Where fusion beats every stream", models[-1], None, more))
-  return (
-    f'<div class="helps">{"".join(_helped(*x, names) for x in lists)}</div>'
-  )
+  return [_helped(*each, names) for each in lists]
 
 
 def _helped(
@@ -143,31 +154,19 @@ def _helped(
   worse: Model | None,
   gain: np.ndarray,
   names: Sequence[str],
-) -> str:
+) -> dict[str, Any]:
   """The classes that gain most by a model, with how much in points."""
   ranked: list[int] = [
     i for i in np.argsort(-gain, kind="stable").tolist() if gain[i] > 0.0005
   ]
   over = f"over {worse.name}" if worse else "over the best stream of each class"
-  note = f"Points of {better.name} {over}"
-  if not ranked:
-    body = '<p class="note">In no class.</p>'
-  else:
-    rest = len(ranked) - _MAX_HELPED
-    more = f'<p class="note">and in {rest} more</p>' if rest > 0 else ""
-    body = (
-      "<ol>"
-      + "".join(
-        f'<li><span class="name">{html.escape(names[i])}</span>'
-        f"{plots.bar(float(gain[i]), better.style)}"
-        f'<span class="num">+{100 * gain[i]:.0f}</span></li>'
-        for i in ranked[:_MAX_HELPED]
-      )
-      + f"</ol>{more}"
-    )
-  return (
-    f'<div><h3>{title}</h3><p class="note">{html.escape(note)}</p>{body}</div>'
-  )
+  return {
+    "title": title,
+    "note": f"Points of {better.name} {over}",
+    "style": better.style,
+    "gains": [(names[i], float(gain[i])) for i in ranked[:_MAX_HELPED]],
+    "more": len(ranked) - _MAX_HELPED,
+  }
 
 
 def _class_note(
@@ -184,46 +183,3 @@ def _class_note(
   if empty:
     note += f" {empty} of {num_classes} classes have no test clip (–)."
   return note
-
-
-def _legend(models: Sequence[Model]) -> str:
-  keys = "".join(
-    f"<span>{plots.marker(m.style)} {html.escape(m.name)}</span>"
-    for m in models
-  )
-  return f'<p class="legend">{keys}</p>'
-
-
-def _class_table(
-  models: Sequence[Model], names: Sequence[str], rows: np.ndarray
-) -> str:
-  heads = "".join(
-    f'<th scope="col">{plots.marker(m.style)}<span class="model">'
-    f"{html.escape(m.name).replace('_', '_<wbr>')}</span></th>"
-    for m in models
-  )
-  figures = np.array([model.by_class for model in models])
-  totals = _clips_by_class(models[0].scores)
-  body = "".join(
-    f'<tr><th scope="row">{html.escape(names[int(i)])}</th><td class="plot">'
-    f"{plots.dots([(m.style, figures[j, i]) for j, m in enumerate(models)])}"
-    f"</td>{''.join(_share(figure) for figure in figures[:, i])}"
-    f'<td class="clips">{totals[i]}</td></tr>'
-    for i in rows
-  )
-  kind = "classes"
-  if len(models) > _MAX_BESIDE:
-    kind += " crowded"
-  elif plots.are_long(names):
-    kind += " wordy"
-  return (
-    f'<table class="{kind} sortable" style="--models: {len(models)}"><thead>'
-    '<tr><th scope="col">Class</th>'
-    '<th scope="col" class="plot"><span class="scale"><span>0%</span><span>'
-    f'50%</span><span>100%</span></span></th>{heads}<th scope="col"'
-    f' class="clips">Clips</th></tr></thead><tbody>{body}</tbody></table>'
-  )
-
-
-def _share(figure: float) -> str:
-  return "<td>–</td>" if np.isnan(figure) else f"<td>{figure:.0%}</td>"

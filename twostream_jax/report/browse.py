@@ -1,7 +1,7 @@
 """A dataset as one HTML page: its counts, and frames and flow of some clips."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from twostream_jax.report.survey import (
   read_sample,
   survey,
 )
+from twostream_jax.report.templates import render
 
 # More rows than this scroll in a box of their own, with a search field.
 _MAX_ROWS = 40
@@ -24,8 +25,6 @@ _LONG_NAME = 12  # In characters: what fits beside a bar and three counts.
 # Smallest speed drawn in full colour, as a share of the bound. No motion is
 # stored as bound / 255 in x and in y.
 _LEAST_SCALE = 0.05
-_STYLES = tuple(style for style in plots.MARKERS if style != "fused")
-_esc = html.escape
 
 
 def render_dataset(
@@ -60,41 +59,31 @@ def render_dataset(
     "Splits": _splits(splits),
     "Classes": _classes(data, splits),
     "Clips": _clips(samples, data.flow_spec, splits),
-    "Stored flow": _flow_table(data.flow_spec),
+    "Stored flow": _flow(data.flow_spec),
     "Rejected files": shell.rejected_files(data.rejected),
   }
-  return shell.render_page(data.name, _headline(data, splits), sections)
+  return shell.render_page(data.name, _facts(data, splits), sections)
 
 
-def _headline(data: VideoDataset, splits: Mapping[str, SplitSurvey]) -> str:
+def _facts(data: VideoDataset, splits: Mapping[str, SplitSurvey]) -> str:
   clips = sum(len(split.labels) for split in splits.values())
   seconds = sum(split.seconds for split in splits.values())
   counts = ", ".join(f"{k} {len(s.labels):,}" for k, s in splits.items())
   size = sum(f.stat().st_size for f in data.path.iterdir() if f.is_file())
-  return (
-    f'<p class="lead">{_number(clips, "clip")} of'
-    f" {_number(len(data.class_names), 'class', 'classes')}:"
-    f' {_esc(counts)}.</p><p class="note">{_esc(str(data.path))}</p>'
-  ) + shell.definitions(
-    [
-      ("Video", _duration(seconds)),
+  classes = shell.number(len(data.class_names), "class", "classes")
+  return render(
+    "facts.html",
+    lead=f"{shell.number(clips, 'clip')} of {classes}: {counts}.",
+    note=data.path,
+    facts=[
+      ("Video", shell.duration(seconds, 2)),
       ("On disk", _size(size)),
       ("Labels", "any number a clip" if data.multi_label else "one a clip"),
       ("JPEG quality of frames", data.rgb_quality),
       ("JPEG quality of flow", data.flow_spec.quality),
       ("Rejected files", f"{len(data.rejected):,}"),
-    ]
+    ],
   )
-
-
-def _number(count: int, one: str, many: str = "") -> str:
-  return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 3600:
-    return f"{seconds / 60:.1f} min"
-  return f"{seconds / 3600:,.2f} h"
 
 
 def _size(num_bytes: int) -> str:
@@ -104,68 +93,49 @@ def _size(num_bytes: int) -> str:
 
 
 def _splits(splits: Mapping[str, SplitSurvey]) -> str:
-  heads = "".join(
-    f'<th scope="col">{name}</th>'
-    for name in ("Clips", "Video", "Classes", "Fewest", "Median", "Most")
-  )
-  rows = ""
-  for (name, split), style in zip(splits.items(), _STYLES, strict=False):
+  rows = []
+  for style, (name, split) in zip(plots.STYLES, splits.items(), strict=False):
     counts = split.by_class
-    cells = (
+    figures = (
       f"{len(split.labels):,}",
-      _duration(split.seconds),
+      shell.duration(split.seconds, 2),
       f"{np.count_nonzero(counts):,} of {len(counts):,}",
       f"{counts.min():,}",
       f"{np.median(counts):,g}",
       f"{counts.max():,}",
     )
-    rows += (
-      f'<tr><th scope="row">{plots.marker(style)} {_esc(name)}</th>'
-      f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    )
-  return (
-    '<div class="scroll"><table class="compact"><thead><tr>'
-    '<th scope="col">Split</th>'
-    f"{heads}</tr></thead>"
-    f"<tbody>{rows}</tbody></table></div>"
-    '<p class="note">Fewest, median and most are clips of a class.</p>'
-  )
+    rows.append((style, name, figures))
+  columns = ("Clips", "Video", "Classes", "Fewest", "Median", "Most")
+  return render("splits.html", columns=columns, rows=rows)
 
 
 def _classes(data: VideoDataset, splits: Mapping[str, SplitSurvey]) -> str:
-  names, styles = data.class_names, dict(zip(splits, _STYLES, strict=False))
+  names, styles = data.class_names, plots.STYLES[: len(splits)]
   counts = np.array([split.by_class for split in splits.values()])
-  heads = "".join(
-    f'<th scope="col">{plots.marker(style)}<span class="model">{_esc(split)}'
-    "</span></th>"
-    for split, style in styles.items()
-  )
-  trained = splits["train"].by_class > 0 if "train" in splits else None
-  most = max(1, counts.sum(axis=0).max())
-  rows = "".join(
-    _class_row(
-      names[i],
-      dict(zip(styles.values(), counts[:, i].tolist(), strict=True)),
-      most,
-      trained is None or bool(trained[i]),
-    )
-    for i in sorted(range(len(names)), key=lambda i: names[i])
-  )
-  wordy = plots.are_long(names, _LONG_NAME)
-  kind = "classes wordy" if wordy else "classes"
-  table = (
-    f'<table class="{kind} sortable" style="--models: {len(splits)}"><thead>'
-    f'<tr><th scope="col">Class</th><th scope="col" class="plot">'
-    f'<span class="counts scale"><span>0</span><b>{most:,}</b></span></th>'
-    f"{heads}</tr></thead><tbody>{rows}</tbody></table>"
-  )
-  legend = "".join(
-    f"<span>{plots.marker(style)} {_esc(split)}</span>"
-    for split, style in styles.items()
-  )
-  return (
-    f'<p class="note">{_class_notes(data, splits)}</p>'
-    f'<p class="legend">{legend}</p>{_boxed(table, len(names))}'
+  most = max(1, int(counts.sum(axis=0).max()))
+  trained = np.ones(len(names), bool)
+  if "train" in splits:
+    trained = splits["train"].by_class > 0
+  return render(
+    "counts.html",
+    note=_class_notes(data, splits),
+    splits=list(zip(styles, splits, strict=True)),
+    most=f"{most:,}",
+    wordy=plots.are_long(names, _LONG_NAME),
+    boxed=len(names) > _MAX_ROWS,
+    rows=[
+      {
+        "name": names[i],
+        "trained": trained[i],
+        "counts": counts[:, i],
+        "bars": [
+          (style, f"{100 * count / most:.2f}%")
+          for style, count in zip(styles, counts[:, i], strict=True)
+          if count
+        ],
+      }
+      for i in sorted(range(len(names)), key=lambda i: names[i])
+    ],
   )
 
 
@@ -174,121 +144,67 @@ def _class_notes(data: VideoDataset, splits: Mapping[str, SplitSurvey]) -> str:
   if data.multi_label:
     bare = sum(not clip for s in splits.values() for clip in s.labels)
     notes.append("A clip counts in each of its classes.")
-    notes.append(f"{_number(bare, 'clip')} without any class.")
+    notes.append(f"{shell.number(bare, 'clip')} without any class.")
   if "train" in splits:
     missing = int((splits["train"].by_class == 0).sum())
-    notes.append(
-      f"{missing:,} of {_number(len(data.class_names), 'class', 'classes')}"
-      " without a train clip."
-    )
+    classes = shell.number(len(data.class_names), "class", "classes")
+    notes.append(f"{missing:,} of {classes} without a train clip.")
   return " ".join(notes)
-
-
-def _class_row(
-  name: str, counts: Mapping[str, int], most: int, trained: bool
-) -> str:
-  mark = "" if trained else ' <span class="badge wrong">no train clip</span>'
-  bars = "".join(
-    f'<i class="{style}" style="width: {100 * count / most:.2f}%"></i>'
-    for style, count in counts.items()
-    if count
-  )
-  cells = "".join(f"<td>{count}</td>" for count in counts.values())
-  return (
-    f'<tr><th scope="row">{_esc(name)}{mark}</th><td class="plot">'
-    f'<span class="stack">{bars}</span></td>{cells}</tr>'
-  )
-
-
-def _boxed(table: str, num_rows: int) -> str:
-  if num_rows <= _MAX_ROWS:
-    return table
-  return (
-    '<div><p class="find" hidden><label>Find a class <input type="search">'
-    f'</label></p><div class="scroll tall" tabindex="0">{table}</div></div>'
-  )
 
 
 def _clips(
   samples: Sequence[Sample], spec: FlowSpec, splits: Mapping[str, SplitSurvey]
 ) -> str:
   if not samples:
-    return "<p>No clips are shown.</p>"
+    return render("clips.html", cards=[])
   # Of all vectors together, so that one fast clip does not bleach the others.
   vectors = [m.flow.reshape(-1, 1, 2) for s in samples for m in s.moments]
   # Nor so small that the stored fields' rounding shows as motion.
   least = spec.bound * _LEAST_SCALE
   scale = max(pictures.flow_scale([np.concatenate(vectors)]), least)
   total = sum(len(split.labels) for split in splits.values())
-  unit = "px/frame" if spec.step == 1 else f"px in {spec.step}&nbsp;frames"
-  shown = [name for name in splits if any(s.split == name for s in samples)]
-  buttons = "".join(
-    f'<button type="button" data-show="{_esc(name)}" aria-pressed="false">'
-    f"{_esc(name)}</button>"
-    for name in shown
-  )
-  cards = "".join(_card(sample, scale, spec.step) for sample in samples)
-  return (
-    f'<p class="note">{len(samples):,} of {_number(total, "clip")}, drawn at'
-    " random but spread over classes and splits.</p>"
-    f"{pictures.wheel(scale, unit)}"
-    '<div class="filter" hidden><button type="button" data-show=""'
-    f' aria-pressed="true">All {len(samples)}</button>{buttons}</div>'
-    f'<div class="cards">{cards}</div>'
+  unit = "px/frame" if spec.step == 1 else f"px in {spec.step}\xa0frames"
+  return render(
+    "clips.html",
+    total=shell.number(total, "clip"),
+    colours=pictures.wheel(scale, unit),
+    splits=[name for name in splits if any(s.split == name for s in samples)],
+    cards=[_card(sample, scale, spec.step) for sample in samples],
   )
 
 
-def _card(sample: Sample, scale: float, step: int) -> str:
-  facts = [
-    f"{sample.width} × {sample.height} px",
-    f"{sample.fps:.4g} fps",
-    _number(sample.num_frames, "frame"),
-    f"group {sample.group}" if sample.group else "no group",
-  ]
-  moments = "".join(
-    _pictures(moment, sample.video_id, scale, step) for moment in sample.moments
-  )
-  both = any(moment.backward is not None for moment in sample.moments)
-  return (
-    f'<article class="card" data-kind="{_esc(sample.split)}"><header><h3>'
-    f"{_esc(', '.join(sample.labels) or 'no class')}</h3><p>"
-    f'<span class="badge">{_esc(sample.split)}</span>'
-    f' {_esc(sample.video_id)}</p></header><div class="'
-    f'{"pair three" if both else "pair"}">{moments}</div>'
-    f'<p class="note">{_esc(" · ".join(facts))}</p></article>'
-  )
+def _card(sample: Sample, scale: float, step: int) -> dict[str, Any]:
+  return {
+    "sample": sample,
+    "facts": [
+      f"{sample.width} × {sample.height} px",
+      f"{sample.fps:.4g} fps",
+      shell.number(sample.num_frames, "frame"),
+      f"group {sample.group}" if sample.group else "no group",
+    ],
+    "both": any(moment.backward is not None for moment in sample.moments),
+    "pictures": [
+      (pictures.picture(image, f"{what} of {sample.video_id}"), what)
+      for moment in sample.moments
+      for image, what in _images(moment, scale, step)
+    ],
+  }
 
 
-def _pictures(moment: Moment, video_id: str, scale: float, step: int) -> str:
+def _images(
+  moment: Moment, scale: float, step: int
+) -> Iterator[tuple[np.ndarray, str]]:
+  """A frame and its fields in colour, each with what it is."""
   first, later = moment.frame, moment.frame + step
-  shown = [(moment.rgb, "frame", f"{first}")]
-  for field, start, end in (
-    (moment.flow, first, later),
-    (moment.backward, later, first),
-  ):
-    if field is not None:
-      image = colorwheel.flow_to_rgb(field, scale)
-      shown.append((image, "flow", f"{start}→{end}"))
-  return "".join(
-    f"<figure>{pictures.picture(image, f'{kind} {when} of {video_id}')}"
-    f"<figcaption>{kind} {when}</figcaption></figure>"
-    for image, kind, when in shown
-  )
+  yield moment.rgb, f"frame {first}"
+  yield colorwheel.flow_to_rgb(moment.flow, scale), f"flow {first}→{later}"
+  if moment.backward is not None:
+    image = colorwheel.flow_to_rgb(moment.backward, scale)
+    yield image, f"flow {later}→{first}"
 
 
-def _flow_table(spec: FlowSpec) -> str:
+def _flow(spec: FlowSpec) -> str:
   values = to_dict(spec)
   parameters = values.pop("parameters")
   values |= {f"parameters.{key}": value for key, value in parameters.items()}
-  rows = "".join(
-    f'<tr><th scope="row">{_esc(key)}</th><td class="text">{_esc(str(value))}'
-    "</td></tr>"
-    for key, value in values.items()
-  )
-  return (
-    '<p class="note">What gives the fields their meaning (FlowSpec). Bound in'
-    " pixels, step in frames.</p>"
-    '<div class="scroll"><table class="compact"><thead><tr><th scope="col">'
-    'Setting</th><th scope="col" class="text">Value</th></tr></thead>'
-    f"<tbody>{rows}</tbody></table></div>"
-  )
+  return render("flow.html", settings=values)

@@ -1,15 +1,15 @@
 """The report's confusions: sortable heat maps, and the worst pairs."""
 
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
-from twostream_jax.report import heatmap, plots
+from twostream_jax.report import heatmap
 from twostream_jax.report.breakdown import Model, confusion_of
+from twostream_jax.report.templates import render
 
 _MAX_PAIRS = 10
 _MAX_NARROW = 8
@@ -26,22 +26,40 @@ def confusions(
     names: class names [n].
   """
   counts = [confusion_of(model.scores) for model in models]
-  figures = "".join(
-    f"<figure><figcaption>{plots.marker(m.style)} <strong>"
-    f"{html.escape(m.name)}</strong></figcaption>"
-    f"{heatmap.heat_map(confusion, names, _describe(m.name, confusion, names))}"
-    "</figure>"
-    for m, confusion in zip(models, counts, strict=True)
-  )
-  # Three of few classes go beside each other, two of more.
-  least = "17rem" if len(names) <= _MAX_NARROW else "25rem"
-  orders = class_orders(models, num_streams, names, counts[-1])
-  return (
-    f"{_sorter(orders, names)}"
-    f'<div class="heats" style="--least: {least}">{figures}{_key(len(names))}'
-    "</div>"
-    f"<h3>Most confused pairs of {html.escape(models[-1].name)}</h3>"
-    f"{_pairs(counts[-1], names)}"
+  last, totals = counts[-1], counts[-1].sum(axis=1)
+  orders = class_orders(models, num_streams, names, last)
+  numbers = ""
+  if len(names) <= heatmap.MAX_COUNTED:
+    numbers = " Numbers are clips."
+  elif len(names) > heatmap.MAX_NAMED:
+    numbers = " Classes are numbered from 0, in the order chosen above."
+  return render(
+    "confusions.html",
+    maps=[
+      (
+        m.style,
+        m.name,
+        heatmap.heat_map(count, names, _describe(m.name, count, names)),
+      )
+      for m, count in zip(models, counts, strict=True)
+    ],
+    # Three of few classes go beside each other, two of more.
+    least="17rem" if len(names) <= _MAX_NARROW else "25rem",
+    orders=list(orders),
+    # For the page's script.
+    facts=json.dumps({"orders": list(orders.values()), "names": list(names)}),
+    fixed=" fixed" if len(names) > heatmap.MAX_NAMED else "",
+    numbers=numbers,
+    shades=[(share, heatmap.opacity(share)) for share in (0.01, 0.1, 0.3, 1)],
+    pairs=[
+      {
+        "true": names[t],
+        "guess": names[p],
+        "count": last[t, p],
+        "total": totals[t],
+      }
+      for t, p in worst_pairs(last)
+    ],
   )
 
 
@@ -104,46 +122,6 @@ def cluster(confusion: np.ndarray) -> list[int]:
   return hierarchy.leaves_list(tree).tolist()
 
 
-def _sorter(orders: Mapping[str, list[int]], names: Sequence[str]) -> str:
-  """The choice of an order, with what the page's script needs to know."""
-  options = "".join(f"<option>{html.escape(name)}</option>" for name in orders)
-  facts = json.dumps({"orders": list(orders.values()), "names": list(names)})
-  return (
-    f'<div class="sorter" hidden data-facts="{html.escape(facts)}"><label>'
-    f"<span>Classes by</span><select>{options}</select></label>"
-    '<p class="note" aria-live="polite">Point at a cell to read it.</p></div>'
-  )
-
-
-def _key(num_classes: int) -> str:
-  """How to read a heat map."""
-  fixed = " fixed" if num_classes > heatmap.MAX_NAMED else ""
-  swatches = "".join(
-    f"<span>{_swatch(f'cell{fixed}', share)}"
-    f"{_swatch(f'cell miss{fixed}', share)} {share:.0%}</span>"
-    for share in (0.01, 0.1, 0.3, 1)
-  )
-  numbers = ""
-  if num_classes <= heatmap.MAX_COUNTED:
-    numbers = " Numbers are clips."
-  elif num_classes > heatmap.MAX_NAMED:
-    numbers = " Classes are numbered from 0, in the order chosen above."
-  return (
-    '<div class="reading"><strong>Reading the maps</strong> A row is a true'
-    " class, a column what the model said: blue is right, orange a mistake. The"
-    f" shade is the share of the true class's clips.{numbers}"
-    f'<p class="legend">{swatches}</p></div>'
-  )
-
-
-def _swatch(kind: str, share: float) -> str:
-  return (
-    '<svg class="heat" width="20" height="14" aria-hidden="true"><rect'
-    f' class="frame" width="20" height="14"/><rect class="{kind}" width="20"'
-    f' height="14" fill-opacity="{float(heatmap.opacity(share)):.3f}"/></svg>'
-  )
-
-
 def worst_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
   """The (true, predicted) pairs with the most mistakes, at most 10."""
   mistakes = confusion - np.diag(np.diag(confusion))
@@ -163,23 +141,3 @@ def _describe(model: str, confusion: np.ndarray, names: Sequence[str]) -> str:
       f" {confusion[true, guess]} times"
     )
   return text
-
-
-def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
-  pairs = worst_pairs(confusion)
-  if not pairs:
-    return "<p>There are none: every test clip is right.</p>"
-  totals = confusion.sum(axis=1)
-  rows = "".join(
-    f'<tr><th scope="row">{html.escape(names[t])}</th><td class="text">'
-    f'{html.escape(names[p])}</td><td class="count">{confusion[t, p]} of'
-    f" {totals[t]}</td>"
-    f"<td>{confusion[t, p] / totals[t]:.0%}</td></tr>"
-    for t, p in pairs
-  )
-  return (
-    '<div class="scroll"><table><thead><tr><th scope="col">True class</th>'
-    '<th scope="col" class="text">Taken for</th><th scope="col">Clips</th>'
-    f'<th scope="col">Share</th></tr></thead><tbody>{rows}</tbody></table>'
-    "</div>"
-  )

@@ -1,14 +1,14 @@
 """The report's training curves: records of `metrics.jsonl` to charts."""
 
-import html
 import math
 import numbers
 from collections.abc import Mapping
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from twostream_jax.report import plots
+from twostream_jax.report.templates import render
 
 _MAX_POINTS = 200
 
@@ -37,19 +37,12 @@ def training(
       so has no style) is drawn in plain ink.
     titles: of what is drawn, by key: the loss, and metrics in 0..1.
   """
-  figures = "".join(
-    _stage_curves(stage, records, styles.get(stage, "fused"), titles)
+  stages = [
+    {"name": stage, "style": styles.get(stage, "fused")}
+    | _stage(stage, records, titles)
     for stage, records in curves.items()
-  )
-  if not figures:
-    return "<p>No training curves were recorded.</p>"
-  return (
-    '<p class="legend"><span><svg class="key line" width="26" height="8"'
-    ' aria-hidden="true"><path d="M0 4h26"/></svg> train</span><span><svg'
-    ' class="key line validation" width="26" height="8" aria-hidden="true">'
-    '<path d="M0 4h26"/></svg> validation</span></p>'
-    f"{figures}"
-  )
+  ]
+  return render("training.html", stages=[s for s in stages if s["charts"]])
 
 
 def _curve(records: list[dict], split: str, key: str) -> plots.Line | None:
@@ -67,10 +60,11 @@ def _curve(records: list[dict], split: str, key: str) -> plots.Line | None:
   return plots.Line(split, split, x, y)
 
 
-def _stage_curves(
-  stage: str, records: list[dict], style: str, titles: Mapping[str, str]
-) -> str:
-  charts, remarks = "", []
+def _stage(
+  stage: str, records: list[dict], titles: Mapping[str, str]
+) -> dict[str, Any]:
+  """The charts of a stage, and remarks about its values."""
+  charts, remarks = [], []
   for key, title in titles.items():
     percent = key != "loss"
     pair = [_curve(records, split, key) for split in ("train", "validation")]
@@ -79,14 +73,14 @@ def _stage_curves(
       continue
     ends = ", ".join(f"{line.name} {_value(line, percent)}" for line in lines)
     remarks.append(f"final {title.lower()}: {ends}")
-    charts += plots.line_chart(
-      lines,
-      title=title,
-      description=f"{stage}, {title.lower()} over steps; at the end: {ends}",
-      percent=percent,
+    charts.append(
+      plots.line_chart(lines, percent=percent)
+      | {
+        "title": title,
+        "description": f"{stage}, {title.lower()} over steps; at the end:"
+        f" {ends}",
+      }
     )
-  if not charts:
-    return ""
   if not any(r["split"] == "validation" for r in records):
     remarks.append("no validation was run")
   rates = [
@@ -99,8 +93,4 @@ def _stage_curves(
   )
   if bad:
     remarks.append(f"{bad} values are not finite and left out")
-  return (
-    f'<figure class="stage {style}"><figcaption><h3>{html.escape(stage)}</h3>'
-    f'<p class="note">{html.escape("; ".join(remarks))}</p></figcaption>'
-    f'<div class="charts">{charts}</div></figure>'
-  )
+  return {"charts": charts, "remarks": remarks}

@@ -1,7 +1,6 @@
 """The report's data: what each split holds, and what could not be used."""
 
 import dataclasses
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from twostream_jax.report import shell
+from twostream_jax.report.templates import render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +43,14 @@ def section(
     splits: by name; may be empty.
     rejected: see `shell.rejected_files`.
   """
-  return (
-    f"{_table(splits) if splits else ''}<h3>Rejected files</h3>"
-    f"{shell.rejected_files(rejected)}"
-  )
-
-
-def _table(splits: Mapping[str, SplitFacts]) -> str:
-  heads = "".join(
-    f'<th scope="col">{html.escape(name)}</th>' for name in splits
-  )
   found = [_facts(split) for split in splits.values()]
-  rows = "".join(
-    f'<tr><th scope="row">{name}</th>'
-    + "".join(f"<td>{html.escape(facts[name])}</td>" for facts in found)
-    + "</tr>"
-    for name in found[0]
-  )
-  return (
-    '<div class="scroll"><table class="facts"><thead><tr><th scope="col">'
-    f'<span class="hidden">Fact</span></th>{heads}</tr></thead>'
-    f"<tbody>{rows}</tbody></table></div>"
+  return render(
+    "data.html",
+    splits=list(splits),
+    rows=[(name, [facts[name] for facts in found]) for name in found[0]]
+    if found
+    else [],
+    rejected=shell.rejected_files(rejected),
   )
 
 
@@ -86,7 +73,7 @@ def _facts(split: SplitFacts) -> dict[str, str]:
     "Frame size, pixels": size,
     "Clips with damaged frames": f"{np.count_nonzero(split.num_damaged):,}",
     "Anamorphic clips": f"{np.count_nonzero(split.pixel_aspect != 1):,}",
-    "Video in all": _duration(float(seconds.sum())),
+    "Video in all": shell.duration(float(seconds.sum()), 1),
   }
 
 
@@ -98,9 +85,3 @@ def _range(values: np.ndarray, form: str) -> str:
     form.format(x) for x in (values.min(), np.median(values), values.max())
   )
   return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 3600:
-    return f"{seconds / 60:.1f} min"
-  return f"{seconds / 3600:,.1f} h"

@@ -1,9 +1,9 @@
 """The report's gallery: how an example clip is drawn."""
 
 import dataclasses
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from twostream_jax.report.choice import (
   classes_of,
   label_of,
   outcome,
-  right,
 )
+from twostream_jax.report.templates import render
 from twostream_jax.scores import Scores, sigmoid, softmax
 
 # With more models than this a card sets their opinions in two columns.
@@ -27,7 +27,6 @@ _BADGES = (
   "All right",
   "All wrong",
 )
-_esc = html.escape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,189 +116,156 @@ def gallery(
       label than the scores, or a map by a model that has no scores.
   """
   if not examples:
-    return "<p>No example clips were kept for this run.</p>"
+    return render("examples.html", cards=[])
   first = next(iter(scores.values()))
-  labels = {v: label_of(first, i) for i, v in enumerate(first.ids)}
+  rows = {video_id: i for i, video_id in enumerate(first.ids)}
   for example in examples:
-    if labels.get(example.video_id) != example.label:
-      raise ValueError(
-        f"example {example.video_id!r} has label {example.label}; in the scores"
-        f" it is {labels.get(example.video_id, 'missing')}"
-      )
-    for found in example.maps:
-      if found.model not in scores:
-        raise ValueError(
-          f"example {example.video_id!r} has a map by {found.model!r}, of which"
-          " there are no scores"
-        )
+    _check(example, scores, rows)
   scale = pictures.flow_scale([flow for e in examples for flow in e.flows])
   longest = pictures.longest_side(
     sum(2 * len(e.frames) + len(e.maps) for e in examples)
   )
-  rows = {video_id: i for i, video_id in enumerate(first.ids)}
-  verdicts = {name: right(s) for name, s in scores.items()}
-  cards, kinds = [], []
-  for example in examples:
-    row = rows[example.video_id]
-    judged = [bool(found[row]) for found in verdicts.values()]
-    kinds.append(outcome(judged[:-1] or judged, judged[-1]))
-    cards.append(
-      _card(
-        example, scores, styles, names, row, judged, kinds[-1], scale, longest
-      )
+  badges: dict[str, str] = {"agreed": "Right", "wrong": "Wrong"}
+  if len(scores) > 1:
+    badges = dict(zip(KINDS, _BADGES, strict=True))
+  cards = [
+    _judged(scores, rows[example.video_id], example.label, names, badges)
+    | _drawn(example, names, scale, longest)
+    for example in examples
+  ]
+  kinds = Counter(card["kind"] for card in cards)
+  reasons = {}
+  for name, reason in unmapped.items():
+    reasons.setdefault(reason, []).append(name)
+  return render(
+    "examples.html",
+    cards=cards,
+    colours=pictures.wheel(scale),
+    mapped=any(example.maps for example in examples),
+    unmapped=reasons,
+    kinds=[(kind, badge, kinds[kind]) for kind, badge in badges.items()],
+    classes=[
+      (i, names[i])
+      for i in sorted({c for e in examples for c in classes_of(e.label)})
+    ],
+    styles={name: styles[name] for name in scores},
+    wordy=plots.are_long(names),
+    many=len(scores) > _MAX_BELOW,
+  )
+
+
+def _check(
+  example: Example, scores: Mapping[str, Scores], rows: Mapping[str, int]
+) -> None:
+  """Raises ValueError unless an example fits the scores."""
+  first, row = next(iter(scores.values())), rows.get(example.video_id)
+  known = "missing" if row is None else label_of(first, row)
+  if known != example.label:
+    raise ValueError(
+      f"example {example.video_id!r} has label {example.label}; in the scores"
+      f" it is {known}"
     )
-  kind = "cards wordy" if plots.are_long(names) else "cards"
-  return (
-    f"{_reading(examples, scale, unmapped)}"
-    f"{_filters(examples, kinds, scores, styles, names)}"
-    f'<div class="{kind}">{"".join(cards)}</div>'
-    '<p class="none" hidden>No clip here fits this choice.</p>'
-  )
-
-
-def _reading(examples, scale: float, unmapped: Mapping[str, str]) -> str:
-  """How to read the flow and the maps."""
-  text = ""
-  if any(example.maps for example in examples):
-    text = (
-      "<strong>Reading the maps</strong> Where a network found its answer: the"
-      " brighter, the more the last convolution there spoke for the class below"
-      " the picture (Grad-CAM), each picture by its own scale. It shows the"
-      " centre crop that the network reads."
-    )
-  if unmapped:
-    reasons = {}
-    for name, reason in unmapped.items():
-      reasons.setdefault(reason, []).append(name)
-    text += " No maps of " + "; ".join(
-      f"{_esc(', '.join(stages))}: {_esc(reason)}"
-      for reason, stages in reasons.items()
-    )
-    text += "."
-  below = f'<p class="reading">{text.strip()}</p>' if text else ""
-  return f'<div class="readings">{pictures.wheel(scale)}{below}</div>'
-
-
-def _badges(num_models: int) -> dict[str, str]:
-  if num_models == 1:
-    return {"agreed": "Right", "wrong": "Wrong"}
-  return dict(zip(KINDS, _BADGES, strict=True))
-
-
-def _filters(examples, kinds, scores, styles, names) -> str:
-  """Buttons of outcomes; choices of the class and of who is right."""
-  counts, badges = Counter(kinds), _badges(len(scores))
-  buttons = "".join(
-    f'<button type="button" data-show="{kind}" aria-pressed="false">'
-    f"{badges[kind]} <b>{counts[kind]}</b></button>"
-    for kind in badges
-    if counts[kind]
-  )
-  shown = sorted({c for e in examples for c in classes_of(e.label)})
-  classes = "".join(
-    f'<option value="{i}">{_esc(names[i])}</option>' for i in shown
-  )
-  choices = "".join(
-    f"<label><span>{plots.marker(styles[name])} {_esc(name)}</span><select"
-    f' data-by="right" data-model="{i}"><option value="">right or wrong'
-    '</option><option value="1">right</option><option value="0">wrong</option>'
-    "</select></label>"
-    for i, name in enumerate(scores)
-  )
-  return (
-    '<div class="filter" hidden><div class="pills" role="group"'
-    ' aria-label="What fusion did"><button type="button" data-show=""'
-    f' aria-pressed="true">All <b>{len(examples)}</b></button>{buttons}</div>'
-    '<div class="selects"><label><span>Class</span><select data-by="class">'
-    f'<option value="">all</option>{classes}</select></label>{choices}</div>'
-    '<p class="note" aria-live="polite"><span class="tally">'
-    f"{len(examples)} of {len(examples)}</span> clips shown</p></div>"
-  )
-
-
-def _card(
-  example, scores, styles, names, row, judged, kind, scale, longest
-) -> str:
-  """One clip. The last of `scores` is the final word, the rest the streams."""
-  classes = classes_of(example.label)
-  opinions = "".join(
-    _opinion(name, styles[name], s, row, classes, names)
-    for name, s in scores.items()
-  )
-  true = ", ".join(names[i] for i in classes) or "no class"
-  badge = _badges(len(scores))[kind]
-  verdicts = "".join(str(int(verdict)) for verdict in judged)
-  many = " many" if len(scores) > _MAX_BELOW else ""
-  return (
-    f'<article class="card" data-kind="{kind}" data-right="{verdicts}"'
-    f' data-classes="{" ".join(map(str, classes))}"><header><h3>{_esc(true)}'
-    f'</h3><p><span class="badge {kind}">{badge}</span>'
-    f" {_esc(example.video_id)}</p></header>"
-    f"{_strip(example, true, scale, longest)}"
-    f"{_maps(example, classes, styles, names, longest)}"
-    f'<div class="opinions{many}">{opinions}</div></article>'
-  )
-
-
-def _strip(example: Example, true: str, scale: float, longest: int) -> str:
-  """Frames in their order, the flow of each below it."""
-  count, drawn = len(example.frames), ""
-  for i, frame in enumerate(example.frames):
-    image = np.round(pictures.shrink(frame, longest)).astype(np.uint8)
-    alt = f"Frame {i + 1} of {count} of {example.video_id}, class {true}"
-    drawn += pictures.picture(image, alt)
-  for i, flow in enumerate(example.flows):
-    image = colorwheel.flow_to_rgb(pictures.shrink(flow, longest), scale)
-    alt = f"Optical flow {i + 1} of {count} of {example.video_id} as colours"
-    drawn += pictures.picture(image, alt)
-  return f'<div class="strip" style="--n: {count}">{drawn}</div>'
-
-
-def _maps(example, classes, styles, names, longest) -> str:
-  """What each network's answer rests on."""
-  several = Counter(found.model for found in example.maps)
-  drawn = ""
   for found in example.maps:
-    image = pictures.heat_over(found.view, found.heat, longest)
-    what = _esc(found.model)
-    if several[found.model] > 1:
-      what += {"rgb": " (frame)", "flow": " (flow)"}[found.modality]
-    answer = names[found.label]
-    alt = f"Where {found.model} finds {answer} in {example.video_id}"
-    verdict = "right" if found.label in classes else "wrong"
-    drawn += (
-      f"<figure>{pictures.picture(image, alt)}<figcaption>"
-      f"{plots.marker(styles[found.model])} {what}: “<span"
-      f' class="{verdict}">{_esc(answer)}</span>”</figcaption></figure>'
-    )
-  return f'<div class="maps">{drawn}</div>' if drawn else ""
+    if found.model not in scores:
+      raise ValueError(
+        f"example {example.video_id!r} has a map by {found.model!r}, of which"
+        " there are no scores"
+      )
 
 
-def _opinion(
-  model: str,
-  style: str,
-  scores: Scores,
+def _judged(
+  scores: Mapping[str, Scores],
   row: int,
-  true: Sequence[int],
+  label: int | tuple[int, ...],
   names: Sequence[str],
-) -> str:
+  badges: Mapping[str, str],
+) -> dict[str, Any]:
+  """What the models say of a clip, and whether that is right.
+
+  Args:
+    scores: the last are the final word, the rest are the streams.
+    row: of the clip in the scores.
+    label: of the clip.
+    names: class names.
+    badges: titles of the outcomes.
+  """
+  classes = classes_of(label)
+  opinions = [
+    {"model": name, "guesses": _guesses(each, row, classes, names)}
+    for name, each in scores.items()
+  ]
+  verdicts = [opinion["guesses"][0]["true"] for opinion in opinions]
+  kind = outcome(verdicts[:-1] or verdicts, verdicts[-1])
+  return {
+    "kind": kind,
+    "badge": badges[kind],
+    "right": "".join(str(int(verdict)) for verdict in verdicts),
+    "classes": classes,
+    "opinions": opinions,
+  }
+
+
+def _guesses(
+  scores: Scores, row: int, true: Sequence[int], names: Sequence[str]
+) -> list[dict[str, Any]]:
   """The three most probable classes of one model for one clip."""
   logits = scores.logits[row]
   to_chances = sigmoid if scores.multi_label else softmax
   chances = to_chances(logits[None])[0]
   # By logit, not by probability: rounding must not reorder what `right` saw.
-  top = np.argsort(-logits, kind="stable")[:3]
-  rows = "".join(
-    f"<li{' class=true' if guess in true else ''}>"
-    f'<span class="name">{_esc(names[int(guess)])}</span>'
-    f"{plots.bar(float(chances[guess]), style)}"
-    f'<span class="num">{chances[guess]:.0%}</span></li>'
-    for guess in top
-  )
-  verdict = "right" if top[0] in true else "wrong"
-  sign = "✓" if verdict == "right" else "✗"
-  return (
-    f'<div class="opinion"><h4><span class="{verdict}">'
-    f'<span aria-hidden="true">{sign}</span> {verdict}</span>'
-    f" {_esc(model)}</h4><ol>{rows}</ol></div>"
-  )
+  return [
+    {
+      "name": names[guess],
+      "chance": float(chances[guess]),
+      "true": guess in true,
+    }
+    for guess in np.argsort(-logits, kind="stable")[:3].tolist()
+  ]
+
+
+def _drawn(
+  example: Example, names: Sequence[str], scale: float, longest: int
+) -> dict[str, Any]:
+  """The pictures of a clip: frames, the flow of each, then the maps.
+
+  Args:
+    example: the clip.
+    names: class names.
+    scale: speed of the strongest colour, pixels per frame.
+    longest: side of a picture, pixels.
+  """
+  video_id, count = example.video_id, len(example.frames)
+  classes = classes_of(example.label)
+  true = ", ".join(names[i] for i in classes) or "no class"
+  strip = []
+  for i, frame in enumerate(example.frames):
+    image = np.round(pictures.shrink(frame, longest)).astype(np.uint8)
+    alt = f"Frame {i + 1} of {count} of {video_id}, class {true}"
+    strip.append(pictures.picture(image, alt))
+  for i, flow in enumerate(example.flows):
+    image = colorwheel.flow_to_rgb(pictures.shrink(flow, longest), scale)
+    alt = f"Optical flow {i + 1} of {count} of {video_id} as colours"
+    strip.append(pictures.picture(image, alt))
+  several, maps = Counter(found.model for found in example.maps), []
+  for found in example.maps:
+    image = pictures.heat_over(found.view, found.heat, longest)
+    answer, title = names[found.label], found.model
+    alt = f"Where {found.model} finds {answer} in {video_id}"
+    if several[found.model] > 1:
+      title += {"rgb": " (frame)", "flow": " (flow)"}[found.modality]
+    maps.append(
+      {
+        "picture": pictures.picture(image, alt),
+        "model": found.model,
+        "title": title,
+        "verdict": "right" if found.label in classes else "wrong",
+        "answer": answer,
+      }
+    )
+  return {
+    "video_id": video_id,
+    "true": true,
+    "count": count,
+    "strip": strip,
+    "maps": maps,
+  }

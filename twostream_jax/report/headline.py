@@ -1,19 +1,18 @@
 """The report's results: the table, what fusion gained, and how sure that is."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twostream_jax.report import choice, plots
+from twostream_jax.report import choice
 from twostream_jax.report.breakdown import Model
 from twostream_jax.report.curves import is_number
+from twostream_jax.report.templates import render
 from twostream_jax.report.wording import Wording
 from twostream_jax.scores import Scores
 
 _MAX_SUBSETS = 15
 _Metrics = Mapping[str, float]
-_esc = html.escape
 
 
 def best(named: Mapping[str, _Metrics], key: str) -> str | None:
@@ -36,15 +35,27 @@ def section(
     words: of the kind of labels.
     note: what a reader should know of the results; may be empty.
   """
-  paragraph = f'<p class="note">{_esc(note)}</p>' if note else ""
-  remarks = f"★ the best of its column. {_sampling(results, models[0].scores)}"
-  return (
-    f'<p class="lead">{_esc(_gain_in_words(results, words))}</p>'
-    f'<p class="note">{_esc(_caution(results, models, words))}</p>{paragraph}'
-    f"{_table(results, models, words)}"
-    f'<p class="note">{_esc(remarks + _left_out(results))}</p>'
-    f"{_protocols(results['protocols'])}"
-    f"{_subsets(results['subsets'], words)}"
+  chance, odds = _chance(models[0].scores)
+  subsets = results["subsets"]
+  return render(
+    "results.html",
+    lead=_gain_in_words(results, words),
+    caution=_caution(results, models, words),
+    note=note,
+    metrics=list(words.metrics.values()),
+    rows=_rows(results, models, words),
+    guide=chance[words.first],
+    odds=odds,
+    chance=[_percent(chance[key]) for key in words.metrics],
+    remarks=_sampling(results, models[0].scores) + _left_out(results),
+    protocols=_protocols(results["protocols"]),
+    subsets=[
+      (row["stages"], [_percent(row.get(key)) for key in words.metrics])
+      for row in subsets[:_MAX_SUBSETS]
+    ],
+    shown=f"The best {_MAX_SUBSETS} of {len(subsets)}"
+    if len(subsets) > _MAX_SUBSETS
+    else f"All {len(subsets)}",
   )
 
 
@@ -52,110 +63,67 @@ def _percent(value, digits: int = 1) -> str:
   return f"{100 * value:.{digits}f}%" if is_number(value) else "–"
 
 
-def _table(
+def _rows(
   results: Mapping[str, Any], models: Sequence[Model], words: Wording
-) -> str:
-  streams, fusion = results["streams"], results["fusion"]
-  everything = [*streams.values(), *fusion.values()]
+) -> list[dict[str, Any]]:
+  """The models as rows of the table, with the best of each column marked."""
+  everything = [*results["streams"].values(), *results["fusion"].values()]
   top = {
     key: max(
       (m[key] for m in everything if is_number(m.get(key))), default=None
     )
     for key in words.metrics
   }
-  chance, origin = _chance(models[0].scores)
   styles = {model.name: model.style for model in models}
-  guide = chance[words.first]
-  intervals = results.get("intervals", {})
-  rows = [
-    _row(
-      name,
-      kind,
-      styles[name] if kind == "stream" else "fused",
-      values,
-      top,
-      guide,
-      intervals.get(group, {}).get(name, {}),
-      results["protocols"].get(name, ""),
-    )
-    for kind, group in (("stream", "streams"), ("fusion", "fusion"))
-    for name, values in results[group].items()
-  ]
-  cells = "".join(f"<td>{_percent(chance[key])}</td>" for key in words.metrics)
-  return (
-    '<div class="scroll"><table class="results"><thead><tr><th scope="col">'
-    f'Model</th><th scope="col"><span class="hidden">'
-    f"{words.metrics[words.first]} as a bar</span></th>"
-    f"{_heads(words)}</tr></thead><tbody>{''.join(rows)}</tbody><tfoot><tr>"
-    f'<th scope="row">Chance <small>{origin}</small></th><td></td>{cells}</tr>'
-    "</tfoot></table></div>"
-  )
-
-
-def _heads(words: Wording) -> str:
-  return "".join(f'<th scope="col">{m}</th>' for m in words.metrics.values())
-
-
-def _row(
-  name: str,
-  kind: str,
-  style: str,
-  values: _Metrics,
-  top: Mapping[str, float | None],
-  chance: float,
-  intervals: Mapping[str, Sequence[float]],
-  protocol: str,
-) -> str:
-  """One model; `top` has the best value and the key of every column."""
-  cells = ""
-  for key in top:
-    value, ends = values.get(key), _interval(intervals.get(key))
-    if is_number(value) and value == top[key]:
-      cells += (
-        '<td class="best"><span class="hidden">best: </span><b>'
-        f'{_percent(value)}</b><span aria-hidden="true">★</span>{ends}</td>'
+  rows = []
+  for kind, group in (("stream", "streams"), ("fusion", "fusion")):
+    intervals = results.get("intervals", {}).get(group, {})
+    for name, values in results[group].items():
+      ends = intervals.get(name, {})
+      # Its name, which comes before what it means.
+      protocol, colon, _ = results["protocols"].get(name, "").partition(":")
+      share = values.get(words.first)
+      rows.append(
+        {
+          "name": name,
+          "kind": f"{kind} · {protocol}" if colon and protocol else kind,
+          "style": styles[name] if kind == "stream" else "fused",
+          "share": share if is_number(share) else None,
+          "ends": _pair(ends.get(words.first)),
+          "cells": [
+            _cell(values.get(key), top[key], _pair(ends.get(key)))
+            for key in words.metrics
+          ],
+        }
       )
-    else:
-      cells += f"<td>{_percent(value)}{ends}</td>"
-  key = next(iter(top))
-  first, ends = values.get(key), intervals.get(key)
-  share = first if is_number(first) else math.nan
-  bar = plots.bar(share, style, chance, ends if _is_pair(ends) else None)
-  # Its name, which comes before what it means.
-  short = protocol.split(":")[0] if ":" in protocol else ""
-  kind += f" · {short}" if short else ""
-  return (
-    f'<tr><th scope="row">{plots.marker(style)} {_esc(name)}'
-    f" <small>{_esc(kind)}</small></th><td>{bar}</td>{cells}</tr>"
-  )
+  return rows
 
 
-def _is_pair(ends: Any) -> bool:
-  """Whether these are the two ends of an interval."""
-  return (
-    isinstance(ends, list | tuple)
-    and len(ends) == 2
-    and all(map(is_number, ends))
-  )
+def _cell(
+  value: Any, top: float | None, ends: Sequence[float] | None
+) -> dict[str, Any]:
+  """A metric, and in whole per cent its confidence interval."""
+  return {
+    "text": _percent(value),
+    "best": is_number(value) and value == top,
+    "ends": ends and "–".join(f"{100 * end:.0f}" for end in ends),
+  }
 
 
-def _interval(ends: Any) -> str:
-  """The ends of a confidence interval, in per cent, below its value."""
-  if not _is_pair(ends):
-    return ""
-  low, high = (100 * end for end in ends)
-  return f' <small class="ends">{low:.0f}–{high:.0f}</small>'
+def _pair(ends: Any) -> Sequence[float] | None:
+  """The two ends of an interval, if that is what it is."""
+  is_pair = isinstance(ends, list | tuple) and len(ends) == 2
+  return ends if is_pair and all(map(is_number, ends)) else None
 
 
 def _protocols(protocols: Mapping[str, str]) -> str:
   """How the clips were tested, in words."""
   shared = stages_by_protocol(protocols)
-  text = " ".join(
+  return " ".join(
     f"Test protocol{' of ' + ', '.join(names) if len(shared) > 1 else ''}:"
     f" {protocol}."
     for protocol, names in shared.items()
   )
-  return f'<p class="note">{_esc(text)}</p>'
 
 
 def stages_by_protocol(protocols: Mapping[str, str]) -> dict[str, list[str]]:
@@ -218,32 +186,6 @@ def _left_out(results: Mapping[str, Any]) -> str:
   if videos:
     text += f" Precision at 1 leaves out clips without any class: {videos}."
   return text
-
-
-def _subsets(subsets: Sequence[Mapping[str, Any]], words: Wording) -> str:
-  """The average of every two or more streams, as a table to open."""
-  if not subsets:
-    return ""
-  rows = "".join(
-    f'<tr><th scope="row">{_esc(" + ".join(row["stages"]))}</th>'
-    + "".join(f"<td>{_percent(row.get(key))}</td>" for key in words.metrics)
-    + "</tr>"
-    for row in subsets[:_MAX_SUBSETS]
-  )
-  count = len(subsets)
-  shown = (
-    f"The best {_MAX_SUBSETS} of {count}"
-    if count > _MAX_SUBSETS
-    else (f"All {count}")
-  )
-  return (
-    "<details><summary>Which streams are worth fusing</summary>"
-    '<p class="note">Averages of the probabilities of two or more streams.'
-    f" {shown}, by {words.metrics[words.first].lower()} on this very split: to"
-    " choose by them would flatter the choice.</p>"
-    '<div class="scroll"><table><thead><tr><th scope="col">Streams</th>'
-    f"{_heads(words)}</tr></thead><tbody>{rows}</tbody></table></div></details>"
-  )
 
 
 def _gain_in_words(results: Mapping[str, Any], words: Wording) -> str:

@@ -1,7 +1,6 @@
 """Assembles the page from its parts."""
 
 import dataclasses
-import html
 import os
 
 from twostream_jax.report import (
@@ -17,10 +16,9 @@ from twostream_jax.report import (
 from twostream_jax.report.breakdown import Model
 from twostream_jax.report.facts import SplitFacts
 from twostream_jax.report.gallery import Example
+from twostream_jax.report.templates import render
 from twostream_jax.report.wording import wording
 from twostream_jax.scores import Scores, join
-
-_STREAM_STYLES = tuple(style for style in plots.MARKERS if style != "fused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +105,18 @@ def render_report(data: ReportData) -> str:
       data.unmapped,
     ),
     "Data": facts.section(data.splits, data.rejected),
-    "About this run": _about(data),
+    "About this run": render(
+      "about.html",
+      notes=data.notes,
+      environment=data.environment,
+      config_json=data.config_json,
+    ),
   }
-  return shell.render_page(data.title, _facts(data.results), sections)
+  known = ("dataset", "split", "videos", "skipped")
+  about = [(key.capitalize(), data.results[key]) for key in known]
+  return shell.render_page(
+    data.title, render("facts.html", facts=about), sections
+  )
 
 
 def _models(data: ReportData, best: str | None) -> list[Model]:
@@ -131,25 +138,9 @@ def _models(data: ReportData, best: str | None) -> list[Model]:
   return [
     Model(
       name,
-      "fused" if name == best else _STREAM_STYLES[i % len(_STREAM_STYLES)],
+      "fused" if name == best else plots.STYLES[i % len(plots.STYLES)],
       joined[name],
       breakdown.figures_by_class(joined[name]),
     )
     for i, name in enumerate(names)
   ]
-
-
-def _facts(results: dict) -> str:
-  return shell.definitions(
-    (name.capitalize(), results[name])
-    for name in ("dataset", "split", "videos", "skipped")
-  )
-
-
-def _about(data: ReportData) -> str:
-  return (
-    f"{shell.definitions(data.notes.items())}<h3>Environment</h3>"
-    f"{shell.definitions(data.environment.items())}"
-    "<details><summary>Configuration</summary>"
-    f'<pre tabindex="0">{html.escape(data.config_json)}</pre></details>'
-  )

@@ -1,7 +1,7 @@
 """Pictures of a page: frames, flow, maps, all of bounded size."""
 
-import html
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +14,23 @@ THUMBNAIL, _SMALLEST = 320, 48
 # What all pictures of a page together may have: beyond, they get smaller, so
 # that a page can be sent by mail.
 _PIXELS = 10_000_000
+
+
+class Picture(NamedTuple):
+  """An image of the page, as a data: URI, with its words."""
+
+  uri: str
+  width: int
+  height: int
+  alt: str
+
+
+class Wheel(NamedTuple):
+  """The colour wheel as a data: URI, and the speed at its rim."""
+
+  uri: str
+  scale: float
+  unit: str
 
 
 def longest_side(count: int) -> int:
@@ -86,26 +103,16 @@ def flow_scale(fields: Sequence[np.ndarray]) -> float:
   return float(next(m for m in steps if m * power >= fast * 0.999) * power)
 
 
-def wheel(scale: float, unit: str = "px/frame") -> str:
-  """The colour wheel with the speed at its rim, as a figure."""
+def wheel(scale: float, unit: str = "px/frame") -> Wheel:
+  """The colour wheel with the speed at its rim."""
   axis = np.linspace(-1, 1, 121)
   x, y = np.meshgrid(axis, axis)
   rgb = colorwheel.flow_to_rgb(np.stack([x, y], axis=-1), 1.0)
   inside = np.where(np.hypot(x, y) <= 1, 255, 0).astype(np.uint8)
-  uri = plots.data_uri(np.dstack([rgb, inside]), ".png")
-  return (
-    f'<figure class="wheel"><img src="{uri}" width="104" height="104" alt="'
-    "Colour wheel of motion: right is red, down yellow, left cyan, up blue-"
-    'violet; still is white."><figcaption><strong>Reading the flow</strong>'
-    " The hue is the direction of motion as on the wheel, the strength of"
-    " colour its speed: white stands still, the rim moves at"
-    f" {scale:g}&nbsp;{unit}, darker is faster still.</figcaption></figure>"
-  )
+  return Wheel(plots.data_uri(np.dstack([rgb, inside]), ".png"), scale, unit)
 
 
-def picture(image: np.ndarray, alt: str) -> str:
-  """An RGB uint8 image [h w 3] as an element of the page, with its words."""
-  return (
-    f'<img src="{plots.data_uri(image, ".jpg")}" width="{image.shape[1]}"'
-    f' height="{image.shape[0]}" alt="{html.escape(alt)}">'
-  )
+def picture(image: np.ndarray, alt: str) -> Picture:
+  """An RGB uint8 image [h w 3] for the page."""
+  height, width, _ = image.shape
+  return Picture(plots.data_uri(image, ".jpg"), width, height, alt)

@@ -12,13 +12,20 @@ import ml_collections
 import numpy as np
 
 import twostream_jax
-from twostream_jax import fuse, metric_logger, metrics, report, scores
+from twostream_jax import (
+  fuse,
+  metric_logger,
+  metrics,
+  report,
+  scores,
+)
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.records import VideoSource
-from twostream_jax.files import json_files, words
+from twostream_jax.files import json_files, tables, words
 from twostream_jax.files.workdir import scores_path, write_text
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.fuse.weighting import WeightedFusion
+from twostream_jax.metrics.intervals import metric_intervals
 from twostream_jax.results import gallery
 from twostream_jax.scores import Scores
 from twostream_jax.stages import needs
@@ -153,7 +160,7 @@ def fuse_streams(
 
 def intervals(found: Scores) -> dict[str, list[float]]:
   """95 % confidence intervals by metric, [low, high]."""
-  bounds = metrics.intervals(found.logits, found.labels)
+  bounds = metric_intervals(found.logits, found.labels)
   return {name: list(ends) for name, ends in bounds.items()}
 
 
@@ -270,7 +277,10 @@ def table(results: Mapping[str, Any]) -> str:
   names = list(next(iter(rows.values())))
   rows = {words.printable(row): values for row, values in rows.items()}
   bounds = {words.printable(row): ends for row, ends in bounds.items()}
-  width = max(len(row) for row in (*rows, "model"))
+  cells = [
+    [row, *(_cell(values[name], bounds[row].get(name)) for name in names)]
+    for row, values in rows.items()
+  ]
   lines = [
     f"{words.printable(results['dataset'])},"
     f" {words.printable(results['split'])}:"
@@ -280,19 +290,16 @@ def table(results: Mapping[str, Any]) -> str:
     *_left_out_lines(results),
     "in brackets: 95 % confidence over videos",
     "",
-    "  ".join([f"{'model':<{width}}"] + [f"{name:>19}" for name in names]),
+    tables.columns([["model", *names], *cells], words=1),
   ]
-  for row, values in rows.items():
-    cells = [_cell(values[name], bounds[row].get(name)) for name in names]
-    lines.append("  ".join([f"{row:<{width}}", *cells]))
   return "\n".join(lines)
 
 
 def _cell(value: float, bounds: Sequence[float] | None) -> str:
   if bounds is None:
-    return f"{value:.3f}".rjust(19)
+    return f"{value:.3f}"
   low, high = bounds
-  return f"{value:.3f} ({low:.3f}-{high:.3f})".rjust(19)
+  return f"{value:.3f} ({low:.3f}-{high:.3f})"
 
 
 def _protocol_lines(protocols: Mapping[str, str]) -> list[str]:

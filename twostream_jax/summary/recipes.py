@@ -61,7 +61,7 @@ DATASETS = {
   ),
 }
 
-# By the name of the config; the README's table of recipes says the same.
+# By the name of the config; docs/recipes.md has them as a table.
 RECIPES = {
   "ucf101_simonyan14": Recipe(
     "Simonyan & Zisserman 2014, 1406.2199",

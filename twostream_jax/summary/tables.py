@@ -1,6 +1,7 @@
 """The tables of `twostream_jax.summary`: what each recipe is."""
 
 import runpy
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from absl import flags
 import twostream_jax
 from twostream_jax import configs
 from twostream_jax.data import synthetic
+from twostream_jax.files import tables
 from twostream_jax.stages import settings
 from twostream_jax.summary import networks, recipes
 
@@ -112,17 +114,10 @@ def text_block(name: str, data: str, rows: Sequence[networks.Row]) -> str:
   table = [HEADER, *map(cells, rows)]
   if rows[0].clips_per_second is None:
     table = [line[:-1] for line in table]
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
   lines = [f"{name}: {data}"]
   if written != "none":
     lines.append(f"  {written}; published: {published}")
-  for line in table:
-    # Words to the left, numbers to the right.
-    padded = [
-      f"{cell:<{width}}" if i < 3 else f"{cell:>{width}}"
-      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
-    lines.append(f"  {'  '.join(padded)}".rstrip())
+  lines.append(textwrap.indent(tables.columns(table, words=3), "  "))
   return "\n".join(lines)
 
 
@@ -132,7 +127,7 @@ def markdown_rows(name: str, rows: Sequence[networks.Row]) -> str:
   lines = []
   for i, row in enumerate(rows):
     first = (f"`{name}`", published) if i == 0 else ("", "")
-    lines.append("| " + " | ".join((*first, *cells(row))) + " |")
+    lines.append(tables.markdown_row((*first, *cells(row))))
   return "\n".join(lines)
 
 
@@ -168,8 +163,7 @@ def run(values: flags.FlagValues) -> None:
   batch_size = values.batch_size if values.throughput else 0
   chosen = find_recipes(Path(values.configs), values.recipe)
   if values.markdown:
-    header = ("recipe", "published", *HEADER)
-    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    print(tables.markdown_head(("recipe", "published", *HEADER)))
   for name, path in chosen.items():
     config = read_config(path)
     settings.check_numbers(config)
