@@ -78,14 +78,6 @@ def names_of(lines):
   return [line["path"] for line in lines]
 
 
-def test_a_failed_write_has_its_reason_whatever_caused_it(tmp_path):
-  with (
-    pytest.raises(outputs.WriteError, match="can't write .*a.csv: unfinished"),
-    outputs.written(tmp_path / "a.csv"),
-  ):
-    raise OSError("unfinished") from ValueError("no number")
-
-
 # Before any work.
 
 
