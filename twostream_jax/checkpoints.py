@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from twostream_jax.files import json_files, words
@@ -109,7 +110,7 @@ def _displaced(manager: ocp.CheckpointManager, keep: int) -> list[int]:
 
 def _wait_for_processes(name: str) -> None:
   if jax.process_count() > 1:
-    jax.experimental.multihost_utils.sync_global_devices(name)
+    multihost_utils.sync_global_devices(name)
 
 
 def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
@@ -133,6 +134,7 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
 
 
 def _open_to_read(directory: Path) -> ocp.CheckpointManager:
+  failure: Exception | None = None
   for _ in range(_LISTINGS):
     try:
       return ocp.CheckpointManager(
@@ -147,6 +149,7 @@ def _open_to_read(directory: Path) -> ocp.CheckpointManager:
     except Exception as error:
       failure = error
       break
+  assert failure is not None
   raise CheckpointError(
     f"checkpoints in {directory} can't be read ({_first_line(failure)})"
   ) from failure

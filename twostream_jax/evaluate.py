@@ -43,7 +43,7 @@ def evaluate(
     FloatingPointError: a score is not finite; the message names the video.
     Interrupted: it was asked to stop.
   """
-  total, seen = 0.0, np.zeros(len(rows.ids), int)
+  total, seen = np.zeros(()), np.zeros(len(rows.ids), int)
   for batch in _batches(rows, description, should_stop):
     found = _run(predict, variables, batch, ())
     _check_finite(found["outputs"], found["video"], rows.ids)

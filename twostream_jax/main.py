@@ -39,7 +39,7 @@ NAME = "twostream_jax.main"
 class _RecipeParser(flags.ArgumentParser):
   """Reads the config of a file, or of a recipe by its name."""
 
-  def __init__(self, of_files: flags.ArgumentParser):
+  def __init__(self, of_files: flags.ArgumentParser[ml_collections.ConfigDict]):
     """Takes what reads the config of a file."""
     self._of_files = of_files
 
@@ -50,7 +50,9 @@ class _RecipeParser(flags.ArgumentParser):
       found = find_recipe(name)
       if found != Path(name):
         print(f"{NAME}: --config={name} is {found}", file=sys.stderr)
-      return self._of_files.parse(":".join([str(found), *argument]))
+      config = self._of_files.parse(":".join([str(found), *argument]))
+      assert config is not None
+      return config
     except OSError as error:
       raise ValueError(error) from error
     except AttributeError as error:

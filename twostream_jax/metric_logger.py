@@ -113,7 +113,8 @@ def _event_writer(
   # seconds and is used for PyTorch's tensors only.
   hidden = "torch" not in sys.modules
   if hidden:
-    sys.modules["torch"] = None  # An import of it fails.
+    # An import of it fails; the types of Python do not have this.
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
   try:
     import tensorboardX
   finally:

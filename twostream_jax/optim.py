@@ -154,11 +154,16 @@ def _descend(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
 
   def update(updates, state, params=None, *, step, **extra_args):
     del params, extra_args
-    rate = -schedule(step)
+    learning_rate: Any = schedule(step)  # Declared as any kind of number.
+    rate = -learning_rate
     scaled = jax.tree.map(lambda x: jnp.asarray(rate, x.dtype) * x, updates)
     return scaled, state
 
-  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+  # The constructor is declared as that of the base class, without arguments.
+  return optax.GradientTransformationExtraArgs(
+    optax.init_empty_state,
+    update,  # pyright: ignore[reportArgumentType]
+  )
 
 
 def scale_by_path(
@@ -306,7 +311,11 @@ def proximal(
 
     return _map_with_path(shrink, updates, params), state
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  # The constructor is declared as that of the base class, without arguments.
+  return optax.GradientTransformationExtraArgs(
+    init,
+    update,  # pyright: ignore[reportArgumentType]
+  )
 
 
 def _clip_factor(

@@ -4,20 +4,22 @@
 how many there are.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
+from flax import struct
 
 Batch = Mapping[str, jax.Array]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
   """What training changes; everything a checkpoint needs of the model.
 
@@ -76,7 +78,7 @@ def create_train_state(
   model: nn.Module,
   tx: optax.GradientTransformation,
   preprocess: Callable[[Batch], dict[str, jax.Array]],
-  batch: Batch,
+  batch: Mapping[str, jax.Array | np.ndarray],
   keep_ema: bool = False,
 ) -> TrainState:
   """Initialises parameters for the shapes of one batch.
@@ -90,7 +92,7 @@ def create_train_state(
     batch: a training batch; only its shapes matter.
     keep_ema: whether to keep an average of parameters and batch statistics.
   """
-  inputs = {name: array[:1] for name, array in batch.items()}
+  inputs: dict[str, Any] = {name: array[:1] for name, array in batch.items()}
 
   @jax.jit
   def init():
@@ -205,7 +207,8 @@ def train_step(
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   average = functools.partial(_average, step=state.step, decay=ema_decay)
-  updated = state.replace(
+  updated = dataclasses.replace(
+    state,
     params=params,
     batch_stats=batch_stats,
     ema_params=average(state.ema_params, params),
@@ -310,6 +313,7 @@ def feature_step(
   """
 
   def of_inputs(inputs):
+    features: Any  # Flax declares what changed collections would be.
     _, features = model.apply(variables, inputs, train=False)
     vectors = [name for name, value in features.items() if value.ndim == 3]
     if feature not in vectors:

@@ -162,6 +162,15 @@ def test_labels_may_be_floats_of_whole_numbers(tmp_path):
 
 OBJECTS = np.array([np.zeros(2), None, None], object)
 HUGE = as_npy(np.zeros(4)).replace(b"(4,), }      ", b"(4000000000,)}")
+
+
+class _ObjectScalar:
+  """Pickled as a NumPy scalar of type object, which NumPy does not write."""
+
+  def __reduce__(self):
+    return np._core.multiarray.scalar, (np.dtype("O"), b"12345678")
+
+
 REFUSED = {
   "labels.npz": (as_npz(labels=[0.5, 1.5, 1]), "whole numbers, found 0.5"),
   "nan.npz": (as_npz(labels=[0, np.nan, 1]), "whole numbers, found nan"),
@@ -250,6 +259,10 @@ REFUSED = {
     + b"h\x01h\x00\x85R" * 20_000
     + b".",
     "copy more than a file has use for",
+  ),
+  "object.pkl": (
+    pickle.dumps([_ObjectScalar()]),
+    "result 0 holds numpy.core.multiarray.scalar in place of numbers",
   ),
   "a.mat": ("MATLAB 5.0", "no score file of a known kind"),
 }

@@ -217,6 +217,11 @@ def test_other_files_are_refused(tmp_path):
   np.save(tmp_path / "weights.npy", np.eye(2))
   with pytest.raises(WeightsError, match="one array of numbers"):
     read_source(tmp_path / "weights.npy")
+  for several in ([{}, {}], ["a"] * 0):
+    array = np.array(several, object)
+    np.save(tmp_path / "weights.npy", array, allow_pickle=True)
+    with pytest.raises(WeightsError, match="no single dict of named arrays"):
+      read_source(tmp_path / "weights.npy")
   with pytest.raises(WeightsError, match="No such file"):
     read_source(tmp_path / "nowhere.pth")
 

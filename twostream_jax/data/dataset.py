@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import numpy as np
@@ -225,7 +225,7 @@ def open_dataset(path: str | os.PathLike) -> VideoDataset:
   )
 
 
-def _are_rejected(value: Any) -> bool:
+def _are_rejected(value: Any) -> TypeGuard[list[dict[str, Any]]]:
   texts = ("video_id", "split", "reason")
   return isinstance(value, list) and all(
     isinstance(file, dict)
@@ -316,7 +316,7 @@ def _check_features(path: Path) -> None:
   """
   ours = set()
   for multi_label in (False, True):
-    own = record_features(["a"], multi_label=multi_label).to_json()
+    own = _own_features(multi_label)
     ours |= {"featuresDict", own["type"], *_words(own["content"])}
   try:
     found = set(_words(json_files.read_object(path)))
@@ -330,9 +330,15 @@ def _check_features(path: Path) -> None:
     )
 
 
+def _own_features(multi_label: bool) -> dict[str, Any]:
+  """Features of this package's records as TFDS writes them to a file."""
+  content: Any = record_features(["a"], multi_label=multi_label).to_json()
+  return content
+
+
 def _check_label(path: Path, multi_label: bool) -> None:
   """Refuses features of another kind of labels than the metadata states."""
-  own = record_features(["a"], multi_label=multi_label).to_json()
+  own = _own_features(multi_label)
   found = json_files.read_object(path)
   try:
     kinds = [

@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -85,7 +85,7 @@ class Index(NamedTuple):
   images: np.ndarray
 
 
-def read_records(path: str | os.PathLike) -> Iterator[bytes]:
+def read_records(path: str | os.PathLike) -> Generator[bytes, None, None]:
   """Reads an ArrayRecord file of videos, one record after another.
 
   Raises:
@@ -137,7 +137,9 @@ def _index_file(
   for record in read_records(path) if records is None else records:
     start = file.find(record, position)
     position = start + len(record)
-    fields = tf_example_pb2.Example.FromString(record).features.feature
+    # Made by protocol buffers at the import; TFDS declares nothing of it.
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+    fields = example.FromString(record).features.feature
     sizes = [fields[n].int64_list.value[0] for n in SIZES]
     facts, own_times = _facts(fields, sizes[0])
     own_labels = fields["label"].int64_list.value

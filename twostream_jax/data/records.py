@@ -55,8 +55,6 @@ class Images(Sequence[bytes]):
   def __eq__(self, other) -> bool:
     return isinstance(other, Sequence) and list(self) == list(other)
 
-  __hash__ = None
-
   def _read(self, places: np.ndarray) -> list[bytes]:
     if not len(places):
       return []
@@ -90,7 +88,11 @@ class VideoSource:
       FileNotFoundError: there is no index.
       ValueError: it is damaged, or of other files.
     """
-    self._arguments = tuple(map(os.fspath, files)), index, multi_label
+    self._arguments = (
+      tuple(os.fspath(file) for file in files),
+      index,
+      multi_label,
+    )
     self._multi_label = multi_label
     self._index = read_index(index)
     if len(files) != len(self._index.sizes):
@@ -106,7 +108,8 @@ class VideoSource:
       )
     self._first_label = _starts(videos["labels"])
     self._first_time = _starts(videos["num_frames"])
-    self._first_image = _starts(sum(videos[name] for name in IMAGES))
+    counts = [videos[name] for name in IMAGES]
+    self._first_image = _starts(functools.reduce(np.add, counts))
     to_open = [*zip(self._arguments[0], self._index.sizes, strict=True)]
     self._open = functools.lru_cache(_OPEN_FILES)(
       lambda i: RecordFile(*to_open[i])
@@ -188,7 +191,7 @@ class VideoSource:
       found.update(len(values).to_bytes(8, "little"))
       for first in range(0, len(values), _PIECE):
         piece = values[first : first + _PIECE]
-        found.update(np.ascontiguousarray(piece, "<i8"))
+        found.update(np.ascontiguousarray(piece, "<i8").data)
     return found.hexdigest()
 
   @property

@@ -354,7 +354,7 @@ def compute_features(
         missing.append((split, dense, path, facts))
     if not missing:
       continue
-    batches = inputs.create_inputs(config, source, data, workdir)
+    batches = inputs.create_video_inputs(config, source, data)
     predict = parallel.pmap_predict_step(
       functools.partial(
         steps.feature_step,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from twostream_jax.data.loader.eval_pipeline import FrameTransform
 from twostream_jax.stages.preprocess import standardise
 from twostream_jax.stages.trained import TrainedRun, TrainedStage
 
@@ -148,8 +149,9 @@ def _of_features(
     features = {"length": inputs["length"]}
     for source in stage.sources:
       stream = run.stages[source]
-      (modality,) = stream.frames.spec.modalities
+      (modality,) = _frames(stream).spec.modalities
       batch = stream.preprocess(_planes({modality: inputs[source]}))
+      found: Any  # Flax declares what changed collections would be.
       _, found = stream.model.apply(_tree(weights, source), batch, train=False)
       values = found[stream.feature].astype(jnp.float32)
       # The run stores features in half precision; a cast there and back again
@@ -177,8 +179,15 @@ def _planes(inputs: Arrays) -> Arrays:
 
 
 def _describe(stage: TrainedStage) -> dict[str, dict[str, Any]]:
+  assert stage.views is not None
   spec = stage.views.spec
   return {modality: _input(modality, "t", spec) for modality in spec.modalities}
+
+
+def _frames(stream: TrainedStage) -> FrameTransform:
+  """Windows whose features other stages read."""
+  assert stream.frames is not None
+  return stream.frames
 
 
 def _describe_features(
@@ -186,7 +195,7 @@ def _describe_features(
 ) -> dict[str, dict[str, Any]]:
   found = {}
   for source in stage.sources:
-    frames = run.stages[source].frames
+    frames = _frames(run.stages[source])
     (modality,) = frames.spec.modalities
     found[source] = _input(modality, frames.num_frames, frames.spec)
   return found

@@ -519,7 +519,8 @@ def fuse(
   """
   chosen = [logits[name] for name in rule["streams"]]
   if rule["kind"] == "mean_of_logits":
-    return np.mean(chosen, axis=0, dtype=np.float64).astype(np.float32)
+    mean = np.mean(chosen, axis=0, dtype=np.float64)
+    return np.asarray(mean, np.float32)
   present = [probabilities(x, multi_label) for x in chosen]
   if rule["kind"] == "mean_of_probabilities":
     mean = functools.partial(np.tensordot, rule["weights"], axes=1)
@@ -543,7 +544,8 @@ def example(manifest: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
   """Codes that look like noise, for two videos: the stored example."""
   inputs = {}
   for key, spec in manifest["stages"][name]["inputs"].items():
-    shape = [{"b": 2, "t": 1}.get(size, size) for size in spec["shape"]]
+    sizes: dict[Any, int] = {"b": 2, "t": 1}
+    shape = [sizes[x] if x in sizes else int(x) for x in spec["shape"]]
     index = np.arange(int(np.prod(shape)), dtype=np.uint64)
     mixed = (index * np.uint64(2654435761)) % np.uint64(2**32)
     codes = (mixed // np.uint64(2**24)).astype(np.uint8)
@@ -572,7 +574,8 @@ def check(
     given = {"rgb": {}, "flow": {}}
     for key, spec in stage["inputs"].items():
       given[spec["modality"]][f"{name}/{key}"] = inputs[key]
-    logits = model.predict(**given, stages=[name]).streams[name]
+    prediction = model.predict(given["rgb"], given["flow"], stages=[name])
+    logits = prediction.streams[name]
     with _told(Path(directory) / "manifest.json"):
       stored = np.array(stage["example_logits"], np.float32)
       if stored.shape != logits.shape:

@@ -9,12 +9,12 @@ from typing import Any
 
 import flax
 import jax
-import jaxlib
+import jaxlib.version
 import numpy as np
 import safetensors.numpy
 
 import twostream_jax
-from twostream_jax import files, fuse
+from twostream_jax import files
 from twostream_jax.export import PLATFORMS, runner
 from twostream_jax.export.card import model_card
 from twostream_jax.export.programs import (
@@ -26,6 +26,8 @@ from twostream_jax.export.programs import (
 from twostream_jax.files import json_files
 from twostream_jax.files.workdir import CONFIG_FILE
 from twostream_jax.flow import spec as flow_spec
+from twostream_jax.fuse.linear import LinearFusion
+from twostream_jax.fuse.weighting import WeightedFusion
 from twostream_jax.stages.rules import FusionRule
 from twostream_jax.stages.trained import TrainedRun
 
@@ -173,7 +175,7 @@ def _facts(
       "twostream_jax": twostream_jax.__version__,
       "Python": python_platform.python_version(),
       "jax": jax.__version__,
-      "jaxlib": jaxlib.__version__,
+      "jaxlib": jaxlib.version.__version__,
       "flax": flax.__version__,
       "numpy": np.__version__,
     },
@@ -217,7 +219,7 @@ def _example_logits(run, name, weights, manifest) -> list[list[float]]:
 
 def describe_rule(run: TrainedRun, rule: FusionRule) -> dict[str, Any]:
   """A rule as plain numbers: what `runner.fuse` applies."""
-  if isinstance(rule.fitted, fuse.LinearFusion):
+  if isinstance(rule.fitted, LinearFusion):
     fitted = rule.fitted
     return {
       "kind": "linear",
@@ -231,7 +233,7 @@ def describe_rule(run: TrainedRun, rule: FusionRule) -> dict[str, Any]:
   streams = list(run.stages)
   weights, fitted_on = [1.0] * len(streams), ""
   scale, offset = 1.0, 0.0
-  if isinstance(rule.fitted, fuse.WeightedFusion):
+  if isinstance(rule.fitted, WeightedFusion):
     streams, fitted_on = list(rule.fitted.streams), rule.fitted.fitted_on
     weights = list(rule.fitted.weights)
     scale, offset = rule.fitted.scale, rule.fitted.offset

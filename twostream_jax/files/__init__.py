@@ -15,6 +15,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from twostream_jax.files.words import printable
 
@@ -60,7 +61,7 @@ def inside(folder: Path, name: object) -> Path:
   return path
 
 
-def _is_name(name: object) -> bool:
+def _is_name(name: object) -> TypeGuard[str]:
   return (
     isinstance(name, str)
     and name not in ("", ".", "..")

@@ -4,11 +4,11 @@ Nothing in a file is run, and no memory is taken that its bytes do not account
 for: the sizes that its headers claim are checked first.
 """
 
+import io
 import math
 import os
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
       for member in members:
         name = member.filename.removesuffix(".npy")
         with archive.open(member) as file:
+          assert isinstance(file, zipfile.ZipExtFile)
           arrays[name] = _read(file, member.file_size, f"the array {name!r}")
   except (ArraysError, MemoryError):
     raise
@@ -77,7 +78,7 @@ def _said(error: Exception) -> str:
   return printable(str(error)) or type(error).__name__
 
 
-def _read(file: BinaryIO, size: int, what: str) -> np.ndarray:
+def _read(file: io.BufferedIOBase, size: int, what: str) -> np.ndarray:
   """Reads an array from its header on.
 
   Args:
@@ -101,13 +102,13 @@ def _read(file: BinaryIO, size: int, what: str) -> np.ndarray:
       f"{what} is cut off: {size} bytes for {str(shape):.80} {dtype}"
     )
   array = np.empty(count, dtype)
-  if array.nbytes and file.readinto(array.view(np.uint8)) < array.nbytes:
+  if array.nbytes and file.readinto(array.view(np.uint8).data) < array.nbytes:
     raise ArraysError(f"{what} is cut off")
   return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _read_header(
-  file: BinaryIO, what: str
+  file: io.BufferedIOBase, what: str
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
   readers = {
     (1, 0): np.lib.format.read_array_header_1_0,

@@ -103,7 +103,9 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = Persistent) -> Any:
   file.seek(begin)
   left = (_FREE + _MOST_GROWN * size) // _INSTRUCTION
   try:
-    for opcode, argument, _ in pickletools.genops(_Bounded(file, size)):
+    # All that it needs of a file; its declared type is a whole one.
+    bounded: Any = _Bounded(file, size)
+    for opcode, argument, _ in pickletools.genops(bounded):
       machine.run(opcode, argument)
       left -= 1
       if left < 0:
@@ -172,7 +174,8 @@ def as_bytes(data: Any) -> bytes | bytearray:
   """Returns the bytes of a node, as every protocol writes them.
 
   Raises:
-    ValueError: they are text in another encoding than that of bytes.
+    ValueError: they are text in another encoding than that of bytes, or not
+      bytes at all.
   """
   if isinstance(data, Call) and str(data) == "_codecs.encode":
     # How Python 3 writes bytes in the protocols of Python 2.
@@ -180,7 +183,11 @@ def as_bytes(data: Any) -> bytes | bytearray:
     if encoding != "latin1":
       raise ValueError(f"an array's values are text in {encoding!r}")
   # A string of Python 2, or the above.
-  return data.encode("latin1") if isinstance(data, str) else data
+  if isinstance(data, str):
+    return data.encode("latin1")
+  if not isinstance(data, bytes | bytearray):
+    raise ValueError("an array's values are not bytes")
+  return data
 
 
 _DICTS = (
@@ -297,6 +304,9 @@ class _Machine:
     else:
       self._marked()
 
+  def pop_mark(self) -> None:
+    self._marked()
+
   def dup(self) -> None:
     self.stack.append(self.stack[-1])
 
@@ -368,7 +378,7 @@ _REFUSED = ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
 _STEPS: dict[str, Callable[[_Machine], None]] = {
   "MARK": _Machine.mark,
   "POP": _Machine.pop,
-  "POP_MARK": lambda machine: machine._marked(),
+  "POP_MARK": _Machine.pop_mark,
   "DUP": _Machine.dup,
   "MEMOIZE": _Machine.memoize,
   "NONE": lambda machine: machine.push(lambda: None),

@@ -166,7 +166,8 @@ def prepare_process(spec: FlowSpec, cache_dir: Path | None = None) -> None:
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   import jax
 
-  if cache_dir is not None and jax.config.jax_compilation_cache_dir is None:
+  config: Any = jax.config  # It gets its settings at run time.
+  if cache_dir is not None and config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir))
     # By default only what took a second is kept, which small images do not.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

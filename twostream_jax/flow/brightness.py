@@ -56,7 +56,8 @@ def texture_pyramids(
   def decompose(images):
     pairs = [(remaining(first), remaining(second)) for first, second in images]
     # A change of exposure scales the texture; the finest scale shows it best.
-    ratio = _contrast_ratio(*images[0], *pairs[0])
+    (first, second), textures = images[0], pairs[0]
+    ratio = _contrast_ratio(first, second, *textures)
     gain = 1 + texture * part * (ratio - 1)
     return [(first, gain * second) for first, second in pairs]
 

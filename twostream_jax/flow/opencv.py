@@ -1,5 +1,7 @@
 """Optical flow by OpenCV: DIS and Farneback."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -41,8 +43,9 @@ def dis(
   if preset not in _PRESETS:
     raise ValueError(f"no DIS preset {preset!r}; known: {', '.join(_PRESETS)}")
   height, width = previous.shape
-  flow = cv2.DISOpticalFlow_create(_PRESETS[preset]).calc(
-    _enlarge(previous), _enlarge(following), None
+  new_array: Any = None  # OpenCV's types leave it out.
+  flow = cv2.DISOpticalFlow.create(_PRESETS[preset]).calc(
+    _enlarge(previous), _enlarge(following), new_array
   )
   return np.ascontiguousarray(flow[:height, :width])
 
@@ -77,10 +80,11 @@ def farneback(
     ValueError: the images differ in size or are not gray uint8.
   """
   check_images(previous, following)
+  new_array: Any = None  # OpenCV's types leave it out.
   return cv2.calcOpticalFlowFarneback(
     previous,
     following,
-    None,
+    new_array,
     pyr_scale,
     levels,
     winsize,

@@ -1,6 +1,7 @@
 """The pyramid of images of TV-L1: its sizes, and resizing between them."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,7 @@ def resize(images: Array, size: tuple[int, int]) -> Array:
   return images
 
 
-def _resize_axis(images, length, axis):
+def _resize_axis(images: Array, length: int, axis: int) -> Array:
   old = images.shape[axis]
   # A triangle that reaches to the neighbour's centre, in the coarser of both.
   reach = max(1.0, old / length)
@@ -46,10 +47,12 @@ def _resize_axis(images, length, axis):
   weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
   wide = [1, 1, 1]
   wide[axis] = length
-  return sum(
+  # There are always taps, so it is not the 0 that `sum` may return.
+  resized: Any = sum(
     jnp.take(images, np.clip(tap, 0, old - 1), axis) * weight.reshape(wide)
     for tap, weight in zip(taps.T, weights.T, strict=True)
   )
+  return resized
 
 
 def upsample(flow: Flow, size: tuple[int, int]) -> Flow:

@@ -170,11 +170,13 @@ def _solve(
   """Coarse-to-fine solution for float32 [b h w]: float32 [b h w 2]."""
   images = [(previous, following)]
   for size in sizes[1:]:
-    images.append(tuple(pyramid.resize(image, size) for image in images[-1]))
+    first, second = images[-1]
+    images.append((pyramid.resize(first, size), pyramid.resize(second, size)))
   if texture:
     images = brightness.texture_pyramids(images, texture)
   batch = previous.shape[0]
-  flow = (jnp.zeros((batch, *sizes[-1]), jnp.float32),) * 2
+  still = jnp.zeros((batch, *sizes[-1]), jnp.float32)
+  flow = still, still
   for size, (first, second) in zip(
     reversed(sizes), reversed(images), strict=True
   ):

@@ -61,6 +61,7 @@ def fuse_named(
     return fuse.average_logits(streams)
   if rule == "weighted":
     return fuse.weighted(streams, weights)
+  assert fitting
   seen = {i for scores in fitting.values() for i in scores.ids}
   both = sorted(seen & {i for scores in streams.values() for i in scores.ids})
   if both:

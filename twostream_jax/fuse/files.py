@@ -65,14 +65,14 @@ def named_files(paths: Sequence[str]) -> dict[str, Path]:
   Raises:
     ScoresError: a file is named twice.
   """
-  paths = [Path(path) for path in paths]
-  if len({path.resolve() for path in paths}) != len(paths):
-    raise ScoresError(f"a file is named twice: {', '.join(map(str, paths))}")
+  files = [Path(path) for path in paths]
+  if len({file.resolve() for file in files}) != len(files):
+    raise ScoresError(f"a file is named twice: {', '.join(map(str, files))}")
   for name in (lambda path: path.stem, lambda path: str(path.with_suffix(""))):
-    named = {name(path): path for path in paths}
-    if len(named) == len(paths):
+    named = {name(file): file for file in files}
+    if len(named) == len(files):
       return named
-  return {str(path): path for path in paths}
+  return {str(file): file for file in files}
 
 
 def read_files(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -144,7 +145,8 @@ def one_vs_rest(
   from sklearn.svm import LinearSVC  # A second, which only fitting needs.
 
   # In the primal the solver draws no random numbers.
-  model = LinearSVC(C=cost, dual=False)
+  # scikit-learn has no types; what is inferred of its defaults is too narrow.
+  model: Any = LinearSVC(C=cost, dual=False)  # pyright: ignore[reportArgumentType]
   weights = np.zeros((features.shape[1], targets.shape[1]))
   bias = np.zeros(targets.shape[1])
   for c, target in enumerate(targets.T):

@@ -209,10 +209,16 @@ def read_listing(path: Path) -> Listing:
     raise ScoresError(f"{path}: {error.strerror or error}") from error
   except UnicodeDecodeError as error:
     raise ScoresError(f"{path}: not text in UTF-8: {error.reason}") from error
-  found = [_LISTED.fullmatch(line.strip()) for line in lines]
-  if not found or None in found:
-    where = f", line {found.index(None) + 1}" if found else ""
-    raise ScoresError(f"{path}{where}: a list of videos has {LIST_LAYOUT}")
+  if not lines:
+    raise ScoresError(f"{path}: a list of videos has {LIST_LAYOUT}")
+  found = []
+  for number, line in enumerate(lines, start=1):
+    match = _LISTED.fullmatch(line.strip())
+    if match is None:
+      raise ScoresError(
+        f"{path}, line {number}: a list of videos has {LIST_LAYOUT}"
+      )
+    found.append(match)
   labels = [match["label"] for match in found]
   if None in labels and any(labels):
     raise ScoresError(

@@ -54,15 +54,15 @@ def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
     ValueError: the weights do not fit.
     ScoresError: the scores are not of the same videos.
   """
-  weights = np.asarray(weights, float)
-  if weights.shape != (len(named),):
-    raise ValueError(f"{len(weights)} weights for the stages {list(named)}")
-  if not np.isfinite(weights).all() or weights.min() < 0 or not weights.max():
+  given = np.asarray(weights, float)
+  if given.shape != (len(named),):
+    raise ValueError(f"{len(given)} weights for the stages {list(named)}")
+  if not np.isfinite(given).all() or given.min() < 0 or not given.max():
     raise ValueError(
-      f"fusion weights must be at least 0 and not all 0: {weights.tolist()}"
+      f"fusion weights must be at least 0 and not all 0: {given.tolist()}"
     )
   joined = scores_lib.join(dict(named))
-  share = weights / weights.max()  # Their sum may be beyond all numbers.
+  share = given / given.max()  # Their sum may be beyond all numbers.
   share /= share.sum()
   first = next(iter(joined.values()))
   fused = _mean([scores_lib.probabilities(s) for s in joined.values()], share)
@@ -72,7 +72,7 @@ def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
     absent = [scores_lib.sigmoid(-s.logits) for s in joined.values()]
     logits -= np.log(np.maximum(_mean(absent, share), FLOOR))
   parts = ", ".join(
-    f"{name} {w:g}" for name, w in zip(joined, weights, strict=True)
+    f"{name} {w:g}" for name, w in zip(joined, given, strict=True)
   )
   return dataclasses.replace(
     first,
@@ -83,8 +83,10 @@ def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
   )
 
 
-def _mean(values: Sequence[np.ndarray], share: Sequence[float]) -> np.ndarray:
-  return sum(w * v for w, v in zip(share, values, strict=True))
+def _mean(
+  values: Sequence[np.ndarray], share: Sequence[float] | np.ndarray
+) -> np.ndarray:
+  return np.asarray(sum(w * v for w, v in zip(share, values, strict=True)))
 
 
 def average(named: Mapping[str, Scores]) -> Scores:

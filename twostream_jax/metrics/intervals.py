@@ -91,7 +91,8 @@ def _of_mean(confusion: np.ndarray, level: float) -> tuple[float, float]:
   share = (np.diag(confusion)[counts > 0] / counts[counts > 0]).mean()
   # Examples of a share whose variance is that of the mean of equal classes.
   count = (counts > 0).sum() ** 2 / (1 / counts[counts > 0]).sum()
-  return wilson(share * count, count, level)
+  low, high = wilson(share * count, count, level)
+  return float(low), float(high)
 
 
 def _resampled_map(

@@ -139,7 +139,7 @@ def _free_fields(backbone: Callable[..., nn.Module]) -> list[str]:
   # parent and name are flax's own, create_model passes num_classes itself, and
   # what layers are made of is not a setting.
   fixed = {"parent", "name", "num_classes", "conv", "norm", "pool"}
-  module = backbone
+  module: Any = backbone
   if isinstance(backbone, functools.partial):
     fixed |= set(backbone.keywords)
     module = backbone.func

@@ -1,6 +1,7 @@
 """Networks that join the features of several streams."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -165,7 +166,8 @@ class JointHybrid(nn.Module):
         dtype=self.dtype,
         name=f"lstm_{source}",
       )(*read_frames(inputs, source), train=train)
-    x = sum(_hidden(means, self.sources, self.hidden, self.dtype))
+    # There are always sources, so it is not the 0 that `sum` may return.
+    x: Any = sum(_hidden(means, self.sources, self.hidden, self.dtype))
     features["fusion"] = _dense_relu(
       dropout(x, deterministic=not train), self.hidden, self.dtype, "fusion"
     )

@@ -17,6 +17,7 @@ and, for pooling on a GPU, to the same bits twice.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,6 @@ def _on_cpu(
   return either
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
   """Maximum over square windows.
 
@@ -122,11 +122,16 @@ def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
   Returns:
     [b h' w' c]. The gradient of a window goes to the first of its maxima.
   """
+  return _max_pool(x, window, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, stride, padding):
   return nn.max_pool(x, (window, window), (stride, stride), padding)
 
 
 def _max_pool_forward(x, window, stride, padding):
-  return max_pool(x, window, stride, padding), x
+  return _max_pool(x, window, stride, padding), x
 
 
 def _max_pool_backward(window, stride, padding, x, gradient):
@@ -148,7 +153,7 @@ def _max_pool_backward(window, stride, padding, x, gradient):
   return (to_x,)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _unpool(x, gradient, *, window, stride, padding):
@@ -300,7 +305,9 @@ class BatchNorm(nn.Module):
       y = (x - mean.reshape(wide)) * factor.reshape(wide) + bias.reshape(wide)
       return y.astype(self.dtype)
     axis_name = None if self.is_initializing() else self.axis_name
-    y, *statistics = _normalise(x, scale, bias, self.epsilon, axis_name)
+    # `functools.partial` hides the type of a function with its own gradient.
+    normalised: Any = _normalise(x, scale, bias, self.epsilon, axis_name)
+    y, *statistics = normalised
     if not self.is_initializing():
       for old, new in zip(running, statistics, strict=True):
         keep = self.momentum

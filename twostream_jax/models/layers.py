@@ -59,6 +59,7 @@ class Dropout(nn.Module):
 
   def _global_index(self, rows: int) -> Array:
     # At the root, because a part of a batch is the same for every layer.
+    assert self.scope is not None
     index = self.scope.root.get_variable("batch", "index")
     if index is None:
       return jnp.arange(rows)

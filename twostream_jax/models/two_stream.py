@@ -159,7 +159,8 @@ def _batch_and_segments(inputs: Mapping[str, Array]) -> tuple[int, int]:
     raise ValueError(
       f"rgb and flow must have as many clips b and segments t, got {shapes}"
     )
-  return shapes["rgb"][:2]
+  b, t = shapes["rgb"][:2]
+  return b, t
 
 
 def _check_maps(a: Array, b: Array, *, same_channels: bool) -> None:

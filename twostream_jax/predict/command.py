@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
     left = kept.unanswered([source.path for source in sources], done)
     if done:
       _say(f"videos answered already: {len(done)}; left: {len(left)}")
-    if long:
+    if chosen is not None:
       named = list(zip(sources, long_videos.file_names(sources), strict=True))
       found = long_videos.follow_all(ready, [named[i] for i in left], chosen)
     else:
@@ -155,7 +155,7 @@ def answer_all(
   values: flags.FlagValues,
   *,
   reader: Callable[[reading.Source], reading.Record | reading.Rejection],
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
   """Yields an answer a video, JSON-ready, in the order they are done."""
   with contextlib.closing(
     map_in_processes(
@@ -170,7 +170,8 @@ def answer_all(
       if isinstance(result, Lost):
         result = lost_rejection(result, values.time_limit), 0.0
       try:
-        found = ready.answer(source.path, *result)
+        record, spent = result
+        found = ready.answer(source.path, record, spent)
       except predictor.PredictionError as error:
         yield answers.failure(source.path, error.reason)
       except Exception as error:

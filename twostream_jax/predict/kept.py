@@ -42,7 +42,9 @@ def facts_of(run: TrainedRun, options: Mapping[str, Any]) -> dict[str, Any]:
   for name, stage in run.stages.items():
     digest = 0
     for leaf in jax.tree_util.tree_leaves(stage.variables):
-      digest = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), digest)
+      digest = zlib.crc32(
+        np.ascontiguousarray(leaf).view(np.uint8).data, digest
+      )
     facts[f"stage {name}"] = {
       "step": stage.step,
       "protocol": stage.protocol,

@@ -5,7 +5,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import cv2
 
@@ -42,7 +42,7 @@ def _first(frames: Iterable[Frame], seconds: float) -> Iterator[Frame]:
   )
 
 
-def _camera_frames(index: int) -> Iterator[Frame]:
+def _camera_frames(index: int) -> Generator[Frame, None, None]:
   capture = cv2.VideoCapture(index)
   try:
     if not capture.isOpened():

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def follow_all(
   predictor: Predictor,
   named: Iterable[tuple[Source, str]],
   options: Options,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
   """Yields an answer a video, JSON-ready; one with "error" has a reason only.
 
   Args:
@@ -151,7 +151,7 @@ def _follow_one(
     window = Window(options.window, options.stride)
     windows = recorder(follow(predictor, frames, window, by=options.by))
     if options.overlay:
-      _overlay(predictor, windows, options)
+      _overlay(predictor, windows, options.overlay, options.top)
       files["overlay"] = str(options.overlay)
     else:
       collections.deque(windows, maxlen=0)
@@ -194,13 +194,13 @@ def _follow_one(
 
 
 def _overlay(
-  predictor: Predictor, windows: Iterator[Seen], options: Options
+  predictor: Predictor, windows: Iterator[Seen], path: Path, top: int
 ) -> None:
   run = predictor.run
   overlay.write(
-    options.overlay,
+    path,
     windows,
     run.class_names,
     spec=run.flow_spec,
-    top=min(options.top, len(run.class_names)),
+    top=min(top, len(run.class_names)),
   )

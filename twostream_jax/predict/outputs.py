@@ -59,7 +59,9 @@ def written(path: Path) -> Iterator[Path]:
       yield temporary
   except OSError as error:
     # As it was raised: not every one has a number.
-    raise WriteError(path, error.__cause__ or error) from error
+    cause = error.__cause__
+    told = cause if isinstance(cause, OSError) else error
+    raise WriteError(path, told) from error
 
 
 def check_file(

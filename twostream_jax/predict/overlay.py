@@ -106,7 +106,7 @@ def draw_frame(
   for row, c in enumerate(best):
     _draw_bar(
       image[height + row * _ROW : height + (row + 1) * _ROW],
-      class_names[c],
+      class_names[int(c)],
       float(probabilities[c]),
     )
   return image

@@ -87,10 +87,12 @@ def load(
   """
   run = trained.open_run(workdir, protocol)
   for name, stage in run.stages.items():
-    mirrors = stage.views is not None and stage.views.protocol.num_crops == 10
-    if mirrors and not run.config[name].input.flip:
+    if stage.views is None:
+      continue
+    tested = stage.views.protocol
+    if tested.num_crops == 10 and not run.config[name].input.flip:
       raise ValueError(
-        f"the protocol {stage.views.protocol.name!r} mirrors clips, but stage"
+        f"the protocol {tested.name!r} mirrors clips, but stage"
         f" {name!r} was trained without: use 5 crops"
       )
   return Predictor(run)
@@ -106,14 +108,15 @@ class Predictor:
 
   def __init__(self, run: TrainedRun):
     self.run = run
-    self.rgb_quality = run.rgb_quality
-    if run.rgb_quality is None:
-      self.rgb_quality = DEFAULT_RGB_QUALITY
+    quality = run.rgb_quality
+    if quality is None:
+      quality = DEFAULT_RGB_QUALITY
       warnings.warn(
         f"{run.workdir} does not say the JPEG quality of its frames:"
         f" {DEFAULT_RGB_QUALITY} is taken, the default of a build",
         stacklevel=2,
       )
+    self.rgb_quality = quality
     self._variables = {
       name: jax.device_put(stage.variables)
       for name, stage in run.stages.items()
@@ -212,7 +215,8 @@ class Predictor:
     return np.zeros(1, np.int32)
 
   def _score_views(self, stage: TrainedStage, source) -> np.ndarray:
-    total, count = 0.0, 0
+    assert stage.views is not None
+    total, count = np.zeros(()), 0
     for batch, real in self._batches(stage.views, source):
       logits = self._predict[stage.name](self._variables[stage.name], batch)
       total = total + np.asarray(logits)[:real].sum(axis=0, dtype=np.float64)
@@ -237,6 +241,7 @@ class Predictor:
 
   def _extract(self, stage: TrainedStage, source):
     """Features [rows f d], rounded as those that are stored, and lengths."""
+    assert stage.frames is not None
     values, lengths = [], []
     for batch, real in self._batches(stage.frames, source):
       lengths.append(batch.pop("length")[:real])

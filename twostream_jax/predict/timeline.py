@@ -179,7 +179,7 @@ def find_segments(
     best = values.argmax(axis=1)
     shown &= np.arange(values.shape[1]) == best[:, None]
   segments = []
-  for c in np.flatnonzero(shown.any(axis=0)):
+  for c in np.flatnonzero(shown.any(axis=0)).tolist():
     steps = np.diff(shown[:, c].astype(int), prepend=0, append=0)
     for begin, end in zip(
       np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True
@@ -261,7 +261,7 @@ def draw(
   done, code = cv2.imencode(".png", image[..., ::-1])
   if not done:
     raise ValueError(f"can't encode an image of shape {image.shape}")
-  path.write_bytes(code)
+  path.write_bytes(code.data)
 
 
 def _write(image: np.ndarray, text: str, x: int, y: int) -> None:

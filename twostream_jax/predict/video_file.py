@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import av.codec.codec
+import av.container
+import av.error
 import numpy as np
 from av.video.reformatter import (
   ColorPrimaries,

@@ -45,16 +45,12 @@ def call(reader: str, content: BinaryIO | memoryview | bytes, size: int):
   Raises:
     ApartError: The reader refused it, crashed, or took far too much.
   """
+  # -P: no module of the current folder is taken for one of these.
+  command = [sys.executable, "-P", __file__, reader, str(size)]
   if isinstance(content, memoryview | bytes):
-    source = {"input": content}
+    done = subprocess.run(command, capture_output=True, input=content)
   else:
-    source = {"stdin": content}
-  done = subprocess.run(
-    # -P: no module of the current folder is taken for one of these.
-    [sys.executable, "-P", __file__, reader, str(size)],
-    capture_output=True,
-    **source,
-  )
+    done = subprocess.run(command, capture_output=True, stdin=content)
   return _answer(done.returncode, done.stdout, done.stderr)
 
 

@@ -67,7 +67,8 @@ class InputConvention:
   def _as_rgb(self, values) -> tuple[float, float, float]:
     if self.channel_order == "BGR":
       values = values[::-1]
-    return tuple(float(value) / self.max_value for value in values)
+    red, green, blue = (float(value) / self.max_value for value in values)
+    return red, green, blue
 
 
 # torchvision's and timm's.

@@ -241,17 +241,17 @@ def _is_for_another_size(
 
 def _keep_classifier(found: Mapping[str, _Found]) -> dict[str, _Found]:
   """A classifier of another number of classes is not the network's."""
-  head = {leaf: found[f"params/logits/{leaf}"] for leaf in ("kernel", "bias")}
-  if any(array is None for _, array in head.values()):
+  kernel_row, kernel = found["params/logits/kernel"]
+  bias_row, bias = found["params/logits/bias"]
+  if kernel is None or bias is None:
     return {}
-  inputs, classes = head["kernel"][0].shape
-  arrays = {leaf: array for leaf, (_, array) in head.items()}
-  count = arrays["bias"].size
-  is_classifier = arrays["kernel"].shape == (inputs, count)
+  inputs, classes = kernel_row.shape
+  count = bias.size
+  is_classifier = kernel.shape == (inputs, count)
   if not is_classifier or count == classes:
     return {}
   note = f"{count} classes in the file, {classes} here"
-  return _fresh((row for row, _ in head.values()), note)
+  return _fresh((kernel_row, bias_row), note)
 
 
 def _keep_fully_connected(found: Mapping[str, _Found]) -> dict[str, _Found]:

@@ -207,7 +207,7 @@ def adopt_head(source: Source, name: str, features: int) -> Source:
   head = {weight: outside.pop(kernel), bias: outside.pop(offset)}
   return dataclasses.replace(
     source,
-    arrays=source.arrays | head,
-    names=source.names | {weight: kernel, bias: offset},
+    arrays={**source.arrays, **head},
+    names={**source.names, weight: kernel, bias: offset},
     outside=outside,
   )

@@ -174,8 +174,10 @@ def _read_npy(path: Path) -> Content:
         f"{path}: holds one array of numbers, not a dict of named arrays"
       )
     # An array without dimensions, around the one dict.
-    (tree,) = pickles.as_array(pickles.load(file))
-  return flatten(tree, pickles.as_array, path.stat().st_size)
+    found = pickles.as_array(pickles.load(file))
+  if not isinstance(found, list) or len(found) != 1:
+    raise WeightsError(f"{path}: holds no single dict of named arrays")
+  return flatten(found[0], pickles.as_array, path.stat().st_size)
 
 
 def _read_npz(path: Path) -> Content:

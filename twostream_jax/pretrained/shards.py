@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def read_index(path: Path, read: Callable[[Path], Content]) -> Content:
   return Content(arrays, refused=refused)
 
 
-def _checked(path: Path, name: object) -> str:
+def _checked(path: Path, name: Any) -> str:
   """Returns the name of a file that lies beside the index."""
   try:
     file = files.inside(path.parent, name)

@@ -139,7 +139,7 @@ class _Embedded:
 
 
 def _parse_stream(
-  file: BinaryIO, content: bytes | mmap.mmap
+  file: BinaryIO, content: bytes | bytearray | mmap.mmap
 ) -> tuple[Any, _Storages]:
   """Parses the tree of a stream, and what gives the values of its storages.
 

@@ -134,7 +134,7 @@ def _helps(
     return []
   first, second = models[:2]
   gain = second.by_class - first.by_class
-  lists = [
+  lists: list[tuple[str, Model, Model | None, np.ndarray]] = [
     ("Where motion helps", second, first, gain),
     ("Where appearance helps", first, second, -gain),
   ]
@@ -156,7 +156,7 @@ def _helped(
   names: Sequence[str],
 ) -> dict[str, Any]:
   """The classes that gain most by a model, with how much in points."""
-  ranked = [
+  ranked: list[int] = [
     i for i in np.argsort(-gain, kind="stable").tolist() if gain[i] > 0.0005
   ]
   over = f"over {worse.name}" if worse else "over the best stream of each class"

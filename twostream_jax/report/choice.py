@@ -75,7 +75,7 @@ def choose_examples(
     zip(*(right(joined[name]).tolist() for name in streams), strict=True)
   )
   classes = [classes_of(label_of(first, i))[:1] for i in range(len(first.ids))]
-  waiting = {kind: [] for kind in KINDS}
+  waiting: dict[str, list[int]] = {kind: [] for kind in KINDS}
   for i, pattern in enumerate(patterns):
     if classes[i]:
       waiting[outcome(pattern, fused_right[i])].append(i)

@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from twostream_jax.report.templates import render
 _MAX_POINTS = 200
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
   """Whether `value` can be drawn: a real number, neither NaN nor infinite."""
   return isinstance(value, numbers.Real) and math.isfinite(value)
 

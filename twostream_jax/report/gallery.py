@@ -125,7 +125,7 @@ def gallery(
   longest = pictures.longest_side(
     sum(2 * len(e.frames) + len(e.maps) for e in examples)
   )
-  badges = {"agreed": "Right", "wrong": "Wrong"}
+  badges: dict[str, str] = {"agreed": "Right", "wrong": "Wrong"}
   if len(scores) > 1:
     badges = dict(zip(KINDS, _BADGES, strict=True))
   cards = [

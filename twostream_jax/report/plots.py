@@ -41,7 +41,7 @@ def data_uri(image: np.ndarray, extension: str) -> str:
   if not done:
     raise ValueError(f"can't encode an image of shape {image.shape}")
   kind = {".png": "png", ".jpg": "jpeg"}[extension]
-  return f"data:image/{kind};base64,{base64.b64encode(code).decode()}"
+  return f"data:image/{kind};base64,{base64.b64encode(code.data).decode()}"
 
 
 def _quality(extension: str) -> list[int]:

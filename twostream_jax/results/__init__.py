@@ -24,6 +24,7 @@ from twostream_jax.data.records import VideoSource
 from twostream_jax.files import json_files, tables, words
 from twostream_jax.files.workdir import scores_path, write_text
 from twostream_jax.flow import spec as flow_spec
+from twostream_jax.fuse.weighting import WeightedFusion
 from twostream_jax.metrics.intervals import metric_intervals
 from twostream_jax.results import gallery
 from twostream_jax.scores import Scores
@@ -151,8 +152,10 @@ def fuse_streams(
     return {}, ()
   rules = create_rules(config, workdir)
   fused = {name: rule(streams) for name, rule in rules.items()}
-  fitted = rules.get("fitted_weights")
-  return fused, tuple(fitted.fitted.weights) if fitted else ()
+  rule = rules.get("fitted_weights")
+  fitted = rule.fitted if rule else None
+  is_weighted = isinstance(fitted, WeightedFusion)
+  return fused, tuple(fitted.weights) if is_weighted else ()
 
 
 def intervals(found: Scores) -> dict[str, list[float]]:
@@ -249,7 +252,8 @@ def split_facts(source: VideoSource, num_classes: int) -> report.SplitFacts:
   if isinstance(labels, tuple):  # Any number of them a clip.
     none = np.zeros(0, np.int32)
     labels = np.concatenate([none, *(np.unique(clip) for clip in labels)])
-  facts = {name: source.facts[name] for name in source.facts.dtype.names}
+  names = source.facts.dtype.names or ()
+  facts = {name: source.facts[name] for name in names}
   return report.SplitFacts(np.bincount(labels, minlength=num_classes), **facts)
 
 

@@ -137,6 +137,7 @@ def explain(
     Of each clip a map for each of the stage's networks.
   """
   variables, views = jax.device_put(stage.variables), stage.views
+  assert views is not None
   read = views.spec.modalities
   # The frame is shown whatever the network reads.
   spec = dataclasses.replace(

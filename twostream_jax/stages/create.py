@@ -376,6 +376,7 @@ def describe_preprocess(
         for source, found in trained_on.items()
       }
     }
+  assert isinstance(batches, inputs.VideoInputs)
   modalities = batches.train.spec.modalities
   return {
     key: list(value) if isinstance(value, tuple) else value
@@ -399,18 +400,21 @@ def read_preprocess(
     return functools.partial(
       standardise,
       statistics={
-        source: tuple(np.array(found[k], np.float32) for k in ("mean", "std"))
+        source: (
+          np.array(found["mean"], np.float32),
+          np.array(found["std"], np.float32),
+        )
         for source, found in numbers["sources"].items()
       },
     )
-  unused = {
+  unused: dict[str, Any] = {
     "rgb_mean": (0.0, 0.0, 0.0),
     "rgb_std": (1.0, 1.0, 1.0),
     "flow_bound": flow_bound,
     "flow_scale": 1.0,
     "subtract_mean_flow": False,
   }
-  stated = {
+  stated: dict[str, Any] = {
     key: tuple(value) if isinstance(value, list) else value
     for key, value in numbers.items()
   }

@@ -10,7 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from twostream_jax.configs import default
+# A recipe's place is found at run time.
+from twostream_jax.configs import default  # pyright: ignore[reportAttributeAccessIssue]
 from twostream_jax.files.workdir import flatten
 
 _TOWERS = "the networks are those of the stages in its towers: set it there"

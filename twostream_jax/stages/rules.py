@@ -8,6 +8,8 @@ import ml_collections
 
 from twostream_jax import fuse, scores
 from twostream_jax.files.workdir import scores_path
+from twostream_jax.fuse.linear import LinearFusion
+from twostream_jax.fuse.weighting import WeightedFusion
 from twostream_jax.scores import Scores
 
 # Those that are not fitted; the others are the keys of `fuse.FITS`.
@@ -26,7 +28,7 @@ class FusionRule:
 
   name: str
   weights: tuple[float, ...] = ()
-  fitted: fuse.WeightedFusion | fuse.LinearFusion | None = None
+  fitted: WeightedFusion | LinearFusion | None = None
 
   def __call__(self, streams: Mapping[str, Scores]) -> Scores:
     """Fuses the scores of all stages, by their names in the run's order."""

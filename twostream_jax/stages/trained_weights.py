@@ -82,6 +82,7 @@ def read(
     variables = checkpoints.restore_variables(manager, step)
     # After: whoever trains may have removed the one that was selected before.
     step = checkpoints.chosen_step(manager) if step is None else step
+  assert step is not None  # Something was restored.
   # Orbax gives back an empty tree as None.
   variables = {key: tree or {} for key, tree in variables.items()}
   return TrainedWeights(step, variables, metadata, digest(variables))
@@ -107,12 +108,13 @@ def read_facts(
     raise TrainedRunError(
       f"stage {name!r} of {workdir} is not trained: nothing in {directory}"
     )
+  path, metadata = found
   try:
-    check_facts(*reversed(found))
+    check_facts(metadata, path)
   except ValueError as error:
     raise TrainedRunError(str(error)) from error
   if not finished:
-    return found[1]
+    return metadata
   with checkpoints.open_reader(directory) as manager:
     newest = manager.latest_step()
   records = metric_logger.read_metrics(workdir / name)
@@ -139,5 +141,5 @@ def digest(variables: Mapping[str, Any]) -> str:
     array = np.ascontiguousarray(leaf)
     key = jax.tree_util.keystr(path, simple=True, separator="/")
     found.update(f"{key} {array.shape} {array.dtype}\n".encode())
-    found.update(array.reshape(-1).view(np.uint8))
+    found.update(array.reshape(-1).view(np.uint8).data)
   return found.hexdigest()

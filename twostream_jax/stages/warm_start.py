@@ -1,5 +1,6 @@
 """What a stage begins with: fresh, imported or earlier trained parameters."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ def create(
     for step in load:
       variables = step(variables)
     params, batch_stats = variables["params"], variables["batch_stats"]
-    return state.replace(
+    return dataclasses.replace(
+      state,
       params=params,
       batch_stats=batch_stats,
       ema_params=params if state.ema_params else {},
@@ -71,7 +73,7 @@ def create(
 
 def rgb_statistics(
   config: ml_collections.ConfigDict, name: str, workdir: Path
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
   """Mean and standard deviation of R, G, B in 0..1 that a network expects.
 
   Those that its weights were trained with, otherwise the settings'.

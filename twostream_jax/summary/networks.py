@@ -78,6 +78,7 @@ def create_network(
   """
   stage = config[name]
   create.check_kind(config, name)
+  example: dict[str, Any]
   if stage.kind == "features":
     widths = {source: feature_width(config, source) for source in stage.sources}
     blank = {s: (np.zeros(d), np.ones(d)) for s, d in widths.items()}

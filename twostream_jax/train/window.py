@@ -115,6 +115,7 @@ class Window:
     Raises:
       FloatingPointError: as `settle`.
     """
+    assert self._pending is not None
     step = self._pending[0]
     self.settle()
     record = self._record(step) if self.sums else None
@@ -135,7 +136,7 @@ class Window:
       # None where no clip has a class to be right about.
       **({"accuracy": correct / rated} if rated else {}),
       # The optimiser takes it at the same place: see `steps.TrainState.step`.
-      "learning_rate": float(self._stage.schedule(step - 1)),
+      "learning_rate": float(np.asarray(self._stage.schedule(step - 1))),
       "grad_norm": grad_norm / len(self.sums),
     }
 

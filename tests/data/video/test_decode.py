@@ -245,6 +245,8 @@ def test_a_codec_that_ffmpeg_does_not_know_is_told(tmp_path):
   for read in (decode.stated_rate, decoded.images):
     with pytest.raises(VideoError, match="FFmpeg has no decoder for it"):
       read(path)
+  with pytest.raises(VideoError, match="FFmpeg has no decoder for it"):
+    next(decode.read_url(path.as_uri(), patience=1.0))
 
 
 def test_music_with_a_cover_is_not_a_video(tmp_path):
@@ -265,6 +267,8 @@ def test_music_with_a_cover_is_not_a_video(tmp_path):
     container.mux(cover.encode())
   with pytest.raises(VideoError, match="a cover picture is not a video"):
     next(reading.read_frames(path))
+  with pytest.raises(VideoError, match="a cover picture is not a video"):
+    next(decode.read_url(path.as_uri(), patience=1.0))
 
 
 @pytest.mark.parametrize("turn", [0, 90])

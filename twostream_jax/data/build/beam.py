@@ -19,8 +19,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+# An extra, which the environment that checks types may lack.
+import apache_beam as beam  # pyright: ignore[reportMissingImports]
+from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+  PipelineOptions,
+)
 
 from twostream_jax.data.build.build_errors import BuildError
 from twostream_jax.data.build.check import Rejection

@@ -85,7 +85,9 @@ def unusable(
     folder: where the finished clips of other splits are kept.
   """
   reasons = {
-    i: o.reason for i, o in outcomes.items() if clips[i].split in splits
+    i: o.reason
+    for i, o in outcomes.items()
+    if clips[i].split in splits and o.reason is not None
   }
   return BuildError(
     f"no clip of the {' and the '.join(splits)} split can be used:"

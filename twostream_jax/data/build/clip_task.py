@@ -16,7 +16,7 @@ from twostream_jax.data.build.store import Store
 from twostream_jax.data.build.workers import Lost, map_in_processes
 from twostream_jax.data.dataset import Record
 from twostream_jax.data.datasets.clips import Clip
-from twostream_jax.data.video.faults import machine_fault, read_fault
+from twostream_jax.data.video.faults import OUT_OF_MEMORY, read_fault
 from twostream_jax.flow import prepare_process
 from twostream_jax.flow.spec import FlowSpec
 
@@ -64,8 +64,8 @@ class ClipTask:
       return result
     try:
       self.store.write(index, clip, result)
-    except MemoryError as error:
-      return Rejection(machine_fault(error), transient=True)
+    except MemoryError:
+      return Rejection(OUT_OF_MEMORY, transient=True)
     return time.monotonic() - start
 
   def conclude(

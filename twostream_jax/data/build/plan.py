@@ -138,9 +138,9 @@ def rejected_entries(
 ) -> list[dict[str, Any]]:
   """Returns the rejected clips as the metadata lists them, in order."""
   return [
-    rejection_entry(clips[i], outcomes[i].reason)
-    for i in sorted(outcomes)
-    if outcomes[i].reason is not None
+    rejection_entry(clips[i], outcome.reason)
+    for i, outcome in sorted(outcomes.items())
+    if outcome.reason is not None
   ]
 
 
@@ -173,7 +173,7 @@ def write_info(
   info = tfds.core.DatasetInfo(
     builder=tfds.core.DatasetIdentity(
       name=plan.name,
-      version=VERSION,
+      version=tfds.core.Version(VERSION),
       data_dir=os.fspath(folder),
       module_name=__name__,
     ),
@@ -192,7 +192,7 @@ def write_info(
     )
     for split in lengths
   ]
-  info.set_splits(tfds.core.splits.SplitDict(splits))
+  info.set_splits(tfds.core.SplitDict(splits))
   info.write_to_directory(os.fspath(folder))
 
 
@@ -201,7 +201,7 @@ def _template(
 ) -> tfds.core.ShardedFileTemplate:
   return tfds.core.ShardedFileTemplate(
     dataset_name=plan.name,
-    data_dir=os.fspath(folder),
+    data_dir=tfds.core.Path(folder),
     split=split,
     filetype_suffix=FILE_FORMAT,
     template=TEMPLATE,

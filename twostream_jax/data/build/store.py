@@ -99,8 +99,9 @@ class Store:
     label = indices if self._multi_label else indices[0]
     features = record_features(self._names, multi_label=self._multi_label)
     encoded = features.encode_example(vars(record) | {"label": label})
-    serializer = tfds.core.example_serializer.ExampleSerializer(
-      features.get_serialized_info()
+    serializer = tfds.core.ExampleSerializer(
+      # TFDS declares the types of nested features apart from each other.
+      features.get_serialized_info()  # pyright: ignore[reportArgumentType]
     )
     # Fields are a map: by itself its order differs between processes.
     return serializer.get_tf_example(encoded).SerializeToString(

@@ -57,7 +57,7 @@ def describe(summary: BuildSummary, multi_label: bool = False) -> str:
     )
   if summary.damaged:
     lines.append(
-      f"damaged   {counted(summary.damaged, 'clip', 'clips')} with"
+      f"damaged   {counted(list(summary.damaged), 'clip')} with"
       f" {sum(summary.damaged.values())} damaged or lost frames"
       f" ({examples(list(summary.damaged))})"
     )

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -57,7 +57,7 @@ def map_in_processes(
   start: Callable[[], None],
   *,
   time_limit: float | None = None,
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
   """Applies `work` to each item, in processes.
 
   A process has one item at a time, so that memory stays flat, and so that only
@@ -126,7 +126,7 @@ def iterate_in_process(
   start: Callable[[], None],
   *,
   time_limit: float | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """Iterates over `work(item)`, in a process of its own.
 
   The process waits where its values are not taken, so that memory stays flat.
@@ -376,5 +376,7 @@ def _end_at_interrupts() -> None:
 def _exit_with_parent() -> None:
   """Ends this process with the one that started it; for a thread."""
   # Workers of a parent that was killed would wait, or work, for ever.
-  multiprocessing.parent_process().join()
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
   os._exit(1)

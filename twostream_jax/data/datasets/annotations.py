@@ -164,8 +164,8 @@ def _read_list(videos: Path, path: Path, split: str) -> list[Listed]:
 
 def _relative(videos: Path, path: str) -> str:
   """A listed path relative to the folder of videos; '~' is a home folder."""
-  path = videos / expand_home(path, videos)
-  return Path(os.path.relpath(path, videos)).as_posix()
+  whole = videos / expand_home(path, videos)
+  return Path(os.path.relpath(whole, videos)).as_posix()
 
 
 def _tell_of_files(parents: Sequence[Path], clips: Sequence[Clip]) -> None:
@@ -258,6 +258,8 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
       f"{counted(twins, 'folder')} in {parent} with names that differ only in"
       f" the spaces around them: {examples(twins)}. Rename or merge them."
     )
+  top = enclosing(videos)
+  assert top is not None
   for folder in folders:
     if is_frame_folder(folder):
       raise AnnotationError(
@@ -265,7 +267,7 @@ def _class_clips(videos: Path, parent: Path, split: str) -> Iterator[Clip]:
         f" need a folder for each clip: {folder}/<clip>/img_00001.jpg ..."
       )
     # The parent is the whole folder, or a split in it.
-    around = enclosing(parent, enclosing(videos)) or enclosing(videos)
+    around = enclosing(parent, top) or top
     paths = list(_paths_below(folder, around))
     if not paths:
       warnings.warn(f"no files in {folder}: no such class", stacklevel=4)

@@ -121,16 +121,19 @@ def find_videos(
 
 def _walk(folder: Path) -> _Below:
   files, frame_folders = [], []
-  around = {os.fspath(folder): enclosing(folder)}
+  top = enclosing(folder)
+  assert top is not None
+  around = {os.fspath(folder): top}
   for parent, children, names in os.walk(
     folder, onerror=_refuse, followlinks=True
   ):
     inside = {
-      name: enclosing(os.path.join(parent, name), around[parent])
+      name: found
       for name in children
       if not is_left_behind(name)
+      and (found := enclosing(os.path.join(parent, name), around[parent]))
     }
-    children[:] = sorted(name for name in inside if inside[name])
+    children[:] = sorted(inside)
     around |= {os.path.join(parent, name): inside[name] for name in children}
     base = Path(os.path.relpath(parent, folder))
     if parent != os.fspath(folder) and hold_frames(names):

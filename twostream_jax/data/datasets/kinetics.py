@@ -139,8 +139,9 @@ def _json_rows(content: Mapping[str, Any]) -> _Rows:
     about = entry.get("annotations")
     about = about if isinstance(about, dict) else {}
     segment = about.get("segment")
-    pair = isinstance(segment, list) and len(segment) == 2
-    start, end = segment if pair else (None, None)
+    start, end = None, None
+    if isinstance(segment, list) and len(segment) == 2:
+      start, end = segment
     yield (
       repr(video),
       {

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -165,7 +165,9 @@ class _Worker:
     block = ctypes.c_uint8 * math.prod(shape)
     holder = block.from_buffer(self._blocks[descriptor])
     weakref.finalize(holder, self._free.append, descriptor).atexit = False
-    return np.frombuffer(holder, np.uint8).reshape(shape)
+    # NumPy's types leave out that ctypes' arrays are buffers.
+    array = np.frombuffer(holder, np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return array.reshape(shape)
 
   def _raise_ended(self):
     raise LoaderProcessError(
@@ -197,7 +199,7 @@ class _Blocks:
     self._given[array.ctypes.data] = descriptor
     return array
 
-  def give_back(self, descriptors: Sequence[int]) -> None:
+  def give_back(self, descriptors: Iterable[int]) -> None:
     """Makes blocks free again."""
     for descriptor in descriptors:
       self._free[len(self._all[descriptor])].append(descriptor)

@@ -40,6 +40,8 @@ class Buffers:
       block = np.empty(size, np.uint8)
     # Views of an array name the array that owns the memory as their base, not
     # each other; so the one that tells of its end must not be an array.
-    holder = (ctypes.c_uint8 * size).from_buffer(block)
+    holder = (ctypes.c_uint8 * size).from_buffer(block.data)
     weakref.finalize(holder, free.append, block).atexit = False
-    return np.frombuffer(holder, np.uint8).reshape(shape)
+    # NumPy's types leave out that ctypes' arrays are buffers.
+    array = np.frombuffer(holder, np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return array.reshape(shape)

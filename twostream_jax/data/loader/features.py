@@ -91,7 +91,7 @@ def _write(
   facts: Mapping[str, str],
 ) -> None:
   ids, labels, lengths, stored = [], [], [], None
-  count, total, squares = 0, 0.0, 0.0
+  count, total, squares = 0, np.float64(0.0), np.float64(0.0)
   for batch in batches:
     with np.errstate(over="ignore"):  # What overflows is told by name below.
       values = np.asarray(batch["values"]).astype(np.float16)
@@ -117,9 +117,11 @@ def _write(
     squares += (there * there).sum(axis=0)
     labels.append(batch["label"])
     lengths.append(batch["length"])
+  assert stored is not None
   stored.flush()
   mean = total / count
   variance = np.maximum(squares / count - mean * mean, 0.0)
+  texts: dict[str, Any] = {name: np.array(text) for name, text in facts.items()}
   np.savez(
     folder / "index.npz",
     ids=np.array(ids, str),
@@ -127,7 +129,7 @@ def _write(
     lengths=np.concatenate(lengths),
     mean=mean.astype(np.float32),
     std=np.sqrt(variance).astype(np.float32),
-    **{name: np.array(text) for name, text in facts.items()},
+    **texts,
   )
 
 

@@ -144,7 +144,10 @@ def _within(fields, num_frames, step, short_clip) -> np.ndarray:
 
 
 def centre_frames(
-  starts: Sequence[int], num_frames: int, stack_length: int, step: int = 1
+  starts: Sequence[int] | np.ndarray,
+  num_frames: int,
+  stack_length: int,
+  step: int = 1,
 ) -> list[int]:
   """The RGB frame of each window: the one in the middle of its stack.
 

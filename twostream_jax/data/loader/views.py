@@ -135,7 +135,7 @@ def load_looks(
 
 def load_views(
   record: Mapping[str, Any],
-  starts: Sequence[int],
+  starts: Sequence[int] | np.ndarray,
   boxes: Sequence[augment.Box],
   spec: InputSpec,
   out: Mapping[str, np.ndarray] | None = None,
@@ -182,7 +182,7 @@ class _Encoded(NamedTuple):
 
 def _read(
   record,
-  starts: Sequence[int],
+  starts: Sequence[int] | np.ndarray,
   boxes: Sequence[augment.Box],
   spec: InputSpec,
   out: Mapping[str, np.ndarray],

@@ -17,6 +17,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+import av.container
+import av.error
+import av.format
+import av.logging
+import av.stream
+from av.video.reformatter import VideoReformatter
 
 from twostream_jax.data.video import pictures
 from twostream_jax.data.video.frame_times import DEFAULT_FPS, Frame
@@ -117,9 +123,7 @@ def read_url(url: str, patience: float) -> Iterator[Frame]:
       raise VideoError(
         f"the stream can't be opened: {getattr(error, 'strerror', error)}"
       ) from error
-    stream = container.streams.best("video")
-    if stream is None:
-      raise VideoError("the stream has no video")
+    stream = _video_stream(container, "the stream has no video")
     clock = time.monotonic if container.format.name in _UNTIMED else None
     with _told():
       yield from frames_of(container, stream, clock)
@@ -150,7 +154,7 @@ def frames_of(
       container has none; None: it has.
   """
   # One for all frames: it keeps FFmpeg's tables.
-  reformatter = av.video.reformatter.VideoReformatter()
+  reformatter = VideoReformatter()
   turn, aspect = None, 1.0
   damage = _Damage()
   decoded = _decode(container, stream, damage)
@@ -226,21 +230,37 @@ def _opened(
   with contextlib.ExitStack() as stack:
     try:
       container = stack.enter_context(
-        av.open(_source(path, stack), options=dict(LOCAL))
+        av.open(_source(path, stack), "r", options=dict(LOCAL))
       )
     except MemoryError:
       raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
       raise VideoError("can't be opened as a video") from error
-    stream = container.streams.best("video")
-    if stream is None:
-      raise VideoError("can't be opened as a video")
-    if stream.codec_context is None:
-      raise VideoError("FFmpeg has no decoder for it")
-    if stream.disposition & av.stream.Disposition.attached_pic:
-      raise VideoError("sound with a cover picture is not a video")
+    stream = _video_stream(container, "can't be opened as a video")
     with _told():
       yield container, stream
+
+
+def _video_stream(
+  container: av.container.InputContainer, without: str
+) -> av.VideoStream:
+  """Returns the main video stream of a file or of what a URL gives.
+
+  Args:
+    container: Open.
+    without: Reason for a container without video.
+
+  Raises:
+    VideoError: There is none that can be decoded.
+  """
+  stream = container.streams.best("video")
+  if not isinstance(stream, av.VideoStream):
+    raise VideoError(without)
+  if stream.codec_context is None:
+    raise VideoError("FFmpeg has no decoder for it")
+  if stream.disposition & av.stream.Disposition.attached_pic:
+    raise VideoError("sound with a cover picture is not a video")
+  return stream
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import mmap
 import os
 import stat
 
-import av
+import av.error
 import cv2
 
 from twostream_jax.data.video.frames import VideoError

@@ -151,12 +151,14 @@ def _prefix(name: str) -> str | None:
 
 
 def _number(name: str) -> int:
-  return int(_NUMBERED.fullmatch(name)["number"])
+  match = _NUMBERED.fullmatch(name)
+  assert match is not None
+  return int(match["number"])
 
 
 def _in_order(folder: str | os.PathLike, names: Sequence[str]) -> list[Path]:
   """Paths of numbered images by number; VideoError as in `frame_files`."""
-  prefixes = sorted({_prefix(name) for name in names})
+  prefixes = sorted({_prefix(name) or "" for name in names})
   if len(prefixes) > 1:
     some = ", ".join(f"{prefix}<digits>" for prefix in prefixes[:3])
     raise VideoError(f"images of several kinds in one folder: {some}")

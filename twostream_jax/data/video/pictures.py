@@ -1,11 +1,14 @@
 """FFmpeg's frames as upright, progressive RGB images."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
+import av.error
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
 
 from twostream_jax.data.video.frames import VideoError
 
@@ -87,9 +90,7 @@ def _pass_through(graph, frame) -> Iterator[av.VideoFrame]:
       return
 
 
-def to_rgb(
-  frame: av.VideoFrame, reformatter: av.video.reformatter.VideoReformatter
-) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
   """Converts to RGB uint8 [h, w, 3], which stays in FFmpeg's memory."""
   # As the ffmpeg command does; only chroma of more than 8 bits is resized.
   if frame.format.name in _UNSWAPPED:
@@ -110,7 +111,9 @@ def to_rgb(
   )
   plane = rgb.planes[0]
   shape = (rgb.height, rgb.width, 3)
-  return np.ndarray(shape, np.uint8, plane, strides=(plane.line_size, 3, 1))
+  # NumPy's types leave out that PyAV's planes are buffers.
+  buffer: Any = plane
+  return np.ndarray(shape, np.uint8, buffer, strides=(plane.line_size, 3, 1))
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
@@ -139,7 +142,7 @@ def _with_named_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     format=frame.format,
     time_base=frame.time_base,
   )
-  named = {kind.value for kind in av.sidedata.sidedata.Type}
+  named = {kind.value for kind in SideDataType}
   graph.link_nodes(
     source,
     *(
@@ -150,7 +153,9 @@ def _with_named_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     graph.add("buffersink"),
   ).configure()
   graph.push(frame)
-  return graph.pull()
+  named_only = graph.pull()
+  assert isinstance(named_only, av.VideoFrame)
+  return named_only
 
 
 def pixel_aspect(stream: av.VideoStream, turn: Orientation) -> float:

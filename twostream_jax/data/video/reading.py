@@ -172,7 +172,7 @@ def read_extracted_flow(
   for x_file, y_file in zip(xs[first:], ys[first:], strict=True):
     field = dequantise(_read_codes(x_file, y_file), spec.bound)
     height, width = field.shape[:2]
-    ratios = np.float32([size[1] / width, size[0] / height])
+    ratios = np.array([size[1] / width, size[0] / height], np.float32)
     yield resize(field, *size) * ratios
 
 
