@@ -256,8 +256,8 @@ def test_flow_over_a_step_has_it_in_its_name(tmp_path):
   [
     (
       ["img_00001.jpg", "flow_00001.png", "flow_x_p2_00001.jpg"],
-      "the folder holds no extracted flow: no flow_x_<digits> with flow_y_"
-      " with its flow_y_ file, .jpg, .jpeg or .png",
+      "the folder holds no extracted flow: no flow_x_<digits> with its"
+      " flow_y_ file, .jpg, .jpeg or .png",
     ),
     (
       ["flow_x_00001.jpg", "flow_x_00002.jpg", "flow_y_00001.jpg"],
