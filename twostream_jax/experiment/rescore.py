@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from twostream_jax import checkpoints, parallel, results, train
-from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.loader import protocols
 from twostream_jax.experiment import run
 from twostream_jax.files import words
@@ -99,9 +99,9 @@ def rescore(
   config = _without_fusion_that_can_not_be(config, only_stage)
   run.check_config(config, data, workdir, only_stage)
   steps = checkpoint_steps(config, workdir, only_stage=only_stage, step=step)
-  run.check_trained_data(config, workdir, data)
-  settings = {"config": config.to_dict(), "dataset": identity(data)}
-  check_config_file(workdir, settings, to_train=False)
+  facts = needs.run_facts(config, data)
+  run.check_trained_data(config, workdir, data, facts)
+  check_config_file(workdir, facts, to_train=False)
   folder = evaluation_path(config, workdir, only_stage, step)
   if parallel.is_primary():
     # Until all is scored again, what was there before does not count.

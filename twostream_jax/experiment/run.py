@@ -8,7 +8,7 @@ the run and the digests of the weights and of the split.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from twostream_jax import (
   steps,
   train,
 )
-from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.loader import protocols
 from twostream_jax.data.loader.features import read_features, write_features
 from twostream_jax.files.workdir import (
@@ -76,8 +76,8 @@ def train_and_evaluate(
   """
   workdir = Path(workdir)
   check_config(config, data, workdir, only_stage)
-  check_trained_data(config, workdir, data)
-  begun_with = {"config": config.to_dict(), "dataset": identity(data)}
+  begun_with = needs.run_facts(config, data)
+  check_trained_data(config, workdir, data, begun_with)
   check_config_file(workdir, begun_with)
   # No process writes before all have looked.
   parallel.barrier("settings")
@@ -149,31 +149,39 @@ def check_config(
 
 
 def check_trained_data(
-  config: ml_collections.ConfigDict, workdir: Path, data: VideoDataset
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  data: VideoDataset,
+  facts: Mapping[str, Any],
 ) -> None:
-  """Refuses a dataset that is not what the checkpoints were trained on.
+  """Refuses datasets that are not what the checkpoints were trained on.
 
-  The checkpoints speak for themselves, for config.json may be lost or edited.
-  Those of all stages are asked, also where only their scores are still needed.
+  The checkpoints themselves are compared, because config.json may be lost or
+  edited: those of all stages, also where only their scores are still needed.
+
+  Args:
+    config: Settings of the run.
+    workdir: Folder of the run.
+    data: The dataset.
+    facts: Of the run, see `needs.run_facts`.
 
   Raises:
     FlowSpecError: Flow is of another kind; it names the differences.
-    ConfigMismatchError: The training split has other videos, labels or images.
+    ConfigMismatchError: The training split of the dataset, or of the second
+      one, has other videos, labels or images.
   """
-  split = config.data.train_split
   for name in config.stages:
     found = checkpoints.read_metadata(trained_weights.folder(workdir, name))
     if not found:
       continue
     path, metadata = found
-    # Earlier versions did not write it down.
-    trained_on = metadata.get("digest", {}).get(split)
-    if trained_on not in (None, data.sources[split].digest):
-      raise ConfigMismatchError(
-        f"checkpoint {path} was trained on other videos, labels or images than"
-        f" split {split!r} of {data.path} has: the dataset was built again. Use"
-        " the old dataset, or another --workdir."
-      )
+    split = config.data.train_split
+    _check_digest(path, metadata, facts["dataset"], split, data.path)
+    # Networks of features have none, and earlier versions did not write it.
+    second = metadata.get("second_dataset")
+    if second is not None and "second_dataset" in facts:
+      where = config.data.second_dir
+      _check_digest(path, second, facts["second_dataset"], split, where)
     if not needs.uses_flow(config, name):
       continue
     try:
@@ -182,6 +190,18 @@ def check_trained_data(
       raise flow_spec.FlowSpecError(f"checkpoint {path}: {error}") from error
     flow_spec.require_equal(
       trained, data.flow_spec, model=str(path), dataset=str(data.path)
+    )
+
+
+def _check_digest(path, trained, now, split, where) -> None:
+  """Compares a split by two identities of a dataset; see `identity`."""
+  # Earlier versions did not write it down.
+  digest = trained.get("digest", {}).get(split)
+  if digest not in (None, now["digest"].get(split)):
+    raise ConfigMismatchError(
+      f"checkpoint {path} was trained on other videos, labels or images than"
+      f" split {split!r} of {where} has: the dataset was built again. Use"
+      " the old dataset, or another --workdir."
     )
 
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from twostream_jax import checkpoints, losses, models, optim, parallel, steps
-from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
 from twostream_jax.stages import inputs, needs, trained_weights, warm_start
@@ -36,6 +36,7 @@ class Stage:
     warm_start: fresh state to the state that training begins with.
     num_outputs: Outputs of the network, of both heads if it has two.
     input_numbers: See `describe_preprocess`.
+    second_dataset: Identity of the dataset of the second head; None without.
   """
 
   name: str
@@ -56,6 +57,7 @@ class Stage:
   ema_decay: float
   precision: str
   input_numbers: Mapping[str, Any] = dataclasses.field(hash=False)
+  second_dataset: Mapping[str, Any] | None = dataclasses.field(hash=False)
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
@@ -102,10 +104,13 @@ class Stage:
 
   def facts(self) -> dict[str, Any]:
     """JSON-ready: what `trained.open_stage` needs beside settings and data."""
-    return {
+    facts = {
       "inputs": dict(self.input_numbers),
       "num_outputs": self.num_outputs,
     }
+    if self.second_dataset is not None:
+      facts["second_dataset"] = dict(self.second_dataset)
+    return facts
 
 
 def create_stage(
@@ -141,7 +146,10 @@ def create_stage(
   numbers = describe_preprocess(config, preprocess, batches)
   _check_same_inputs(name, workdir, numbers)
   begin = warm_start.create(config, name, data, workdir, numbers)
-  num_outputs = needs.num_outputs(config, name, data)
+  second = needs.second_dataset(config, name, data)
+  num_outputs = len(data.class_names)
+  if second is not None:
+    num_outputs += len(second.class_names)
   return Stage(
     name=name,
     seed=config.seed,
@@ -163,6 +171,7 @@ def create_stage(
     precision=config.precision,
     input_numbers=numbers,
     num_outputs=num_outputs,
+    second_dataset=None if second is None else identity(second),
   )
 
 
