@@ -14,7 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests that build the same program again, also in processes that they start,
-# share it, small ones too. Several test runs share a folder that they are given.
+# share it, small ones too. Several test runs share a folder that they are
+# given.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   CACHE = tempfile.TemporaryDirectory(prefix="twostream_jax_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name

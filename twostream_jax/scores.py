@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
@@ -102,6 +103,29 @@ class Scores:
   def multi_label(self) -> bool:
     """Whether a video may show several classes, or none."""
     return self.labels.ndim == 2
+
+
+class Origin(NamedTuple):
+  """What scores came from: the fields of `Scores` of these names."""
+
+  protocol: str
+  weights: str = ""
+  videos: str = ""
+
+
+def difference(found: Scores, expected: Origin) -> str:
+  """How the origin of scores differs from the expected one, as a phrase.
+
+  Returns:
+    "" where they agree. A digest that is not expected ("") is not compared.
+  """
+  if found.protocol != expected.protocol:
+    return f"under the protocol {found.protocol!r}, not {expected.protocol!r}"
+  if expected.weights and found.weights != expected.weights:
+    return "of other weights than those of the checkpoint"
+  if expected.videos and found.videos != expected.videos:
+    return "of other videos, labels or images than those of the dataset"
+  return ""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

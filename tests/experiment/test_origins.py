@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from tests import finished_run, tiny_config
-from twostream_jax import models, pretrained, scores, train
+from twostream_jax import models, pretrained, results, scores, train
 from twostream_jax.data.loader import features
 from twostream_jax.experiment import rescore, run
 from twostream_jax.files import workdir
@@ -126,6 +126,26 @@ def test_features_and_scores_are_of_the_weights_that_are_there(
   longer = changed(config, **{"network.total_steps": 9})
   with pytest.raises(ValueError, match="other features"):
     create.create_stage(longer, "network", tiny, tmp_path)
+
+
+def test_results_go_when_a_stage_alone_is_scored_by_another_protocol(
+  config, tiny, tmp_path
+):
+  finished_run.make(config, tmp_path, tiny)
+  found = results.read_results(tmp_path)
+  opened = trained.open_run(tmp_path)
+  assert found["digests"] == {
+    "weights": {name: s.digest for name, s in opened.stages.items()},
+    "videos": tiny.sources["test"].digest,
+  }
+  single = changed(config, **{"eval.protocol": "single"})
+  # The network of features shows the same sequences by any protocol.
+  (tmp_path / "scores" / "network-test.npz").unlink()
+  arguments = single, tmp_path, tiny
+  assert run.train_and_evaluate(*arguments, only_stage="temporal") is None
+  for name in (results.RESULTS_FILE, results.REPORT_FILE):
+    assert not (tmp_path / name).exists()
+  assert run.train_and_evaluate(*arguments)["protocol"].startswith("single")
 
 
 def test_a_finished_run_without_checkpoints_stays_as_it_is(

@@ -79,6 +79,7 @@ def test_results_are_the_contract_s(finished, tiny):
     "fusion",
     "intervals",
     "protocols",
+    "digests",
     "subsets",
   ]
   assert written["videos"] == 12 and written["skipped"] == 0
@@ -358,7 +359,7 @@ def test_a_stage_is_not_named_as_a_rule(config, tiny):
     ("selection.patience", 2, "patience=2 needs config.selection.metric"),
     ("precision", "float16", "precision='float16'.*bfloat16"),
     ("train.micro_batches", 3, "8 devices in 3 micro-batches: use 24"),
-    ("init_from", "no-such-run", "no-such-run.*no workdir"),
+    ("init_from", "no-such-run", "no-such-run.*not a workdir"),
     ("spatial.optim.ema_decay", 1.0, "ema_decay=1.0"),
     ("eval.protocol", "25x7", "eval.protocol='25x7'.*'dense'"),
     ("eval.views_per_pass", 0, "views_per_pass=0 must be"),

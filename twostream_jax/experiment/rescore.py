@@ -104,9 +104,7 @@ def rescore(
   check_config_file(workdir, facts, to_train=False)
   folder = evaluation_path(config, workdir, only_stage, step)
   if parallel.is_primary():
-    # Until all is scored again, what was there before does not count.
-    for file in (results.RESULTS_FILE, results.REPORT_FILE):
-      (folder / file).unlink(missing_ok=True)
+    results.withdraw(folder)
   for name in steps:
     # Of the streams that it reads, the checkpoints that count.
     run.compute_features(config, name, workdir, data, watch)

@@ -30,6 +30,7 @@ from twostream_jax.files.workdir import (
   ConfigMismatchError,
   check_config_file,
   features_path,
+  is_written,
   scores_path,
   write_config,
 )
@@ -82,12 +83,15 @@ def train_and_evaluate(
   # No process writes before all have looked.
   parallel.barrier("settings")
   if parallel.is_primary():
+    if not is_written(workdir, begun_with):
+      results.withdraw(workdir)  # They are of the settings before.
     write_config(workdir, begun_with)
   names = (only_stage,) if only_stage else config.stages
   for name in names:
     run_stage(config, name, workdir, data, watch)
   others = [name for name in config.stages if name not in names]
   if not all(is_scored(config, name, workdir, data) for name in others):
+    _withdraw_results(workdir)
     return None
   if parallel.is_primary():
     results.conclude(config, workdir, data)
@@ -229,6 +233,7 @@ def run_stage(
     begun = trained_weights.is_begun(name, workdir)
     if not begun and is_scored(config, name, workdir, data):
       return  # Somebody has removed its checkpoints.
+    _withdraw_results(workdir)
     compute_features(config, name, workdir, data, watch)
     stage = create.create_stage(config, name, data, workdir)
     predict = create_predict(config, stage, len(data.class_names))
@@ -241,8 +246,15 @@ def run_stage(
   trained.check_sources(config, stage, workdir)
   missing = missing_splits(config, stage, workdir, data)
   if missing:
+    _withdraw_results(workdir)
     compute_features(config, name, workdir, data, watch)
     score_splits(config, stage, data, missing, workdir, workdir, watch)
+
+
+def _withdraw_results(workdir: Path) -> None:
+  """Removes results of scores that are about to be others, or are not there."""
+  if parallel.is_primary():
+    results.withdraw(workdir)
 
 
 def create_predict(
@@ -307,8 +319,8 @@ def is_scored(
   scores are of, and they are taken as they are.
   """
   if not trained_weights.is_begun(name, workdir):
-    protocol = stage_views.protocol(config, name)
-    return not _missing(config, name, workdir, data, protocol, weights=None)
+    origin = scores.Origin(stage_views.protocol(config, name))
+    return not _missing(config, name, workdir, data, origin)
   if not trained_weights.is_finished(config, name, workdir):
     return False
   stage = trained.open_stage(config, name, workdir)
@@ -322,22 +334,17 @@ def missing_splits(
   data: VideoDataset,
 ) -> list[str]:
   """Splits without scores by these weights under the run's test protocol."""
-  return _missing(
-    config, stage.name, workdir, data, stage.protocol, stage.digest
-  )
+  origin = scores.Origin(stage.protocol, stage.digest)
+  return _missing(config, stage.name, workdir, data, origin)
 
 
-def _missing(config, name, workdir, data, protocol, weights) -> list[str]:
+def _missing(config, name, workdir, data, origin: scores.Origin) -> list[str]:
   def is_there(split):
     path = scores_path(workdir, name, split)
     if not path.exists():
       return False
-    found = scores.load_scores(path)
-    return (
-      found.protocol == protocol
-      and found.videos == data.sources[split].digest
-      and weights in (None, found.weights)
-    )
+    of_split = origin._replace(videos=data.sources[split].digest)
+    return not scores.difference(scores.load_scores(path), of_split)
 
   return [s for s in needs.splits_to_score(config) if not is_there(s)]
 

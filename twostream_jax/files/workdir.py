@@ -133,7 +133,17 @@ def _decisive(config: Mapping[str, Any], to_train: bool) -> set[str]:
 
 def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
   """Writes config.json; the settings are those of `check_config_file`."""
-  write_text(workdir / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
+  write_text(workdir / CONFIG_FILE, _config_text(settings))
+
+
+def is_written(workdir: Path, settings: Mapping[str, Any]) -> bool:
+  """Whether config.json is what `write_config` would write."""
+  path = workdir / CONFIG_FILE
+  return path.exists() and path.read_text() == _config_text(settings)
+
+
+def _config_text(settings: Mapping[str, Any]) -> str:
+  return json.dumps(settings, indent=2) + "\n"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,7 +31,7 @@ from twostream_jax.files.words import printable
 from twostream_jax.files.workdir import CONFIG_FILE
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
-from twostream_jax.scores import ScoresError
+from twostream_jax.scores import Origin, ScoresError
 from twostream_jax.stages import create, needs, stage_views, trained_weights
 from twostream_jax.stages.rules import FusionRule, create_rules
 from twostream_jax.stages.trained_weights import TrainedRunError
@@ -139,7 +139,9 @@ def open_run(
   Raises:
     ValueError: there is no such protocol.
     TrainedRunError: there is no run, a stage is not trained to its end, or a
-      file is missing or does not fit the others; the message names it.
+      file is missing or does not fit the others; the message names it. So it is
+      where rules would be fitted on scores of other weights, another protocol
+      or other videos than those of the run.
     CheckpointError: a checkpoint can't be read.
     JsonError: a file of facts can't be used.
     FlowSpecError: checkpoints and settings speak of different flow.
@@ -147,6 +149,7 @@ def open_run(
   workdir = Path(workdir)
   config, dataset = _read_settings(workdir)
   try:
+    tested = config.copy_and_resolve_references()
     if protocol is not None:
       with config.unlocked():
         config.eval.protocol = protocol
@@ -158,7 +161,13 @@ def open_run(
     for stage in found.values():
       for source in stage.sources:
         _check_source(stage, found[source], workdir)
-    rules = create_rules(config, workdir)
+    with json_files.told(workdir / CONFIG_FILE):
+      videos = dataset.get("digest", {}).get(config.fusion.fit_split, "")
+    origins = {
+      name: Origin(stage_views.protocol(tested, name), stage.digest, videos)
+      for name, stage in found.items()
+    }
+    rules = create_rules(config, workdir, origins)
   except ScoresError as error:
     raise TrainedRunError(f"fusion of {workdir}: {error}") from error
   except (AttributeError, KeyError) as error:
