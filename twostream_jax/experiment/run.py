@@ -45,6 +45,7 @@ from twostream_jax.stages import (
   stage_views,
   trained,
   trained_weights,
+  warm_start,
 )
 from twostream_jax.stages.trained import TrainedStage
 
@@ -233,6 +234,8 @@ def run_stage(
     begun = trained_weights.is_begun(name, workdir)
     if not begun and is_scored(config, name, workdir, data):
       return  # Somebody has removed its checkpoints.
+    if begun:
+      warm_start.check_resumed(config, name, workdir)
     _withdraw_results(workdir)
     compute_features(config, name, workdir, data, watch)
     stage = create.create_stage(config, name, data, workdir)

@@ -34,6 +34,7 @@ class Stage:
   Attributes:
     num_classes: that are scored; the network's first outputs.
     warm_start: fresh state to the state that training begins with.
+    origins: Digests of what that reads; see `warm_start.origins`.
     num_outputs: Outputs of the network, of both heads if it has two.
     input_numbers: See `describe_preprocess`.
     second_dataset: Identity of the dataset of the second head; None without.
@@ -52,6 +53,7 @@ class Stage:
   stop_frozen: Callable[[Any], Any]
   inputs: inputs.Inputs
   warm_start: Callable[[steps.TrainState], steps.TrainState]
+  origins: Callable[[], dict[str, Any]]
   micro_batches: int
   num_outputs: int
   ema_decay: float
@@ -166,6 +168,7 @@ def create_stage(
     ),
     inputs=batches,
     warm_start=begin,
+    origins=functools.partial(warm_start.origins, config, name, workdir),
     micro_batches=config.train.micro_batches,
     ema_decay=stage.optim.ema_decay,
     precision=config.precision,
