@@ -26,6 +26,7 @@ from twostream_jax import (
 from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.loader import protocols
 from twostream_jax.data.loader.features import read_features, write_features
+from twostream_jax.experiment.only_run import only_run
 from twostream_jax.files.workdir import (
   ConfigMismatchError,
   check_config_file,
@@ -74,10 +75,19 @@ def train_and_evaluate(
     ValueError: a setting is wrong; the message names it.
     ConfigMismatchError: the workdir was begun with other settings.
     FlowSpecError: a stage was trained on flow of another kind.
+    InUseError: another command runs in the workdir.
     Interrupted: the run was asked to end; what is done is saved.
   """
   workdir = Path(workdir)
   check_config(config, data, workdir, only_stage)
+  with only_run(workdir):
+    return _run_stages(config, workdir, data, only_stage, watch)
+
+
+def _run_stages(
+  config, workdir, data, only_stage, watch
+) -> dict[str, Any] | None:
+  """As `train_and_evaluate`, in a workdir that no other command writes into."""
   begun_with = needs.run_facts(config, data)
   check_trained_data(config, workdir, data, begun_with)
   check_config_file(workdir, begun_with)
@@ -363,6 +373,7 @@ def compute_features(
 
   Raises:
     TrainedRunError: A stream that it reads is not trained to its end.
+    InUseError: Another command computes the same.
   """
   if config[name].kind != "features":
     return
@@ -406,13 +417,15 @@ def compute_features(
         description=f"{source} {stage.feature}, {split}",
         should_stop=watch.should_stop,
       )
-      if parallel.is_primary():
-        write_features(
-          path, extracted, num_sequences=int(rows.counts.sum()), **facts
-        )
-      else:
-        for _ in extracted:  # Its part of what the primary process writes.
-          pass
+      # An evaluation beside a training may need the same.
+      with only_run(path.parent):
+        if parallel.is_primary():
+          write_features(
+            path, extracted, num_sequences=int(rows.counts.sum()), **facts
+          )
+        else:
+          for _ in extracted:  # Its part of what the primary process writes.
+            pass
       parallel.barrier(f"features of {source}, {split}, {dense}")
 
 
