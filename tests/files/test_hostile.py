@@ -69,7 +69,7 @@ _TIFF = cv2.imencode(".tiff", np.zeros((8, 8), np.uint8))[1]
     (b"RIFF\0\0\0\0WEBPVP8X\n\0\0\0" + b"\xff" * 20, "at most"),
     (b"BM" + bytes(16) + struct.pack("<ii", 2**30, -2) + bytes(9), "at most"),
     (b"GIF89a" + b"\xff" * 9, "at most"),
-    (np.asarray(_TIFF).tobytes(), "no JPEG, PNG, WebP, BMP or GIF"),
+    (np.asarray(_TIFF).tobytes(), "not a JPEG, PNG, WebP, BMP or GIF"),
   ],
 )
 def test_images_larger_than_their_bytes_are_refused(data, reason, tmp_path):
