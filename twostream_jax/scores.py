@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -298,6 +299,22 @@ def _reorder(scores: Scores, order: np.ndarray) -> Scores:
     logits=scores.logits[:, order],
     class_names=tuple(scores.class_names[i] for i in order),
   )
+
+
+def digests(named: Mapping[str, Scores]) -> dict[str, str]:
+  """What scores that are made from those of several models come from.
+
+  Returns:
+    "weights": Digest of the digests of all models; "videos": the digest that
+    all agree on. "" where that is not known.
+  """
+  weights = [scores.weights for scores in named.values()]
+  videos = {scores.videos for scores in named.values()}
+  together = hashlib.sha256("".join(weights).encode()).hexdigest()
+  return {
+    "weights": together if all(weights) else "",
+    "videos": videos.pop() if len(videos) == 1 else "",
+  }
 
 
 def protocols(named: Mapping[str, Scores]) -> str:
