@@ -9,7 +9,7 @@ from tests import tiny_config
 from twostream_jax import checkpoints, train
 from twostream_jax.data.dataset import identity
 from twostream_jax.experiment import run
-from twostream_jax.stages import create
+from twostream_jax.stages import create, warm_start
 
 BOTH = ("spatial", "temporal")
 
@@ -51,6 +51,7 @@ def save_checkpoint(config, name, workdir, data, step=None):
   """Writes a stage's fresh weights as its checkpoint, by default its last."""
   stage = create.create_stage(config, name, data, workdir)
   facts = {"config": config.to_dict()} | stage.facts()
+  facts[warm_start.ORIGINS] = stage.origins()
   with checkpoints.open_manager(
     workdir / name / "checkpoints", keep=2
   ) as manager:

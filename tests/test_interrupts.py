@@ -2,10 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import types
 
 import pytest
 
-from twostream_jax import interrupts
+from tests.paths import ROOT
+from twostream_jax import experiment, interrupts, launch
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -66,6 +71,69 @@ def test_a_signal_ends_a_block_as_an_error_does(number, capfd, defaults):
   name = signal.Signals(number).name
   assert capfd.readouterr().err == f"p: ended by {name}; 2 answers are kept\n"
   assert signal.getsignal(number) is before
+
+
+def run_python(code, *arguments):
+  return subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_a_training_that_is_ended_while_it_imports_is_to_be_repeated(tmp_path):
+  found = run_python(
+    """
+    import os, signal, sys
+    from twostream_jax import main
+
+    class Importing:
+      def find_spec(name, *_):
+        if name == "twostream_jax.experiment":
+          os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.meta_path.insert(0, Importing)
+    flags = ["--config=quickstart", "--workdir=" + sys.argv[1]]
+    main.parse_flags(["main", *flags])
+    main.main(["main"])
+    """,
+    tmp_path,
+  )
+  assert found.returncode == interrupts.EXIT_CODE, found.stderr
+  assert found.stderr.endswith("twostream_jax.main: ended by SIGTERM\n")
+
+
+@pytest.mark.usefixtures("defaults")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_ended_before_it_begins_is_to_be_repeated(
+  number, tmp_path, monkeypatch, capsys
+):
+  cleaned = []
+
+  def open_or_build(config):
+    try:
+      os.kill(os.getpid(), number)
+    finally:
+      cleaned.append(True)
+
+  monkeypatch.setattr(experiment, "open_or_build", open_or_build)
+  monkeypatch.setattr(launch, "cache_compilations", lambda *_: None)
+  values = types.SimpleNamespace(
+    stage="",
+    checkpoint=None,
+    compilation_cache=None,
+    distributed=False,
+    coordinator=None,
+    mode="train",
+  )
+  with pytest.raises(SystemExit) as caught:
+    experiment.execute("p", None, tmp_path, values)
+  assert caught.value.code == interrupts.EXIT_CODE and cleaned
+  name = signal.Signals(number).name
+  assert capsys.readouterr().err == f"p: ended by {name}\n"
 
 
 @pytest.mark.usefixtures("defaults")

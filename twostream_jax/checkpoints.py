@@ -40,11 +40,13 @@ class Restored(NamedTuple):
     step: batches seen.
     state: as it was saved, NumPy arrays.
     progress: as it was saved.
+    metadata: as it was saved.
   """
 
   step: int
   state: Any
   progress: dict[str, Any]
+  metadata: dict[str, Any]
 
 
 def open_manager(
@@ -382,11 +384,12 @@ def _restore(manager, step: int, template) -> Restored:
     args=ocp.args.Composite(
       state=ocp.args.StandardRestore(template),
       progress=ocp.args.JsonRestore(),
-      # Not used here, but a checkpoint without it is not whole.
+      # A checkpoint without it is not whole.
       metadata=ocp.args.JsonRestore(),
     ),
   )
-  return Restored(step, jax.device_get(found["state"]), found["progress"])
+  state = jax.device_get(found["state"])
+  return Restored(step, state, found["progress"], found["metadata"])
 
 
 def _set_aside(manager, step: int) -> Path:

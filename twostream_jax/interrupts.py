@@ -71,7 +71,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def exit_at_once(program: str) -> Iterator[None]:
+def exit_at_once(program: str, code: int | None = None) -> Iterator[None]:
   """Lets SIGTERM and SIGINT end the process at once, in a line; for imports.
 
   There is nothing to clean up yet, and an exception that a signal raises while
@@ -79,13 +79,14 @@ def exit_at_once(program: str) -> Iterator[None]:
 
   Args:
     program: Name that the line begins with.
+    code: Exit code; None: 128 and the number of the signal, as shells do.
   """
 
   def end(number, frame):
     del frame
     said = f"{program}: ended by {signal.Signals(number).name}\n"
     os.write(sys.stderr.fileno(), said.encode())
-    os._exit(128 + number)
+    os._exit(128 + number if code is None else code)
 
   with _handled_by(end):
     yield
@@ -106,16 +107,16 @@ def _handled_by(handler) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exit_at_signals(program: str) -> Iterator[None]:
+def exit_at_signals(program: str, code: int | None = None) -> Iterator[None]:
   """Lets SIGTERM and SIGINT end the block by an exception, then the process.
 
   The block cleans up as after any error. The process then says, in a line with
-  the notes of the exception, which signal it was, and exits with 128 and its
-  number, as shells do. Signals that the process was started to ignore are
-  ignored.
+  the notes of the exception, which signal it was, and exits. Signals that the
+  process was started to ignore are ignored.
 
   Args:
     program: Name that the line begins with.
+    code: Exit code; None: 128 and the number of the signal, as shells do.
   """
   last = -_SAME
 
@@ -134,4 +135,4 @@ def exit_at_signals(program: str) -> Iterator[None]:
     notes = getattr(ended, "__notes__", [])
     said = "; ".join([f"ended by {ended}", *notes])
     print(f"{program}: {said}", file=sys.stderr)
-    sys.exit(128 + ended.number)
+    sys.exit(128 + ended.number if code is None else code)

@@ -26,6 +26,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from twostream_jax import interrupts
 from twostream_jax.configs import find_recipe
 from twostream_jax.files import words, workdir
 
@@ -150,7 +151,8 @@ def main(argv) -> None:
     workdir.require_writable(folder, "workdir")
   except (ValueError, OSError) as error:
     sys.exit(f"{NAME}: {words.lines(str(error))}")
-  from twostream_jax import experiment
+  with interrupts.exit_at_once(NAME, interrupts.EXIT_CODE):
+    from twostream_jax import experiment
 
   experiment.execute(NAME, config, folder, flags.FLAGS)
 

@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
@@ -102,6 +104,29 @@ class Scores:
   def multi_label(self) -> bool:
     """Whether a video may show several classes, or none."""
     return self.labels.ndim == 2
+
+
+class Origin(NamedTuple):
+  """What scores came from: the fields of `Scores` of these names."""
+
+  protocol: str
+  weights: str = ""
+  videos: str = ""
+
+
+def difference(found: Scores, expected: Origin) -> str:
+  """How the origin of scores differs from the expected one, as a phrase.
+
+  Returns:
+    "" where they agree. A digest that is not expected ("") is not compared.
+  """
+  if found.protocol != expected.protocol:
+    return f"under the protocol {found.protocol!r}, not {expected.protocol!r}"
+  if expected.weights and found.weights != expected.weights:
+    return "of other weights than those of the checkpoint"
+  if expected.videos and found.videos != expected.videos:
+    return "of other videos, labels or images than those of the dataset"
+  return ""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -274,6 +299,22 @@ def _reorder(scores: Scores, order: np.ndarray) -> Scores:
     logits=scores.logits[:, order],
     class_names=tuple(scores.class_names[i] for i in order),
   )
+
+
+def digests(named: Mapping[str, Scores]) -> dict[str, str]:
+  """What scores that are made from those of several models come from.
+
+  Returns:
+    "weights": Digest of the digests of all models; "videos": the digest that
+    all agree on. "" where that is not known.
+  """
+  weights = [scores.weights for scores in named.values()]
+  videos = {scores.videos for scores in named.values()}
+  together = hashlib.sha256("".join(weights).encode()).hexdigest()
+  return {
+    "weights": together if all(weights) else "",
+    "videos": videos.pop() if len(videos) == 1 else "",
+  }
 
 
 def protocols(named: Mapping[str, Scores]) -> str:

@@ -111,7 +111,9 @@ def test_every_image_of_every_file_is_read_across_block_headers(source, videos):
     source[9]
 
 
-def test_labels_and_names_need_no_record(source, videos, tmp_path):
+def test_labels_and_names_need_no_record(source, videos, tmp_path, monkeypatch):
+  monkeypatch.setattr(records, "_COMPARED", 0)
+  source = pickle.loads(pickle.dumps(source))
   for i in range(3):
     (tmp_path / str(i)).unlink()
   assert [labels.tolist() for labels in source.labels] == [
@@ -232,6 +234,52 @@ def test_a_file_that_changed_is_an_error(source, videos, tmp_path):
   (tmp_path / "0").write_bytes(data[9:] + data[:9])
   with pytest.raises(ValueError, match="does not fit its index"):
     pickle.loads(fresh)[0]["rgb"][0]
+
+
+@pytest.mark.parametrize(
+  "name, value",
+  [("label", [5]), ("video_id", "ö4".encode()), ("rgb", None)],
+)
+def test_records_of_the_same_sizes_do_not_pass_for_those_of_the_index(
+  videos, tmp_path, monkeypatch, name, value
+):
+  """Built again with another label, id or image, beside the old index."""
+  monkeypatch.setattr(records, "_COMPARED", 1)
+  path = write(tmp_path / "0", videos)
+  source = opened([path], multi_label=True)
+  size, fresh = path.stat().st_size, pickle.dumps(source)
+  if name == "rgb":
+    *others, last = videos[4]["rgb"]
+    value = [*others, last[:-9] + bytes(7) + last[-2:]]
+  assert len(videos[5]["label"]) == 1
+  at = 5 if name == "label" else 4
+  again = [dict(video) for video in videos]
+  again[at][name] = value
+  write(path, again)
+  assert path.stat().st_size == size
+  source = pickle.loads(fresh)
+  assert source[3]["rgb"] == videos[3]["rgb"]
+  with pytest.raises(ValueError, match="0 does not fit its index .*remove the"):
+    source[at]
+  # A few are compared at once.
+  monkeypatch.setattr(records, "_COMPARED", 16)
+  with pytest.raises(ValueError, match="does not fit its index"):
+    pickle.loads(fresh)
+
+
+def test_an_index_without_checksums_is_read(videos, tmp_path):
+  files = [write(tmp_path / str(i), videos[i : i + 2]) for i in (0, 2)]
+  expected = [dict(record) for record in opened(files, multi_label=True)]
+  path = tmp_path / "all.index"
+  older, newer = map(record_index.index_file, files)
+  older = older._replace(checksums=older.checksums[:0])
+  joined = record_index.join([older, newer])
+  assert not len(joined.checksums)
+  with open(path, "wb") as file:  # As an earlier version wrote it.
+    for array in joined[:-1]:
+      np.lib.format.write_array(file, array, allow_pickle=False)
+  source = records.VideoSource(files, path, True)
+  assert [record["rgb"] for record in source] == [r["rgb"] for r in expected]
 
 
 def test_a_damaged_index_is_an_error(source, tmp_path):

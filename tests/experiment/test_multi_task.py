@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny_config
-from twostream_jax import losses, scores
+from tests import finished_run, tiny_config
+from twostream_jax import checkpoints, losses, scores
+from twostream_jax.data import dataset
 from twostream_jax.data.dataset import METADATA_FILE
 from twostream_jax.data.loader.combine import CombinedSource
 from twostream_jax.experiment import run
+from twostream_jax.files import workdir
+from twostream_jax.files.workdir import ConfigMismatchError
 from twostream_jax.flow.spec import FlowSpecError
-from twostream_jax.stages import create
+from twostream_jax.stages import create, needs
 
 
 def test_each_example_trains_the_head_of_its_own_dataset():
@@ -84,6 +87,44 @@ def test_a_second_dataset_with_other_flow_is_refused(
   config.data.second_dir = str(tmp_path / "second")
   with pytest.raises(FlowSpecError, match="bound"):
     create.create_stage(config, "temporal", tiny, tmp_path)
+
+
+def relabelled(data, split="train"):
+  """The dataset, built again with other labels of a split."""
+  source = data.sources[split]
+
+  class Corrected:
+    digest = f"another {split}"
+
+    def __getattr__(self, name):
+      return getattr(source, name)
+
+    def __len__(self):
+      return len(source)
+
+  return dataclasses.replace(data, sources={**data.sources, split: Corrected()})
+
+
+@pytest.mark.parametrize("lost", ["config.json", "second_dataset", None])
+def test_a_second_dataset_that_was_built_again_is_refused(
+  config, tiny, tmp_path, monkeypatch, lost
+):
+  finished_run.save_checkpoint(config, "temporal", tmp_path, tiny, step=3)
+  _, metadata = checkpoints.read_metadata(tmp_path / "temporal/checkpoints")
+  assert metadata["second_dataset"] == dataset.identity(tiny)
+  facts = needs.run_facts(config, tiny)
+  if lost == "second_dataset":  # An earlier version wrote config.json.
+    del facts[lost]
+  if lost != "config.json":
+    workdir.write_config(tmp_path, facts)
+  monkeypatch.setattr(needs, "open_dataset", lambda _: relabelled(tiny))
+  with pytest.raises(ConfigMismatchError, match="built again"):
+    run.train_and_evaluate(config, tmp_path, tiny)
+  # The other splits of it are not read.
+  monkeypatch.setattr(needs, "open_dataset", lambda _: relabelled(tiny, "test"))
+  facts = needs.run_facts(config, tiny)
+  run.check_trained_data(config, tmp_path, tiny, facts)
+  workdir.check_config_file(tmp_path, facts)
 
 
 def test_two_heads_are_for_single_label_sets(config, tiny, tmp_path):

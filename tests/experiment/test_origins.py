@@ -1,6 +1,8 @@
 """Weights, features and scores know what they came from."""
 
 import dataclasses
+import shutil
+import types
 
 import jax
 import numpy as np
@@ -8,13 +10,20 @@ import pytest
 
 from configs import default
 from tests import finished_run, tiny_config
-from twostream_jax import models, pretrained, scores, train
+from twostream_jax import (
+  checkpoints,
+  models,
+  pretrained,
+  results,
+  scores,
+  train,
+)
 from twostream_jax.data.loader import features
 from twostream_jax.experiment import rescore, run
 from twostream_jax.files import workdir
 from twostream_jax.files.workdir import ConfigMismatchError
 from twostream_jax.flow.spec import FlowSpecError, to_dict
-from twostream_jax.stages import create, trained
+from twostream_jax.stages import create, trained, warm_start
 from twostream_jax.stages.trained import TrainedRunError
 
 
@@ -128,6 +137,25 @@ def test_features_and_scores_are_of_the_weights_that_are_there(
     create.create_stage(longer, "network", tiny, tmp_path)
 
 
+def test_results_go_when_a_stage_alone_is_scored_by_another_protocol(
+  finished_dir, tiny_dir, tiny, tmp_path
+):
+  folder = tmp_path / "run"
+  shutil.copytree(finished_dir, folder)
+  found = results.read_results(folder)
+  for name in finished_run.BOTH:
+    of_test = scores.load_scores(folder / "scores" / f"{name}-test.npz")
+    assert found["digests"]["weights"][name] == of_test.weights != ""
+    assert found["digests"]["videos"] == of_test.videos != ""
+  config = finished_run.get_config(tiny_dir)
+  config.eval.protocol = "single"
+  assert run.train_and_evaluate(config, folder, tiny, "spatial") is None
+  for name in (results.RESULTS_FILE, results.REPORT_FILE):
+    assert not (folder / name).exists()
+  with pytest.raises(TrainedRunError, match="'temporal' on .*give the command"):
+    trained.open_run(folder)
+
+
 def test_a_finished_run_without_checkpoints_stays_as_it_is(
   config, tiny, tmp_path
 ):
@@ -135,6 +163,67 @@ def test_a_finished_run_without_checkpoints_stays_as_it_is(
   expected = finished_run.make(config, tmp_path, tiny)
   (tmp_path / "temporal" / "checkpoints").rename(tmp_path / "elsewhere")
   assert run.train_and_evaluate(config, tmp_path, tiny) == expected
+
+
+def test_a_joint_stage_keeps_to_the_towers_that_it_began_with(
+  finished_dir, tiny_dir, tiny, tmp_path
+):
+  folder = tmp_path / "run"
+  shutil.copytree(finished_dir, folder)
+  config = finished_run.get_config(tiny_dir)
+  joint = trained.open_stage(config, "joint", folder)
+  trained.check_sources(config, joint, folder)
+  warm_start.check_resumed(config, "joint", folder)
+
+  shutil.rmtree(folder / "temporal" / "checkpoints")
+  trained.check_sources(config, joint, folder)  # Somebody has removed them.
+  finished_run.save_checkpoint(
+    changed(config, seed=1), "temporal", folder, tiny
+  )
+  match = "'joint'.* began with other weights of 'temporal' than it has now"
+  with pytest.raises(TrainedRunError, match=match):
+    trained.check_sources(config, joint, folder)
+  with pytest.raises(
+    TrainedRunError, match="other weights of stage 'temporal'"
+  ):
+    warm_start.check_resumed(config, "joint", folder)
+  # Of an earlier version, which did not write it down.
+  del joint.metadata[warm_start.ORIGINS]
+  trained.check_sources(config, joint, folder)
+
+
+def test_what_a_stage_began_with_is_inherited_by_its_checkpoints():
+  stage = types.SimpleNamespace(origins=lambda: {"files": {"a": "now"}})
+  assert train._origins(stage, None) == {
+    warm_start.ORIGINS: {"files": {"a": "now"}}
+  }
+  began = {warm_start.ORIGINS: {"files": {"a": "then"}}}
+  found = checkpoints.Restored(3, None, {}, began | {"inputs": {}})
+  assert train._origins(stage, found) == began
+  assert train._origins(stage, found._replace(metadata={"inputs": {}})) == {}
+
+
+def test_a_resumed_stage_says_that_it_began_with_other_weights(
+  config, tiny, tmp_path
+):
+  other, path = tmp_path / "other", tmp_path / "image.safetensors"
+  finished_run.save_checkpoint(config, "temporal", other, tiny)
+  new = changed(config, init_from=str(other))
+  new.temporal.init.weights = weights_of(
+    config, path, convention=pretrained.IMAGENET
+  )
+  finished_run.save_checkpoint(new, "temporal", tmp_path, tiny, step=3)
+  warm_start.check_resumed(new, "temporal", tmp_path)
+  path.write_bytes(b"others")
+  with pytest.warns(UserWarning, match="image.* other weights .*'temporal'"):
+    warm_start.check_resumed(new, "temporal", tmp_path)
+  path.unlink()
+  warm_start.check_resumed(new, "temporal", tmp_path)
+  shutil.rmtree(other / "temporal")
+  warm_start.check_resumed(new, "temporal", tmp_path)
+  finished_run.save_checkpoint(changed(config, seed=1), "temporal", other, tiny)
+  with pytest.warns(UserWarning, match="other has other weights"):
+    warm_start.check_resumed(new, "temporal", tmp_path)
 
 
 # Datasets that were built again.

@@ -79,6 +79,7 @@ def test_results_are_the_contract_s(finished, tiny):
     "fusion",
     "intervals",
     "protocols",
+    "digests",
     "subsets",
   ]
   assert written["videos"] == 12 and written["skipped"] == 0

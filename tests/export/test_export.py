@@ -372,6 +372,37 @@ def test_the_manifest_and_the_card_say_what_the_run_was(opened, exported):
       assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
+@pytest.mark.parametrize(
+  "keys, value, match",
+  [
+    (
+      ("digests", "weights", "joint"),
+      "x",
+      "stage 'joint' are of other weights",
+    ),
+    (("protocols", "spatial"), "1 view", "'spatial' are of another protocol"),
+    (("digests", "videos"), "x", "other videos or labels"),
+    (("digests",), {}, None),  # Of an earlier version.
+  ],
+)
+def test_numbers_of_something_else_are_not_exported(
+  opened, tmp_path, keys, value, match
+):
+  for name in ("config.json", "results.json"):
+    shutil.copy(opened.workdir / name, tmp_path / name)
+  path = tmp_path / "results.json"
+  results = json.loads(path.read_text())
+  functools.reduce(dict.get, keys[:-1], results)[keys[-1]] = value
+  path.write_text(json.dumps(results))
+  run = dataclasses.replace(opened, workdir=tmp_path)
+  if match is None:
+    assert write._facts(run, "", ())["results"] == results
+  else:
+    with pytest.raises(write.ExportError, match=match):
+      write.export_run(run, tmp_path / "out", platforms=["cpu"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_intervals_are_told_where_the_run_has_them(opened, exported):
   manifest = json.loads((exported / "manifest.json").read_text())
   results = manifest["results"]

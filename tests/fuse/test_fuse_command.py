@@ -156,6 +156,49 @@ def test_files_to_fit_on_are_aligned_by_class_names_and_named(folder, capsys):
   assert "'spatial-validation-2' and 'fewer' do not score the same" in said
 
 
+def test_files_of_other_weights_or_videos_are_fused_with_a_warning(folder):
+  def state(name, **digests):
+    path = folder / f"{name}.npz"
+    found = dataclasses.replace(scores.load_scores(path), **digests)
+    scores.save_scores(path, found)
+
+  fused = folder / "fused.npz"
+  both = ("spatial", "temporal")
+  fit = [f"--fit={folder / f'{name}-validation.npz'}" for name in both]
+  arguments = (*TWO, "--rule=logistic", f"--scores={fused}", *fit)
+  for name in both:
+    state(f"{name}-test", weights=name, videos="test")
+    state(f"{name}-validation", weights=name, videos="validation")
+  assert run(folder, *arguments) == 0  # Without a warning.
+  found = scores.load_scores(fused)
+  assert found.videos == "test"
+  assert found.weights not in ("", *both)
+
+  state("temporal-validation", weights="temporal, trained again")
+  with pytest.warns(UserWarning, match="temporal-test .*different weights"):
+    assert run(folder, *arguments) == 0
+  state("temporal-validation", weights="")  # It does not say.
+  assert run(folder, *arguments) == 0
+
+  state("temporal-test", videos="test, built again")
+  with pytest.warns(UserWarning, match="spatial-test and temporal-test are"):
+    assert run(folder, *arguments) == 0
+  assert scores.load_scores(fused).videos == ""
+  state("temporal-test", videos="test")
+  state("temporal-validation", videos="built again")
+  with pytest.warns(UserWarning, match="files of --fit for spatial-test and"):
+    assert run(folder, *arguments) == 0
+
+
+def test_a_part_of_the_videos_has_no_digest():
+  one = dataclasses.replace(make(0, TEST), weights="a", videos="all")
+  other = dataclasses.replace(make(1, TEST[1:]), videos="others")
+  kept, _ = files.common_videos({"a": one, "b": other})
+  assert (kept["a"].videos, kept["a"].weights) == ("", "a")
+  assert kept["b"].videos == "others"
+  assert scores.digests(kept) == {"weights": "", "videos": ""}
+
+
 def test_files_without_ids_take_them_from_a_list(folder, capsys):
   own = scores.load_scores(folder / TWO[1])
   np.save(folder / "theirs.npy", scores.softmax(own.logits))

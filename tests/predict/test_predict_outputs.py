@@ -10,12 +10,14 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 
 from tests.stub_predictor import StubPredictor, write_video
 from twostream_jax import interrupts
 from twostream_jax.data.video.frames import VideoError
+from twostream_jax.fuse import LinearFusion, WeightedFusion
 from twostream_jax.predict import (
   answers,
   command,
@@ -29,8 +31,19 @@ from twostream_jax.predict import (
   timeline,
 )
 from twostream_jax.predict.__main__ import define_flags
+from twostream_jax.stages.rules import FusionRule
 
 NAMES = ("a", "b", "c")
+
+
+def linear(weights):
+  return LinearFusion(
+    *("linear", ("s", "t"), False, True, weights, np.zeros(2), 1.0, 0.0, "")
+  )
+
+
+def averaging(share):
+  return WeightedFusion(("s", "t"), (share, 1 - share), 1.0, 0.0, "")
 
 
 def run_command(*arguments):
@@ -256,6 +269,65 @@ def test_a_video_that_changed_since_is_answered_again(
     "in/a.avi",
     "in/c.avi",
   ]
+
+
+def test_a_frame_that_is_written_over_changes_a_folder_of_frames(folder):
+  frames = folder / "frames"
+  frames.mkdir()
+  for number in range(3):
+    (frames / f"{number}.jpg").write_bytes(b"a picture")
+  paths = ["frames", frames.as_uri(), (folder / "in" / "a.avi").as_uri()]
+  with pytest.raises(KeyError), kept.opened(folder / "x", {}, [], paths) as add:
+    for path in paths:
+      add(answer(path))
+    raise KeyError("bug")
+  assert names_of(kept.find(folder / "x", {})) == paths
+  before = frames.stat().st_mtime_ns
+  (frames / "1.jpg").write_bytes(b"another 1")
+  os.utime(frames / "1.jpg", (1e9, 1e9))  # Older, as `cp -p` makes it.
+  assert frames.stat().st_mtime_ns == before
+  os.utime(folder / "in" / "a.avi", (1e9, 1e9))
+  assert names_of(kept.find(folder / "x", {})) == []
+
+
+def test_a_video_that_changes_while_it_is_answered_is_answered_again(folder):
+  video = folder / "in" / "a.avi"
+  with (
+    pytest.raises(KeyError),
+    kept.opened(folder / "x", {}, [], [str(video)]) as add,
+  ):
+    os.utime(video, (1e9, 1e9))
+    add(answer(str(video)))
+    raise KeyError("bug")
+  assert kept.find(folder / "x", {}) == []
+
+
+@pytest.mark.parametrize(
+  "one, other",
+  [
+    (FusionRule("weighted", (1.0, 2.0)), FusionRule("weighted", (1.0, 3.0))),
+    *(
+      (FusionRule(name, fitted=a), FusionRule(name, fitted=b))
+      for name, a, b in (
+        ("svm", linear(np.zeros((4, 2))), linear(np.eye(4, 2))),
+        ("fitted_weights", averaging(0.5), averaging(0.4)),
+      )
+    ),
+  ],
+)
+def test_answers_of_other_fusion_weights_are_not_mixed_in(folder, one, other):
+  run = StubPredictor(folder / "run").run
+  facts = []
+  for rule in (one, one, other):
+    run.rules = {rule.name: rule}
+    facts.append(json.loads(json.dumps(kept.facts_of(run, {}))))
+  assert facts[0] == facts[1] != facts[2]
+  with pytest.raises(KeyError), kept.opened(folder / "x", facts[0], []) as add:
+    add(answer("in/a.avi"))
+    raise KeyError("bug")
+  kept.find(folder / "x", facts[1])
+  with pytest.raises(ValueError, match=f"another command .fusion {one.name}:"):
+    kept.find(folder / "x", facts[2])
 
 
 def test_two_commands_do_not_write_one_file(folder):

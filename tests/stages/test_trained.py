@@ -1,5 +1,6 @@
 """A finished run, opened without its dataset."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -170,6 +171,44 @@ def test_what_is_missing_is_named(copy, missing, match):
   shutil.rmtree(path) if path.is_dir() else path.unlink()
   with pytest.raises(TrainedRunError, match=match):
     trained.open_run(copy)
+
+
+def change_scores(path, **changes):
+  found = scores.load_scores(path)
+  scores.save_scores(path, dataclasses.replace(found, **changes))
+
+
+@pytest.mark.parametrize(
+  "changes, match",
+  [
+    ({"weights": "others"}, "'spatial' on 'validation'.* of other weights"),
+    ({"protocol": "one view"}, "under the protocol 'one view', not '2x1"),
+    ({"videos": "others"}, "of other videos, labels or images"),
+    # Earlier versions did not write it down.
+    ({"weights": "", "videos": ""}, None),
+  ],
+)
+def test_rules_are_fitted_on_scores_of_the_weights_that_are_there(
+  copy, monkeypatch, opened, changes, match
+):
+  def open_stage(config, name, workdir):  # As in the run, in less time.
+    return opened.stages[name]
+
+  monkeypatch.setattr(trained, "open_stage", open_stage)
+  change_scores(copy / "scores" / "spatial-validation.npz", **changes)
+  if match is None:
+    assert "fitted_weights" in trained.open_run(copy).rules
+  else:
+    with pytest.raises(TrainedRunError, match=match):
+      trained.open_run(copy)
+    # Rules without parameters need no scores.
+    change_settings(copy, ["config", "fusion", "rules"], ["average"])
+    assert list(trained.open_run(copy).rules) == ["average"]
+
+
+def test_another_protocol_leaves_rules_as_the_run_fitted_them(copy):
+  found = trained.open_run(copy, "single").rules["fitted_weights"].fitted
+  assert "2x1" in found.fitted_on
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

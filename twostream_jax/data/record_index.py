@@ -14,6 +14,7 @@ import math
 import os
 import struct
 import weakref
+import zlib
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -34,6 +35,9 @@ _CHUNK_HEADER = 40
 _GAP = 256
 # A search for so many bytes of an image is fast, for all of them slow.
 _MARK = 32
+# Bytes before a record that hold the header of its chunk, and so a hash of its
+# content ("Chunk" in the document above): 40, and what says its length.
+_BEFORE = 48
 _VIDEO = np.dtype(
   [
     ("file", "<i4"),
@@ -57,7 +61,9 @@ _ARRAYS = {
   "labels": (np.dtype("<i4"), 1),
   "times": (np.dtype("<i8"), 1),
   "images": (np.dtype("<u4"), 2),
+  "checksums": (np.dtype("<u4"), 1),
 }
+_MAPPED = ("times", "images")
 
 
 class Index(NamedTuple):
@@ -74,6 +80,8 @@ class Index(NamedTuple):
     images: those of the first video, in the order of `IMAGES`, then of the
       second ...: first byte, counted from that of the record, and number of
       bytes; uint32 [m 2].
+    checksums: of the videos' records, see `RecordFile.checksum`; uint32 [n].
+      Empty in indices of earlier versions.
   """
 
   sizes: np.ndarray
@@ -83,6 +91,7 @@ class Index(NamedTuple):
   labels: np.ndarray
   times: np.ndarray
   images: np.ndarray
+  checksums: np.ndarray
 
 
 def read_records(path: str | os.PathLike) -> Generator[bytes, None, None]:
@@ -133,6 +142,7 @@ def _index_file(
   """As `index_file`; damaged records raise any error."""
   file = RecordFile(path, os.path.getsize(path))
   videos, ids, groups, labels, times, images = [], [], [], [], [], []
+  checksums = []
   position = 0
   for record in read_records(path) if records is None else records:
     start = file.find(record, position)
@@ -150,6 +160,7 @@ def _index_file(
     labels.extend(own_labels)
     times.append(own_times)
     images += _find_images(record, fields)
+    checksums.append(file.checksum(start))
   return Index(
     np.array([os.path.getsize(path)], np.int64),
     np.array(videos, _VIDEO),
@@ -158,6 +169,7 @@ def _index_file(
     np.array(labels, np.int32),
     np.concatenate([np.empty(0, np.int64), *times]),
     np.array(images, np.uint32).reshape(-1, 2),
+    np.array(checksums, np.uint32),
   )
 
 
@@ -183,6 +195,8 @@ def join(indices: Sequence[Index]) -> Index:
     np.arange(len(indices)), [len(index.videos) for index in indices]
   )
   joined = Index(*map(np.concatenate, zip(*indices, strict=True)))
+  if len(joined.checksums) != len(videos):  # Some are of earlier versions.
+    joined = joined._replace(checksums=joined.checksums[:0])
   return joined._replace(videos=videos)
 
 
@@ -206,11 +220,12 @@ def read_index(path: Path) -> Index:
   """
   try:
     with open(path, "rb") as file:
-      small = [_read_array(file, name) for name in Index._fields[:-2]]
-      large = [
-        _read_array(file, name, mapped=True) for name in Index._fields[-2:]
-      ]
-    index = Index(*small, *large)
+      *names, last = Index._fields
+      arrays = [_read_array(file, name, name in _MAPPED) for name in names]
+      has_checksums = file.tell() < os.fstat(file.fileno()).st_size
+      none = np.empty(0, np.uint32)
+      arrays.append(_read_array(file, last) if has_checksums else none)
+    index = Index(*arrays)
     _check(index)
   except OtherIndexError as error:
     raise OtherIndexError(f"{path} {error}; remove it") from error
@@ -256,6 +271,8 @@ def _check(index: Index) -> None:
   videos = index.videos
   if not len(videos) == len(index.video_ids) == len(index.groups):
     raise ValueError("it names more or fewer videos than it has")
+  if len(index.checksums) not in (0, len(videos)):
+    raise ValueError("it has checksums of more or fewer videos than it has")
   counts = ("labels", *SIZES, *IMAGES)
   if any((videos[name] < 0).any() for name in ("start", *counts)):
     raise ValueError("a video has a negative number of something")
@@ -422,6 +439,15 @@ class RecordFile:
     begins = [0, *(edge + _BLOCK_HEADER - first for edge in edges)]
     ends = [*(edge - first for edge in edges), len(data)]
     return b"".join(data[b:e] for b, e in zip(begins, ends, strict=True))
+
+  def checksum(self, start: int) -> int:
+    """Tells the record that begins at a position from others of its size.
+
+    It is a CRC-32 of the bytes before it, where the header of its chunk has a
+    hash of the content: the record itself, of megabytes, need not be read.
+    """
+    begin = max(start - _BEFORE, 0)
+    return zlib.crc32(self.read(begin, start - begin))
 
   def find(self, data: bytes, position: int) -> int:
     """Returns where `data` is, shortly after a position, or ValueError."""

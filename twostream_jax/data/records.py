@@ -25,6 +25,9 @@ from twostream_jax.data.record_index import (
 _PER_VIDEO = ("fps", "pixel_aspect", "num_damaged")
 # Files that a source holds open at once; a process may have about 1000.
 _OPEN_FILES = 128
+# Records that are compared with an index when it is opened; others are when
+# they are first read.
+_COMPARED = 16
 # Numbers that are hashed at once: the sizes of all images are a large array.
 _PIECE = 1 << 20
 
@@ -86,7 +89,7 @@ class VideoSource:
 
     Raises:
       FileNotFoundError: there is no index.
-      ValueError: it is damaged, or of other files.
+      ValueError: it is damaged, or of other files or records.
     """
     self._arguments = (
       tuple(os.fspath(file) for file in files),
@@ -114,6 +117,11 @@ class VideoSource:
     self._open = functools.lru_cache(_OPEN_FILES)(
       lambda i: RecordFile(*to_open[i])
     )
+    n = len(videos)
+    has_checksums = len(self._index.checksums) > 0
+    self._compared = np.full(n, not has_checksums)
+    for i in sorted(set(np.linspace(0, n - 1, min(n, _COMPARED), dtype=int))):
+      self._compare(int(i))
 
   def __reduce__(self):
     return VideoSource, self._arguments
@@ -129,6 +137,7 @@ class VideoSource:
     video = self._index.videos.item(i)
     file, start, fps, aspect, damaged, frames, height, width = video[:8]
     labels, rgb, flow, back = video[8:]
+    self._compare(i)
     at, file = self._first_label.item(i), self._open(file)
     label = self._index.labels[at : at + labels]
     begin = self._first_time.item(i)
@@ -151,6 +160,23 @@ class VideoSource:
       "flow": Images(file, start, images[first + rgb : last]),
       "flow_backward": Images(file, start, images[last : last + back]),
     }
+
+  def _compare(self, i: int) -> None:
+    """Compares a record with its index, once.
+
+    Raises:
+      ValueError: it is another one, of the same size.
+    """
+    if self._compared.item(i):
+      return
+    file, start = self._index.videos.item(i)[:2]
+    file = self._open(file)
+    if file.checksum(start) != self._index.checksums.item(i):
+      raise ValueError(
+        f"{file.path} does not fit its index {self._arguments[1]}: it has other"
+        f" records; remove the index, which is then made again"
+      )
+    self._compared[i] = True
 
   @property
   def labels(self) -> np.ndarray | tuple[np.ndarray, ...]:

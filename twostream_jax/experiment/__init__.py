@@ -65,10 +65,13 @@ def execute(
       launch.join_processes(
         values.coordinator, values.num_processes, values.process_id
       )
-    if values.mode == "evaluate":
-      # Before a dataset is built for a run that is not there.
-      rescore.checkpoint_steps(config, folder, **which)
-    data = open_or_build(config)
+    # Nothing is begun that would have to be saved. Not around what is above:
+    # who waits for other processes would not see the signal.
+    with interrupts.exit_at_signals(program, interrupts.EXIT_CODE):
+      if values.mode == "evaluate":
+        # Before a dataset is built for a run that is not there.
+        rescore.checkpoint_steps(config, folder, **which)
+      data = open_or_build(config)
     with interrupts.catch_signals() as should_stop:
       watch = train.Watch(should_stop, values.profile)
       if values.mode == "evaluate":

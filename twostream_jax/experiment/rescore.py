@@ -13,9 +13,10 @@ from typing import Any
 import ml_collections
 
 from twostream_jax import checkpoints, parallel, results, train
-from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.loader import protocols
 from twostream_jax.experiment import run
+from twostream_jax.experiment.only_run import only_run
 from twostream_jax.files import words
 from twostream_jax.files.workdir import check_config_file
 from twostream_jax.stages import needs, trained
@@ -94,19 +95,26 @@ def rescore(
     ConfigMismatchError: the run was begun with other settings.
     FlowSpecError: a stage was trained on flow of another kind.
     CheckpointError: a checkpoint can't be read.
+    InUseError: another command makes the same score.
     Interrupted: it was asked to stop; nothing of it counts.
   """
   config = _without_fusion_that_can_not_be(config, only_stage)
   run.check_config(config, data, workdir, only_stage)
   steps = checkpoint_steps(config, workdir, only_stage=only_stage, step=step)
-  run.check_trained_data(config, workdir, data)
-  settings = {"config": config.to_dict(), "dataset": identity(data)}
-  check_config_file(workdir, settings, to_train=False)
+  facts = needs.run_facts(config, data)
+  run.check_trained_data(config, workdir, data, facts)
+  check_config_file(workdir, facts, to_train=False)
   folder = evaluation_path(config, workdir, only_stage, step)
+  with only_run(folder):
+    return _score(config, workdir, data, folder, steps, step, watch)
+
+
+def _score(
+  config, workdir, data, folder, steps, step, watch
+) -> tuple[Path, dict[str, Any]]:
+  """As `rescore`, of `steps` by stage, into a folder of its own."""
   if parallel.is_primary():
-    # Until all is scored again, what was there before does not count.
-    for file in (results.RESULTS_FILE, results.REPORT_FILE):
-      (folder / file).unlink(missing_ok=True)
+    results.withdraw(folder)
   for name in steps:
     # Of the streams that it reads, the checkpoints that count.
     run.compute_features(config, name, workdir, data, watch)

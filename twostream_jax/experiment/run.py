@@ -8,7 +8,7 @@ the run and the digests of the weights and of the split.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from twostream_jax import (
   steps,
   train,
 )
-from twostream_jax.data.dataset import VideoDataset, identity
+from twostream_jax.data.dataset import VideoDataset
 from twostream_jax.data.loader import protocols
 from twostream_jax.data.loader.features import read_features, write_features
+from twostream_jax.experiment.only_run import only_run
 from twostream_jax.files.workdir import (
   ConfigMismatchError,
   check_config_file,
   features_path,
+  is_written,
   scores_path,
   write_config,
 )
@@ -44,6 +46,7 @@ from twostream_jax.stages import (
   stage_views,
   trained,
   trained_weights,
+  warm_start,
 )
 from twostream_jax.stages.trained import TrainedStage
 
@@ -72,22 +75,34 @@ def train_and_evaluate(
     ValueError: a setting is wrong; the message names it.
     ConfigMismatchError: the workdir was begun with other settings.
     FlowSpecError: a stage was trained on flow of another kind.
+    InUseError: another command runs in the workdir.
     Interrupted: the run was asked to end; what is done is saved.
   """
   workdir = Path(workdir)
   check_config(config, data, workdir, only_stage)
-  check_trained_data(config, workdir, data)
-  begun_with = {"config": config.to_dict(), "dataset": identity(data)}
+  with only_run(workdir):
+    return _run_stages(config, workdir, data, only_stage, watch)
+
+
+def _run_stages(
+  config, workdir, data, only_stage, watch
+) -> dict[str, Any] | None:
+  """As `train_and_evaluate`, in a workdir that no other command writes into."""
+  begun_with = needs.run_facts(config, data)
+  check_trained_data(config, workdir, data, begun_with)
   check_config_file(workdir, begun_with)
   # No process writes before all have looked.
   parallel.barrier("settings")
   if parallel.is_primary():
+    if not is_written(workdir, begun_with):
+      results.withdraw(workdir)  # They are of the settings before.
     write_config(workdir, begun_with)
   names = (only_stage,) if only_stage else config.stages
   for name in names:
     run_stage(config, name, workdir, data, watch)
   others = [name for name in config.stages if name not in names]
   if not all(is_scored(config, name, workdir, data) for name in others):
+    _withdraw_results(workdir)
     return None
   if parallel.is_primary():
     results.conclude(config, workdir, data)
@@ -149,31 +164,39 @@ def check_config(
 
 
 def check_trained_data(
-  config: ml_collections.ConfigDict, workdir: Path, data: VideoDataset
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  data: VideoDataset,
+  facts: Mapping[str, Any],
 ) -> None:
-  """Refuses a dataset that is not what the checkpoints were trained on.
+  """Refuses datasets that are not what the checkpoints were trained on.
 
-  The checkpoints speak for themselves, for config.json may be lost or edited.
-  Those of all stages are asked, also where only their scores are still needed.
+  The checkpoints themselves are compared, because config.json may be lost or
+  edited: those of all stages, also where only their scores are still needed.
+
+  Args:
+    config: Settings of the run.
+    workdir: Folder of the run.
+    data: The dataset.
+    facts: Of the run, see `needs.run_facts`.
 
   Raises:
     FlowSpecError: Flow is of another kind; it names the differences.
-    ConfigMismatchError: The training split has other videos, labels or images.
+    ConfigMismatchError: The training split of the dataset, or of the second
+      one, has other videos, labels or images.
   """
-  split = config.data.train_split
   for name in config.stages:
     found = checkpoints.read_metadata(trained_weights.folder(workdir, name))
     if not found:
       continue
     path, metadata = found
-    # Earlier versions did not write it down.
-    trained_on = metadata.get("digest", {}).get(split)
-    if trained_on not in (None, data.sources[split].digest):
-      raise ConfigMismatchError(
-        f"checkpoint {path} was trained on other videos, labels or images than"
-        f" split {split!r} of {data.path} has: the dataset was built again. Use"
-        " the old dataset, or another --workdir."
-      )
+    split = config.data.train_split
+    _check_digest(path, metadata, facts["dataset"], split, data.path)
+    # Networks of features have none, and earlier versions did not write it.
+    second = metadata.get("second_dataset")
+    if second is not None and "second_dataset" in facts:
+      where = config.data.second_dir
+      _check_digest(path, second, facts["second_dataset"], split, where)
     if not needs.uses_flow(config, name):
       continue
     try:
@@ -182,6 +205,18 @@ def check_trained_data(
       raise flow_spec.FlowSpecError(f"checkpoint {path}: {error}") from error
     flow_spec.require_equal(
       trained, data.flow_spec, model=str(path), dataset=str(data.path)
+    )
+
+
+def _check_digest(path, trained, now, split, where) -> None:
+  """Compares a split by two identities of a dataset; see `identity`."""
+  # Earlier versions did not write it down.
+  digest = trained.get("digest", {}).get(split)
+  if digest not in (None, now["digest"].get(split)):
+    raise ConfigMismatchError(
+      f"checkpoint {path} was trained on other videos, labels or images than"
+      f" split {split!r} of {where} has: the dataset was built again. Use"
+      " the old dataset, or another --workdir."
     )
 
 
@@ -209,6 +244,9 @@ def run_stage(
     begun = trained_weights.is_begun(name, workdir)
     if not begun and is_scored(config, name, workdir, data):
       return  # Somebody has removed its checkpoints.
+    if begun:
+      warm_start.check_resumed(config, name, workdir)
+    _withdraw_results(workdir)
     compute_features(config, name, workdir, data, watch)
     stage = create.create_stage(config, name, data, workdir)
     predict = create_predict(config, stage, len(data.class_names))
@@ -221,8 +259,15 @@ def run_stage(
   trained.check_sources(config, stage, workdir)
   missing = missing_splits(config, stage, workdir, data)
   if missing:
+    _withdraw_results(workdir)
     compute_features(config, name, workdir, data, watch)
     score_splits(config, stage, data, missing, workdir, workdir, watch)
+
+
+def _withdraw_results(workdir: Path) -> None:
+  """Removes results of scores that are about to be others, or are not there."""
+  if parallel.is_primary():
+    results.withdraw(workdir)
 
 
 def create_predict(
@@ -287,8 +332,8 @@ def is_scored(
   scores are of, and they are taken as they are.
   """
   if not trained_weights.is_begun(name, workdir):
-    protocol = stage_views.protocol(config, name)
-    return not _missing(config, name, workdir, data, protocol, weights=None)
+    origin = scores.Origin(stage_views.protocol(config, name))
+    return not _missing(config, name, workdir, data, origin)
   if not trained_weights.is_finished(config, name, workdir):
     return False
   stage = trained.open_stage(config, name, workdir)
@@ -302,22 +347,17 @@ def missing_splits(
   data: VideoDataset,
 ) -> list[str]:
   """Splits without scores by these weights under the run's test protocol."""
-  return _missing(
-    config, stage.name, workdir, data, stage.protocol, stage.digest
-  )
+  origin = scores.Origin(stage.protocol, stage.digest)
+  return _missing(config, stage.name, workdir, data, origin)
 
 
-def _missing(config, name, workdir, data, protocol, weights) -> list[str]:
+def _missing(config, name, workdir, data, origin: scores.Origin) -> list[str]:
   def is_there(split):
     path = scores_path(workdir, name, split)
     if not path.exists():
       return False
-    found = scores.load_scores(path)
-    return (
-      found.protocol == protocol
-      and found.videos == data.sources[split].digest
-      and weights in (None, found.weights)
-    )
+    of_split = origin._replace(videos=data.sources[split].digest)
+    return not scores.difference(scores.load_scores(path), of_split)
 
   return [s for s in needs.splits_to_score(config) if not is_there(s)]
 
@@ -333,6 +373,7 @@ def compute_features(
 
   Raises:
     TrainedRunError: A stream that it reads is not trained to its end.
+    InUseError: Another command computes the same.
   """
   if config[name].kind != "features":
     return
@@ -376,13 +417,15 @@ def compute_features(
         description=f"{source} {stage.feature}, {split}",
         should_stop=watch.should_stop,
       )
-      if parallel.is_primary():
-        write_features(
-          path, extracted, num_sequences=int(rows.counts.sum()), **facts
-        )
-      else:
-        for _ in extracted:  # Its part of what the primary process writes.
-          pass
+      # An evaluation beside a training may need the same.
+      with only_run(path.parent):
+        if parallel.is_primary():
+          write_features(
+            path, extracted, num_sequences=int(rows.counts.sum()), **facts
+          )
+        else:
+          for _ in extracted:  # Its part of what the primary process writes.
+            pass
       parallel.barrier(f"features of {source}, {split}, {dense}")
 
 

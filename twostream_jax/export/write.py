@@ -145,7 +145,6 @@ def _facts(
 ) -> dict[str, Any]:
   """The manifest without its stages."""
   settings = json_files.read_object(run.workdir / CONFIG_FILE)
-  results = files.inside(run.workdir, RESULTS_FILE)
   with json_files.told(run.workdir / CONFIG_FILE):
     clips = {name: int(n) for name, n in settings["dataset"]["clips"].items()}
   data = run.config.data
@@ -164,9 +163,7 @@ def _facts(
       "validate": data.validation_split,
       "test": data.test_split,
     },
-    "results": json_files.read_object(results, finite=True)
-    if results.exists()
-    else None,
+    "results": _read_results(run, settings["dataset"]),
     "platforms": list(platforms),
     "weights": WEIGHTS_FILE,
     "fusion": FUSION_FILE,
@@ -180,6 +177,47 @@ def _facts(
       "numpy": np.__version__,
     },
   }
+
+
+def _read_results(
+  run: TrainedRun, dataset: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """The run's results.json, if it has one.
+
+  Args:
+    run: The run.
+    dataset: What its config.json says of the dataset.
+
+  Raises:
+    ExportError: It reports other weights, another protocol or other videos.
+    JsonError: It can't be read.
+  """
+  path = files.inside(run.workdir, RESULTS_FILE)
+  if not path.exists():
+    return None
+  found = json_files.read_object(path, finite=True)
+  with json_files.told(path):
+    # Earlier versions did not write down digests.
+    weights = found.get("digests", {}).get("weights", {})
+    videos = found.get("digests", {}).get("videos")
+    wrong = [
+      f"the numbers of stage {name!r} are of {what}"
+      for name, stage in run.stages.items()
+      for what, differs in {
+        "another protocol": found["protocols"].get(name) != stage.protocol,
+        "other weights": weights.get(name, stage.digest) != stage.digest,
+      }.items()
+      if differs
+    ]
+    tested_on = dataset.get("digest", {}).get(run.config.data.test_split)
+    if None not in (videos, tested_on) and videos != tested_on:
+      wrong.append("its numbers are of other videos or labels")
+  if wrong:
+    raise ExportError(
+      f"{path} is not of this run as it is now ({wrong[0]}): give the command"
+      " of the run again, which scores it"
+    )
+  return found
 
 
 def _export_stage(

@@ -32,6 +32,8 @@ FREE_KEYS = (
   # Of the splits that are trained on, see `_decides`.
   "dataset.clips",
   "dataset.digest",
+  "second_dataset.clips",
+  "second_dataset.digest",
 )
 # What the choice of a checkpoint depends on, where the config has one.
 _OF_SELECTION = (
@@ -81,7 +83,8 @@ def check_config_file(
 
   Args:
     workdir: folder of the run.
-    settings: {"config": the resolved config, "dataset": what it is trained on}.
+    settings: {"config": the resolved config, "dataset": what it is trained on,
+      "second_dataset": the same of a second head, if there is one}.
     to_train: Whether what the choice of checkpoints depends on counts as well.
 
   Raises:
@@ -102,8 +105,8 @@ def check_config_file(
     for key in sorted(ours.keys() | theirs.keys())
     if ours.get(key) != theirs.get(key)
     and (key in decisive or not _is_free(key))
-    # Earlier versions wrote fewer facts of the dataset.
-    and (key in theirs or not key.startswith("dataset."))
+    # Earlier versions wrote fewer facts of the datasets.
+    and (key in theirs or not key.startswith(("dataset.", "second_dataset.")))
   ]
   if changed:
     raise ConfigMismatchError(
@@ -123,12 +126,24 @@ def _decisive(config: Mapping[str, Any], to_train: bool) -> set[str]:
     keys.update(_OF_SELECTION)
   for split in splits:
     keys |= {f"dataset.clips.{split}", f"dataset.digest.{split}"}
+  for fact in ("clips", "digest"):  # Other splits of it are not read.
+    keys.add(f"second_dataset.{fact}.{data['train_split']}")
   return keys
 
 
 def write_config(workdir: Path, settings: Mapping[str, Any]) -> None:
-  """Writes config.json: {"config": the resolved config, "dataset": ...}."""
-  write_text(workdir / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
+  """Writes config.json; the settings are those of `check_config_file`."""
+  write_text(workdir / CONFIG_FILE, _config_text(settings))
+
+
+def is_written(workdir: Path, settings: Mapping[str, Any]) -> bool:
+  """Whether config.json is what `write_config` would write."""
+  path = workdir / CONFIG_FILE
+  return path.exists() and path.read_text() == _config_text(settings)
+
+
+def _config_text(settings: Mapping[str, Any]) -> str:
+  return json.dumps(settings, indent=2) + "\n"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from twostream_jax.files import words
+
 # Rules without parameters, then the keys of `fuse.FITS`.
 UNFITTED = ("average", "average_logits", "weighted")
 FITTED = ("fitted_weights", "svm", "logistic", "adaptive")
@@ -75,4 +77,5 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   define_flags(flags.FLAGS)
+  words.warn_as("twostream_jax.fuse")
   app.run(main)

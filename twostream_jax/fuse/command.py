@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,40 @@ def read_all(
   )
 
 
+def doubts(
+  streams: Mapping[str, Scores], fitting: Mapping[str, Scores]
+) -> list[str]:
+  """What the digests of files say against fusing them, in sentences.
+
+  They are no errors: streams may be of datasets of their own, and a rule may
+  be fitted on scores of other folds. Files that do not state digests are not
+  compared.
+  """
+  found = [
+    f"{name} and the file of --fit for it are scores of different weights: the"
+    " rule is fitted on scores of another network than it fuses"
+    for name, scores in streams.items()
+    if name in fitting and _differ(scores.weights, fitting[name].weights)
+  ]
+  for named, flag in ((streams, ""), (fitting, "of --fit for ")):
+    names = list(named)
+    different = [
+      name
+      for name in names[1:]
+      if _differ(named[names[0]].videos, named[name].videos)
+    ]
+    if different:
+      found.append(
+        f"the files {flag}{names[0]} and {', '.join(different)} are not of the"
+        " same build of the videos: ids and labels agree, images do not"
+      )
+  return found
+
+
+def _differ(one: str, other: str) -> bool:
+  return "" not in (one, other) and one != other
+
+
 def _read(
   paths: Sequence[str], listed: str | None, flag: str
 ) -> dict[str, Scores]:
@@ -161,6 +196,8 @@ def run(values: flags.FlagValues, paths: Sequence[str]) -> int:
     left_out = {}
     if values.common:
       streams, left_out = common_videos(streams)
+    for doubt in doubts(streams, fitting):
+      warnings.warn(printable(doubt), stacklevel=2)
     fused = fuse_named(
       streams, values.rule, weights=values.weights, fitting=fitting
     )

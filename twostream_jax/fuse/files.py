@@ -11,6 +11,8 @@ and .json go by their names. Nothing in a file is run.
   probabilities  float [b n] in 0..1
   protocol       a text, may be missing: how the scores came about
   class_names    texts [n] in the order of the columns, may be missing
+  weights        digest of the network, may be missing
+  videos         digest of the videos and their labels, may be missing
 
 .csv, of one label a video; the header names the classes:
 
@@ -131,13 +133,16 @@ def _read_npz(path: Path) -> Scores:
       f"it has the arrays {sorted(arrays)}, but needs 'ids', 'labels' and"
       " 'logits' or 'probabilities'"
     )
-  return create_scores(
+  found = create_scores(
     arrays["ids"].ravel().tolist(),
     arrays["labels"],
     arrays[kind],
     kind=kind,
     class_names=[str(x) for x in arrays.get("class_names", np.empty(0)).flat],
     protocol=str(arrays.get("protocol", "not stated")),
+  )
+  return dataclasses.replace(
+    found, **{key: str(arrays.get(key, "")) for key in ("weights", "videos")}
   )
 
 
@@ -204,5 +209,6 @@ def common_videos(
       ids=tuple(i for i, k in zip(scores.ids, here, strict=True) if k),
       labels=scores.labels[here],
       logits=scores.logits[here],
+      videos="" if others else scores.videos,
     )
   return kept, left_out

@@ -77,6 +77,7 @@ def apply_linear(fitted: LinearFusion, streams: Mapping[str, Scores]) -> Scores:
       f"{fitted.rule}, fitted on {fitted.fitted_on};"
       f" {scores_lib.protocols(joined)}"
     ),
+    **scores_lib.digests(joined),
   )
 
 

@@ -80,6 +80,7 @@ def weighted(named: Mapping[str, Scores], weights: Sequence[float]) -> Scores:
     protocol=(
       f"mean of class probabilities ({parts}); {scores_lib.protocols(joined)}"
     ),
+    **scores_lib.digests(joined),
   )
 
 
@@ -118,6 +119,7 @@ def average_logits(named: Mapping[str, Scores]) -> Scores:
     protocol=(
       f"mean of logits ({', '.join(joined)}); {scores_lib.protocols(joined)}"
     ),
+    **scores_lib.digests(joined),
   )
 
 

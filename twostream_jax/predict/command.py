@@ -76,8 +76,9 @@ def score(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   ready = predictor.load(values.workdir, protocol)
   chosen = options(values, ready) if long else None
   with contextlib.ExitStack() as stack:
-    done, write = _lines(values, ready.run, stack)
-    left = kept.unanswered([source.path for source in sources], done)
+    paths = [source.path for source in sources]
+    done, write = _lines(values, ready.run, paths, stack)
+    left = kept.unanswered(paths, done)
     if done:
       _say(f"videos answered already: {len(done)}; left: {len(left)}")
     if chosen is not None:
@@ -182,7 +183,10 @@ def answer_all(
 
 
 def _lines(
-  values: flags.FlagValues, run: TrainedRun, stack: contextlib.ExitStack
+  values: flags.FlagValues,
+  run: TrainedRun,
+  videos: Sequence[str],
+  stack: contextlib.ExitStack,
 ) -> tuple[list[kept.Answer], Callable[[kept.Answer], None]]:
   """Returns answers of the same command so far, and what writes others."""
   if not values.json:
@@ -191,7 +195,7 @@ def _lines(
     return [], lambda answer: _say(json.dumps(answer, allow_nan=False))
   path, facts = Path(values.json), kept.facts_of(run, _settings(values))
   done = kept.find(path, facts)
-  return done, stack.enter_context(kept.opened(path, facts, done))
+  return done, stack.enter_context(kept.opened(path, facts, done, videos))
 
 
 def _settings(values: flags.FlagValues) -> dict[str, Any]:

@@ -7,10 +7,14 @@ and FILE.partial is removed.
 
 import collections
 import contextlib
+import dataclasses
+import hashlib
 import json
+import operator
 import os
+import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import numpy as np
 from twostream_jax import files
 from twostream_jax.files import json_files
 from twostream_jax.files.words import printable
+from twostream_jax.flow.spec import to_dict
 from twostream_jax.predict import outputs
 from twostream_jax.stages.trained import TrainedRun
 
@@ -35,10 +40,17 @@ def facts_of(run: TrainedRun, options: Mapping[str, Any]) -> dict[str, Any]:
   """Collects what answers depend on besides the videos, JSON-ready.
 
   Args:
-    run: Its stages, protocols and weights.
+    run: Its classes, flow, stages, protocols, weights and fusion rules with
+      their parameters.
     options: Flags by name, JSON-ready.
   """
-  facts = {**options, "fusions": list(run.rules)}
+  facts = {
+    **options,
+    "classes": _digest(list(run.class_names)),
+    "flow": _digest(to_dict(run.flow_spec)),
+  }
+  for name, rule in run.rules.items():
+    facts[f"fusion {name}"] = _digest(dataclasses.asdict(rule))
   for name, stage in run.stages.items():
     digest = 0
     for leaf in jax.tree_util.tree_leaves(stage.variables):
@@ -51,6 +63,14 @@ def facts_of(run: TrainedRun, options: Mapping[str, Any]) -> dict[str, Any]:
       "weights": f"{digest:08x}",
     }
   return facts
+
+
+def _digest(facts: Any) -> str:
+  """Tells JSON-ready values, and arrays in them, from others."""
+  text = json.dumps(
+    facts, sort_keys=True, default=operator.methodcaller("tolist")
+  )
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
@@ -112,12 +132,26 @@ def _holds(answer: Answer, video: list[int] | None) -> bool:
 
 
 def _stamp(path: str) -> list[int] | None:
-  """Size and time of change of a file; None: there is none, as for a URL."""
+  """Size and time of change of a file; None: there is none, as for a URL.
+
+  Of a folder of frames it is the sum of sizes, the last time, and a checksum
+  over all images: the folder's own time stays where one is overwritten.
+  """
+  path = outputs.local_path(path)
   try:
     found = os.stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+      return [found.st_size, found.st_mtime_ns]
+    with os.scandir(path) as entries:
+      images = sorted((entry.name, entry.stat()) for entry in entries)
   except (OSError, ValueError):
     return None
-  return [found.st_size, found.st_mtime_ns]
+  listed = [[name, s.st_size, s.st_mtime_ns] for name, s in images]
+  return [
+    sum(size for _, size, _ in listed),
+    max([found.st_mtime_ns, *(time for _, _, time in listed)]),
+    zlib.crc32(json.dumps(listed).encode()),
+  ]
 
 
 def unanswered(paths: Sequence[str], answers: Sequence[Answer]) -> list[int]:
@@ -134,7 +168,10 @@ def unanswered(paths: Sequence[str], answers: Sequence[Answer]) -> list[int]:
 
 @contextlib.contextmanager
 def opened(
-  path: Path, facts: Mapping[str, Any], before: Sequence[Answer]
+  path: Path,
+  facts: Mapping[str, Any],
+  before: Sequence[Answer],
+  videos: Iterable[str] = (),
 ) -> Iterator[Callable[[Answer], None]]:
   """Yields what writes an answer; a file appears when the block is over.
 
@@ -145,6 +182,8 @@ def opened(
     path: The file.
     facts: Of the command, see `facts_of`.
     before: Answers that `find` gave.
+    videos: Paths of all videos. They are looked at now, before any is read: one
+      that is replaced in the meantime is answered again.
 
   Raises:
     ValueError: Another command is writing the file.
@@ -152,20 +191,30 @@ def opened(
   """
   partial = partial_path(path)
   head = _line({"command": facts})
+  stamps = {video: _stamp(video) for video in videos}
   with files.locked(partial.with_name(f".{partial.name}.lock")) as held:
     if not held:
       raise ValueError(
         f"another command is writing {partial}: wait for it, or name another"
         " --json"
       )
-    yield from _opened(path, partial, head, before)
+    yield from _opened(path, partial, head, before, stamps)
 
 
 def _opened(
-  path: Path, partial: Path, head: bytes, before: Sequence[Answer]
+  path: Path,
+  partial: Path,
+  head: bytes,
+  before: Sequence[Answer],
+  stamps: Mapping[str, list[int] | None],
 ) -> Iterator[Callable[[Answer], None]]:
+  def line(answer: Answer) -> bytes:
+    video = answer["path"]
+    found = stamps[video] if video in stamps else _stamp(video)
+    return _line({"answer": answer, "video": found})
+
   with outputs.written(partial) as temporary:
-    temporary.write_bytes(b"".join([head, *map(_kept_line, before)]))
+    temporary.write_bytes(b"".join([head, *map(line, before)]))
   count = len(before)
   try:
     # Unbuffered: what is written is in the file, whatever happens next.
@@ -173,7 +222,7 @@ def _opened(
 
       def add(answer: Answer) -> None:
         nonlocal count
-        _write(file, _kept_line(answer), partial)
+        _write(file, line(answer), partial)
         count += 1
 
       yield add
@@ -195,10 +244,6 @@ def _copy_answers(partial: Path, target: Path) -> None:
   with open(partial, "rb") as lines, open(target, "wb") as copy:
     next(lines)  # The command.
     copy.writelines(_line(json.loads(line)["answer"]) for line in lines)
-
-
-def _kept_line(answer: Answer) -> bytes:
-  return _line({"answer": answer, "video": _stamp(answer["path"])})
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:

@@ -90,7 +90,7 @@ def check_file(
   except OSError as error:  # The name is too long, for example.
     raise ValueError(f"--{flag}={path}: {error.strerror}") from error
   for source in sources:
-    if _same(path, _local(source)):
+    if _same(path, local_path(source.path)):
       raise ValueError(
         f"--{flag}={path} is the video itself: name another file"
       )
@@ -140,11 +140,11 @@ def _check_folder(flag: str, path: Path, folder: Path) -> None:
     ) from error
 
 
-def _local(source: Source) -> Path:
-  """The file that a source reads, where it is one."""
-  if source.path.startswith("file://"):
-    return Path(urllib.parse.unquote(urllib.parse.urlsplit(source.path).path))
-  return Path(source.path)
+def local_path(path: str) -> Path:
+  """The file that the path of a source names, where it is one."""
+  if path.startswith("file://"):
+    return Path(urllib.parse.unquote(urllib.parse.urlsplit(path).path))
+  return Path(path)
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -119,6 +119,10 @@ def conclude(
       "fusion": {rule: intervals(s) for rule, s in fused.items()},
     },
     "protocols": protocols,
+    "digests": {
+      "weights": {name: s.weights for name, s in streams.items()},
+      "videos": first.videos,
+    },
     "subsets": subsets(streams),
   }
   if first.multi_label:
@@ -131,6 +135,12 @@ def conclude(
     config, workdir, data, results, streams, fused, weights, folder, steps
   )
   return results
+
+
+def withdraw(folder: Path) -> None:
+  """Removes what `conclude` wrote, before scores change that it reports."""
+  for file in (RESULTS_FILE, REPORT_FILE):
+    (folder / file).unlink(missing_ok=True)
 
 
 def read_results(workdir: Path) -> dict[str, Any]:

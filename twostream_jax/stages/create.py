@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from twostream_jax import checkpoints, losses, models, optim, parallel, steps
-from twostream_jax.data.dataset import VideoDataset
+from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.models.stream import Stream
 from twostream_jax.models.two_stream import TwoStream
 from twostream_jax.stages import inputs, needs, trained_weights, warm_start
@@ -34,8 +34,10 @@ class Stage:
   Attributes:
     num_classes: that are scored; the network's first outputs.
     warm_start: fresh state to the state that training begins with.
+    origins: Digests of what that reads; see `warm_start.origins`.
     num_outputs: Outputs of the network, of both heads if it has two.
     input_numbers: See `describe_preprocess`.
+    second_dataset: Identity of the dataset of the second head; None without.
   """
 
   name: str
@@ -51,11 +53,13 @@ class Stage:
   stop_frozen: Callable[[Any], Any]
   inputs: inputs.Inputs
   warm_start: Callable[[steps.TrainState], steps.TrainState]
+  origins: Callable[[], dict[str, Any]]
   micro_batches: int
   num_outputs: int
   ema_decay: float
   precision: str
   input_numbers: Mapping[str, Any] = dataclasses.field(hash=False)
+  second_dataset: Mapping[str, Any] | None = dataclasses.field(hash=False)
 
   def init_state(self) -> steps.TrainState:
     """Fresh parameters and optimiser state; a function of the seed."""
@@ -102,10 +106,13 @@ class Stage:
 
   def facts(self) -> dict[str, Any]:
     """JSON-ready: what `trained.open_stage` needs beside settings and data."""
-    return {
+    facts = {
       "inputs": dict(self.input_numbers),
       "num_outputs": self.num_outputs,
     }
+    if self.second_dataset is not None:
+      facts["second_dataset"] = dict(self.second_dataset)
+    return facts
 
 
 def create_stage(
@@ -141,7 +148,10 @@ def create_stage(
   numbers = describe_preprocess(config, preprocess, batches)
   _check_same_inputs(name, workdir, numbers)
   begin = warm_start.create(config, name, data, workdir, numbers)
-  num_outputs = needs.num_outputs(config, name, data)
+  second = needs.second_dataset(config, name, data)
+  num_outputs = len(data.class_names)
+  if second is not None:
+    num_outputs += len(second.class_names)
   return Stage(
     name=name,
     seed=config.seed,
@@ -158,11 +168,13 @@ def create_stage(
     ),
     inputs=batches,
     warm_start=begin,
+    origins=functools.partial(warm_start.origins, config, name, workdir),
     micro_batches=config.train.micro_batches,
     ema_decay=stage.optim.ema_decay,
     precision=config.precision,
     input_numbers=numbers,
     num_outputs=num_outputs,
+    second_dataset=None if second is None else identity(second),
   )
 
 

@@ -1,10 +1,11 @@
 """What data a stage needs, by its settings."""
 
 import itertools
+from typing import Any
 
 import ml_collections
 
-from twostream_jax.data.dataset import VideoDataset, open_dataset
+from twostream_jax.data.dataset import VideoDataset, identity, open_dataset
 from twostream_jax.data.datasets.clips import counted, examples
 from twostream_jax.data.loader import protocols
 from twostream_jax.flow.spec import require_equal
@@ -31,7 +32,8 @@ def check_groups(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
   """Refuses a group of clips that two splits of a run share.
 
   A build refuses it too; this is for datasets of earlier versions, and of other
-  programs.
+  programs. A second dataset plays no part: the names of groups are those of one
+  dataset (`g01` is in many), and no more than one split of it is read.
 
   Raises:
     ValueError: The message names the splits.
@@ -51,6 +53,22 @@ def check_groups(config: ml_collections.ConfigDict, data: VideoDataset) -> None:
 def is_dense(config: ml_collections.ConfigDict) -> bool:
   """Whether every window is scored."""
   return protocols.parse(config.eval.protocol) == protocols.DENSE
+
+
+def run_facts(
+  config: ml_collections.ConfigDict, data: VideoDataset
+) -> dict[str, Any]:
+  """What config.json says of a run, JSON-ready: its settings and datasets.
+
+  Raises:
+    ValueError: There is no second dataset where the settings name one, or it
+      can't be read.
+  """
+  facts = {"config": config.to_dict(), "dataset": identity(data)}
+  if config.data.second_dir:
+    second = open_dataset(config.data.second_dir)
+    facts["second_dataset"] = identity(second)
+  return facts
 
 
 def second_dataset(
@@ -74,14 +92,6 @@ def second_dataset(
       dataset=str(second.path),
     )
   return second
-
-
-def num_outputs(
-  config: ml_collections.ConfigDict, name: str, data: VideoDataset
-) -> int:
-  """Classes that a stage's network scores, of both heads if it has two."""
-  second = second_dataset(config, name, data)
-  return len(data.class_names) + (len(second.class_names) if second else 0)
 
 
 def modalities(stage: ml_collections.ConfigDict) -> tuple[str, ...]:

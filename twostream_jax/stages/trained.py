@@ -7,7 +7,6 @@ only training creates a stage from settings.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 import reprlib
@@ -31,8 +30,14 @@ from twostream_jax.files.words import printable
 from twostream_jax.files.workdir import CONFIG_FILE
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
-from twostream_jax.scores import ScoresError
-from twostream_jax.stages import create, needs, stage_views, trained_weights
+from twostream_jax.scores import Origin, ScoresError
+from twostream_jax.stages import (
+  create,
+  needs,
+  stage_views,
+  trained_weights,
+  warm_start,
+)
 from twostream_jax.stages.rules import FusionRule, create_rules
 from twostream_jax.stages.trained_weights import TrainedRunError
 
@@ -139,7 +144,9 @@ def open_run(
   Raises:
     ValueError: there is no such protocol.
     TrainedRunError: there is no run, a stage is not trained to its end, or a
-      file is missing or does not fit the others; the message names it.
+      file is missing or does not fit the others; the message names it. So it is
+      where rules would be fitted on scores of other weights, another protocol
+      or other videos than those of the run.
     CheckpointError: a checkpoint can't be read.
     JsonError: a file of facts can't be used.
     FlowSpecError: checkpoints and settings speak of different flow.
@@ -147,6 +154,7 @@ def open_run(
   workdir = Path(workdir)
   config, dataset = _read_settings(workdir)
   try:
+    tested = config.copy_and_resolve_references()
     if protocol is not None:
       with config.unlocked():
         config.eval.protocol = protocol
@@ -156,9 +164,16 @@ def open_run(
       found[name] = open_stage(config, name, workdir)
       _check_facts(config, found[name], workdir, dataset)
     for stage in found.values():
-      for source in stage.sources:
-        _check_source(stage, found[source], workdir)
-    rules = create_rules(config, workdir)
+      for source in _began_with(stage):
+        if source in found:
+          _check_source(stage, found[source], workdir)
+    with json_files.told(workdir / CONFIG_FILE):
+      videos = dataset.get("digest", {}).get(config.fusion.fit_split, "")
+    origins = {
+      name: Origin(stage_views.protocol(tested, name), stage.digest, videos)
+      for name, stage in found.items()
+    }
+    rules = create_rules(config, workdir, origins)
   except ScoresError as error:
     raise TrainedRunError(f"fusion of {workdir}: {error}") from error
   except (AttributeError, KeyError) as error:
@@ -271,7 +286,6 @@ def open_stage(
   num_outputs = facts.get("num_outputs", num_classes)
   expected = _shapes(config, name, preprocess, example, num_outputs)
   _check_shapes(name, workdir, expected, weights.variables)
-  together = "".join([weights.digest, *rested_on])
   return TrainedStage(
     name=name,
     kind=config[name].kind,
@@ -287,7 +301,7 @@ def open_stage(
     sources=sources,
     example=example,
     protocol=stage_views.protocol(config, name),
-    digest=hashlib.sha256(together.encode()).hexdigest(),
+    digest=trained_weights.combined([weights.digest, *rested_on]),
     metadata=facts,
   )
 
@@ -311,24 +325,36 @@ def check_sources(
 ) -> None:
   """Refuses a stage whose streams have other weights than it was trained on.
 
+  They are the streams whose features it reads, and the towers of a joint stage.
   Streams without checkpoints are passed over: somebody has removed them.
 
   Raises:
     TrainedRunError: A stream has been trained again since.
   """
-  for source in stage.sources:
-    if trained_weights.is_begun(source, workdir):
+  for source in _began_with(stage):
+    if source in config.stages and trained_weights.is_begun(source, workdir):
       _check_source(stage, open_stage(config, source, workdir), workdir)
 
 
+def _began_with(stage: TrainedStage) -> Mapping[str, str]:
+  """Digests of the stages of the run that a stage was trained on, by name."""
+  if stage.kind == "features":
+    read = stage.metadata["inputs"]["sources"]
+    return {name: str(read[name]["weights"]) for name in stage.sources}
+  return warm_start.towers_of(stage.metadata)
+
+
 def _check_source(stage: TrainedStage, source: TrainedStage, workdir) -> None:
-  trained = stage.metadata["inputs"]["sources"][source.name]["weights"]
-  if trained != source.digest:
-    raise TrainedRunError(
-      f"stage {stage.name!r} of {workdir} was trained on features of"
-      f" {source.name!r} that had other weights: remove"
-      f" {workdir / stage.name} and give the command of the run again"
-    )
+  if _began_with(stage)[source.name] == source.digest:
+    return
+  if stage.kind == "features":
+    began = f"was trained on features of {source.name!r} that had other weights"
+  else:
+    began = f"began with other weights of {source.name!r} than it has now"
+  raise TrainedRunError(
+    f"stage {stage.name!r} of {workdir} {began}: remove"
+    f" {workdir / stage.name} and give the command of the run again"
+  )
 
 
 def _check_facts(config, stage: TrainedStage, workdir, dataset) -> None:

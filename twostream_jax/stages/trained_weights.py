@@ -1,7 +1,7 @@
 """The weights of a trained stage, with what gives them their meaning."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,6 +132,11 @@ def read_facts(
       " give the command of the run again to finish it"
     )
   return found[1]
+
+
+def combined(digests: Iterable[str]) -> str:
+  """Identity of a stage by the digests of all weights that it rests on."""
+  return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def digest(variables: Mapping[str, Any]) -> str:

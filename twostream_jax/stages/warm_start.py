@@ -1,7 +1,10 @@
 """What a stage begins with: fresh, imported or earlier trained parameters."""
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,15 @@ import numpy as np
 
 from twostream_jax import checkpoints, pretrained
 from twostream_jax.data.dataset import VideoDataset
-from twostream_jax.files import words
+from twostream_jax.files import json_files, words
 from twostream_jax.flow import spec as flow_spec
 from twostream_jax.flow.spec import FlowSpec
 from twostream_jax.stages import needs, trained_weights
 from twostream_jax.steps import TrainState
 
 TOWERS = ("spatial", "temporal")
+# Of the metadata of checkpoints; see `origins`.
+ORIGINS = "begins_with"
 
 
 def create(
@@ -69,6 +74,113 @@ def create(
     )
 
   return begin
+
+
+def origins(
+  config: ml_collections.ConfigDict, name: str, workdir: Path
+) -> dict[str, Any]:
+  """Digests of what a stage begins with, JSON-ready.
+
+  They are stored with its checkpoints, from the first one on.
+
+  Returns:
+    "towers": Of the stages of the run that are towers of a joint stage, by
+    name; "files": SHA-256 of files of weights, by path; "init_from": of the
+    stage of this name in that run, None where there is none.
+  """
+  stage, towers, streams = config[name], [], []
+  if stage.kind == "joint":
+    towers = [tower for tower in stage.towers if tower in config.stages]
+    streams = [tower for tower in stage.towers if tower not in config.stages]
+  elif stage.kind == "stream":
+    streams = [name]
+  paths = [config[stream].init.weights for stream in streams]
+  return {
+    "towers": {tower: _weights(config, tower, workdir) for tower in towers},
+    "files": {path: _file_digest(path) for path in paths if path},
+    "init_from": _other_weights(config, name),
+  }
+
+
+def towers_of(metadata: Mapping[str, Any]) -> Mapping[str, str]:
+  """Digests of the towers that a checkpoint says its stage began with.
+
+  Those of earlier versions do not say it: there are none.
+  """
+  with json_files.told("the metadata of a checkpoint"):
+    return dict(metadata.get(ORIGINS, {}).get("towers", {}))
+
+
+def check_resumed(
+  config: ml_collections.ConfigDict, name: str, workdir: Path
+) -> None:
+  """Compares what a begun stage began with with what is there now.
+
+  Towers are stages of the run, whose results are reported beside those of the
+  stage: it is not trained further from weights that are no longer there, as a
+  network of features is not. A file of weights or another run (`init_from`) is
+  read once, when training begins, so that what lies there later changes nothing
+  and may be gone. Where it was replaced, a warning says what training resumes
+  from, since whoever replaced it may expect otherwise.
+
+  Raises:
+    TrainedRunError: A tower was trained again, or not to its end.
+  """
+  found = checkpoints.read_metadata(trained_weights.folder(workdir, name))
+  if found is None:
+    return
+  path, metadata = found
+  again = f"remove {workdir / name} to begin again"
+  for tower, digest in towers_of(metadata).items():
+    is_there = trained_weights.is_begun(tower, workdir)
+    if is_there and _weights(config, tower, workdir) != digest:
+      raise trained_weights.TrainedRunError(
+        f"{path} began with other weights of stage {tower!r} than it has now:"
+        f" {again}"
+      )
+  with json_files.told(path):
+    begun = metadata.get(ORIGINS, {})
+    files = dict(begun.get("files", {}))
+    of_run = begun.get("init_from")
+  replaced = [
+    file
+    for file, digest in files.items()
+    if Path(file).is_file() and _file_digest(file) != digest
+  ]
+  # It may be gone, or be trained again just now.
+  with contextlib.suppress(ValueError, checkpoints.CheckpointError):
+    if of_run and _other_weights(config, name) not in (None, of_run):
+      replaced.append(str(config.init_from))
+  for source in map(words.printable, replaced):
+    warnings.warn(
+      f"{source} has other weights now than stage {name!r} began with; training"
+      f" resumes from {path}, without them: {again}",
+      stacklevel=2,
+    )
+
+
+def _weights(
+  config: ml_collections.ConfigDict, name: str, workdir: Path
+) -> str:
+  """Identity of a trained stream, as `TrainedStage.digest`."""
+  found = trained_weights.read(config, name, workdir)
+  return trained_weights.combined([found.digest])
+
+
+def _other_weights(config: ml_collections.ConfigDict, name: str) -> str | None:
+  """Digest of the stage of this name in the run that `init_from` names."""
+  if not config.init_from:
+    return None
+  found = checkpoints.read_metadata(_checkpoints(config, name))
+  if found is None:
+    return None
+  other = ml_collections.ConfigDict(found[1]["config"])
+  return trained_weights.read(other, name, Path(config.init_from)).digest
+
+
+def _file_digest(path: str) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def rgb_statistics(

@@ -25,6 +25,7 @@ from twostream_jax.data.dataset import VideoDataset, identity
 from twostream_jax.data.loader.sampling import Share
 from twostream_jax.files import words
 from twostream_jax.selection import Selection
+from twostream_jax.stages import warm_start
 from twostream_jax.stages.create import Stage
 from twostream_jax.train import samples
 from twostream_jax.train.window import Window
@@ -153,6 +154,7 @@ class _Trainer:
       state = found.state
     else:
       state = stage.warm_start(stage.init_state())
+    self._metadata |= _origins(stage, found)
     if parallel.is_primary():
       tqdm.tqdm.write(words.lines(stage.describe(state)))
     batches = stage.inputs.train_batches(
@@ -295,6 +297,19 @@ class _Trainer:
       score=score,
       scheduled=scheduled,
     )
+
+
+def _origins(
+  stage: Stage, found: checkpoints.Restored | None
+) -> dict[str, Any]:
+  """What a stage began with, for its checkpoints; see `warm_start.origins`.
+
+  It is inherited from the checkpoint that is resumed: what lies there by now
+  may be something else. Those of earlier versions do not say it.
+  """
+  if found is None:
+    return {warm_start.ORIGINS: stage.origins()}
+  return {k: v for k, v in found.metadata.items() if k == warm_start.ORIGINS}
 
 
 def _postfix(record, timing) -> str:
