@@ -28,7 +28,7 @@ from twostream_jax.files import arrays, pickles, workdir
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
 from twostream_jax.fuse.files import read_file
 from twostream_jax.predict import answers, kept, timeline
-from twostream_jax.pretrained import WeightsError, read_source
+from twostream_jax.pretrained import WeightsError, read_source, sources
 from twostream_jax.report import shell
 from twostream_jax.scores import Scores, ScoresError
 from twostream_jax.stages import trained, warm_start
@@ -128,6 +128,39 @@ def test_arrays_that_a_pickle_repeats_are_bounded(tmp_path):
   (tmp_path / "a.pkl").write_bytes(b"\x80\x02(" + text + one * 40 + b"l.")
   with pytest.raises(WeightsError, match="a.pkl.*would unpack"):
     read_source(tmp_path / "a.pkl")
+
+
+def test_keys_longer_than_their_file_are_refused(tmp_path):
+  one = np.ones(1, np.float32)
+  names = list(map(str, range(1000)))
+  tree = {"k" * 20_000: dict.fromkeys(names, one)}
+  (tmp_path / "wide.pkl").write_bytes(pickle.dumps(tree))
+  deep = {"a": one}
+  for _ in range(60):
+    deep = {"k" * 20_000: deep, "l": deep}
+  with pytest.raises(WeightsError, match="characters; this"):
+    sources.flatten(deep, lambda node: None, 1)
+  with h5py.File(tmp_path / "wide.h5", "w") as file:
+    group = file.create_group("k" * 20_000)
+    for name in names:
+      group[name] = one
+  with h5py.File(tmp_path / "named.h5", "w") as file:
+    group = file.create_group("conv2d/vars")
+    group.attrs["name"] = "k" * 20_000
+    for name in names:
+      group[name] = one
+  header = b'{"__metadata__":{"a":"%s"}}' % (b"k" * 2**25)
+  data = len(header).to_bytes(8, "little") + header
+  (tmp_path / "a.safetensors").write_bytes(data)
+  for path in tmp_path.iterdir():
+    with pytest.raises(WeightsError, match=f"{path.name}.*(chara|names)"):
+      read_source(path)
+
+
+def test_items_that_a_pickle_repeats_are_bounded():
+  numbers = [1] * 100_000
+  with pytest.raises(WeightsError, match="items of its containers"):
+    sources.flatten([numbers] * 1000, lambda node: None, 1)
 
 
 def test_unlimited_compression_is_refused(tmp_path):
