@@ -14,6 +14,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import tensorstore
 from array_record.python import array_record_module
 
 from tests import fuzz, fuzz_targets
@@ -404,6 +405,58 @@ def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
     pytest.raises(checkpoints.CheckpointError, match="lacks arrays"),
   ):
     checkpoints.restore_variables(reader)
+
+
+def _chunk(state, **fields):
+  """Changes what a checkpoint says of one of its arrays."""
+  key = "params.conv.kernel/.zarray"
+  facts = json.loads(state[key])
+  state[key] = json.dumps(facts | fields).encode()
+
+
+_HUGE = [7, 7, 60_000, 30_000]
+
+
+@pytest.mark.parametrize(
+  "damage, said",
+  [
+    (lambda s: _chunk(s, shape=_HUGE, chunks=_HUGE), "would unpack to more"),
+    (lambda s: _chunk(s, chunks=[60_000] * 2), "in parts larger than itself"),
+    (lambda s: _chunk(s, shape=[999, 999], chunks=[1, 1]), "in 998001 parts"),
+    (lambda s: _chunk(s, dtype="|S9"), "no array that a run saves"),
+    (lambda s: s.write("params.conv.kernel/0.0", None).result(), "missing"),
+    (lambda s: s.write("params.conv.kernel/0.0", b"(").result(), "Truncated"),
+  ],
+)
+def test_arrays_that_a_checkpoint_does_not_hold_are_refused(
+  damage, said, tmp_path, capfd
+):
+  names = ("conv", *map(str, range(30)))
+  params = {name: {"kernel": np.ones((20, 30), np.float32)} for name in names}
+  trees = {"params": params, "batch_stats": {}, "ema_params": {}}
+  with checkpoints.open_manager(tmp_path, keep=1) as manager:
+    checkpoints.save(manager, 8, trees, {}, {})
+    checkpoints.finish(manager)
+  state = {"driver": "ocdbt", "base": f"file://{tmp_path}/8/state/"}
+  damage(tensorstore.KvStore.open(state).result())
+  capfd.readouterr()
+  with (
+    checkpoints.open_reader(tmp_path) as reader,
+    pytest.raises(checkpoints.CheckpointError, match=f"8 in .*{said}"),
+  ):
+    checkpoints.restore_variables(reader)
+  assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metadata/metadata"])
+def test_facts_of_checkpoints_are_bounded(name, tmp_path):
+  fuzz_targets._make_checkpoint(tmp_path)
+  folder = tmp_path / "run" / "spatial" / "checkpoints"
+  with (folder / "8" / name).open("wb") as file:
+    file.write(b'{"a": [')
+    file.truncate(2**27)
+  with pytest.raises(fuzz_targets._TOLD, match="can't be read|is not trained"):
+    fuzz_targets._read_checkpoint(folder.parent / "x")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\x1b[2J", "a/b"])

@@ -15,12 +15,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from twostream_jax.files import json_files
+from twostream_jax.files import json_files, limits
 from twostream_jax.pretrained import apart, archives, hdf5
 from twostream_jax.pretrained.sources import (
   Content,
   WeightsError,
-  most_unpacked,
   require_short,
 )
 
@@ -87,7 +86,7 @@ def _read(
   """
   try:
     apart.call(hdf5.__file__, raw, size)
-    return hdf5.read(content, most_unpacked(size))
+    return hdf5.read(content, limits.most_unpacked(size))
   except (ValueError, OSError, RuntimeError, KeyError) as error:
     raise WeightsError(f"{name}: {error}") from error
 

@@ -18,7 +18,7 @@ AVERAGE_IMAGE = "averageImage"
 # Bytes of arrays that a file may hold, beyond a multiple of its size.
 _FREE = 2**26
 _MOST_COMPRESSED = 4
-# Characters of the names of all layers, which are written apart from the arrays.
+# Characters of the names of all layers.
 _MOST_TEXT = 2**24
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from twostream_jax.files import limits
 from twostream_jax.files.pickles import Call, Persistent
 
 # Containers, arrays and calls that are looked at. A file of a few hundred bytes
@@ -15,15 +16,12 @@ _MOST_NODES = 100_000
 # Items of containers, of numbers and texts too: a list may be there a thousand
 # times. An optimiser of 1,000 arrays has 10,000.
 _MOST_ITEMS = 2_000_000
-# Characters of all keys. A text of a file is a part of each key below it. 16,000
-# arrays may have keys of 1,000 characters; 1,000 arrays of torch have 50,000.
+# Characters of all keys. A text of a file is a part of each key below it.
+# 16,000 arrays may have keys of 1,000 characters; 1,000 arrays of torch have
+# 50,000 in all.
 _MOST_TEXT = 2**24
 # Containers inside of each other; one that contains itself ends here.
 _DEEPEST = 64
-# Weights hardly compress: those of float32 that were rounded to bfloat16 to
-# half of their size. What unpacks to more than this is made to.
-_MOST_COMPRESSED = 4
-_SMALL = 64 * 2**20
 
 
 class WeightsError(ValueError):
@@ -150,11 +148,6 @@ def require_short(characters: int) -> None:
     )
 
 
-def most_unpacked(packed: int) -> int:
-  """Bytes that a file of `packed` bytes may unpack to."""
-  return _SMALL + _MOST_COMPRESSED * packed
-
-
 def require_bounded(unpacked: int, packed: int, name: str) -> None:
   """Refuses a file that would fill the memory with what is not in it.
 
@@ -166,7 +159,7 @@ def require_bounded(unpacked: int, packed: int, name: str) -> None:
   Raises:
     WeightsError: it is compressed more than weights can be.
   """
-  if unpacked > most_unpacked(packed):
+  if unpacked > limits.most_unpacked(packed):
     raise WeightsError(
       f"{name}: {packed} bytes that would unpack to {unpacked}; this is"
       " not a file of weights"
