@@ -25,8 +25,9 @@ from twostream_jax.data.datasets import texts
 from twostream_jax.data.video import images, reading
 from twostream_jax.data.video.frames import VideoError
 from twostream_jax.export import runner
-from twostream_jax.files import arrays, pickles, workdir
+from twostream_jax.files import arrays, json_files, limits, pickles, workdir
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
+from twostream_jax.fuse import tables
 from twostream_jax.fuse.files import read_file
 from twostream_jax.predict import answers, kept, timeline
 from twostream_jax.pretrained import WeightsError, read_source, sources
@@ -289,8 +290,69 @@ def test_complex_scores_are_refused():
 def test_deep_and_wide_json_is_refused(tmp_path):
   path = tmp_path / "a.json"
   path.write_text("[" + "[]," * 3_000_000 + "0]")
-  with pytest.raises(ScoresError, match="a.json: its .* lists and objects"):
+  with pytest.raises(ScoresError, match="a.json: its .* lists, names and"):
     read_file(path)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    b'["' + b'","'.join([b"ab"] * 4_000_000) + b'"]',
+    b"{" + b",".join(b'"%x":1' % i for i in range(2_000_000)) + b"}",
+    b"[" + b",".join([b"300"] * 9_000_000) + b"]",
+    b'["' + b"a" * 2**26 + '\U0001f600"]'.encode(),
+  ],
+  ids=["texts", "names", "numbers", "wide"],
+)
+def test_json_that_grows_is_refused(text, tmp_path):
+  (tmp_path / "a.json").write_bytes(text)
+  with pytest.raises(ValueError, match="a.json.*( hold | bytes are more)"):
+    json_files.read(tmp_path / "a.json")
+  with pytest.raises(ScoresError, match="a.json.*names and values"):
+    read_file(tmp_path / "a.json")
+  with pytest.raises(ValueError, match="hold"):
+    runner._parse(text)
+
+
+def test_large_json_is_read(tmp_path):
+  names = [f"a class of some name {i}" for i in range(700)]
+  rejected = [
+    {
+      "video_id": f"abcdefghijk_{i:06d}_{i + 10:06d}",
+      "split": "train",
+      "label": names[i % 700],
+      "reason": "the file is not there",
+    }
+    for i in range(60_000)
+  ]
+  (tmp_path / "a.json").write_text(json.dumps({"rejected": rejected}))
+  assert len(json_files.read(tmp_path / "a.json")["rejected"]) == 60_000
+  # By the size of a part: 250,000 videos of 700 classes, 650,000 of a list.
+  json_files.require_bounded(b"0.0001234567, " * 10**6, 0)
+  line = b'"abcdefghijk": {"annotations": {"label": "a class", "segment": [0, 1'
+  line += (
+    b'0]}, "duration": 10.0, "subset": "train", "url": "https://www.youtub'
+  )
+  line += b'e.com/watch?v=abcdefghijk"},'
+  json_files.require_bounded(line * 10**6, json_files.GROWN)
+
+
+@pytest.mark.parametrize(
+  "name, text, said",
+  [
+    ("a.csv", "id,label" + ",ab" * 10**6, "more than 100000 cells"),
+    ("a.csv", "\n" * 10**6, "more than 100000 cells or lines"),
+    ("a.csv", "id,label,a,b\n" + "a,0,1,0\n" * 10**6, "videos or more in"),
+    ("a.txt", "a\n" * 10**6, "videos or more in"),
+    ("a.txt", "a" * 10**6, "line 1: a list of videos has"),
+  ],
+)
+def test_tables_that_grow_are_refused(name, text, said, tmp_path, monkeypatch):
+  monkeypatch.setattr(limits, "_FREE", 2**26)
+  (tmp_path / name).write_text(text)
+  read = tables.read_listing if name == "a.txt" else read_file
+  with pytest.raises(ScoresError, match=f"{name}.*{said}"):
+    read(tmp_path / name)
 
 
 _TEXTS = {
