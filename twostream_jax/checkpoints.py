@@ -18,13 +18,18 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from twostream_jax.files import json_files, words
+from twostream_jax.files import json_files, orbax_trees, words
 
 # Where checkpoints go that can't be read, beside the folder of the others.
 DAMAGED = "damaged_checkpoints"
 _PROGRESS_FILE = "progress.json"
+_METADATA_FILE = "metadata/metadata"
 # Of what is saved of a state, all that is needed to predict.
 _TREES = {"params", "batch_stats", "ema_params"}
+# Runs of earlier versions lack this one.
+_AVERAGED = "ema_batch_stats"
+# Bytes of Orbax's facts of a checkpoint, which has some hundred of them.
+_LONGEST_LIST = 2**20
 # Times that a reader lists a folder in which another process saves.
 _LISTINGS = 10
 
@@ -125,14 +130,11 @@ def open_reader(directory: str | os.PathLike) -> ocp.CheckpointManager:
     CheckpointError: What lies there is not a list of checkpoints, or one of
       them has links: whoever wrote it would choose what else is read.
   """
-  manager = _open_to_read(Path(directory))
-  try:
-    for step in manager.all_steps():
-      _refuse_links(Path(directory) / str(step))
-  except CheckpointError:
-    manager.close()
-    raise
-  return manager
+  directory = Path(directory)
+  names = os.listdir(directory) if directory.is_dir() else ()
+  for name in filter(str.isdigit, names):
+    _check_files(directory / name)
+  return _open_to_read(directory)
 
 
 def _open_to_read(directory: Path) -> ocp.CheckpointManager:
@@ -157,7 +159,7 @@ def _open_to_read(directory: Path) -> ocp.CheckpointManager:
   ) from failure
 
 
-def _refuse_links(folder: Path) -> None:
+def _check_files(folder: Path) -> None:
   paths = [folder]
   for parent, folders, names in os.walk(folder):
     paths += [Path(parent, name) for name in (*folders, *names)]
@@ -167,6 +169,11 @@ def _refuse_links(folder: Path) -> None:
         f"{words.printable(str(path))} is a link, and what it leads to is not"
         " read: copy that to its place"
       )
+  # Orbax reads it as soon as the folder is opened.
+  with contextlib.suppress(FileNotFoundError):
+    path = folder / "_CHECKPOINT_METADATA"
+    if path.stat().st_size > _LONGEST_LIST:
+      raise CheckpointError(f"{words.printable(str(path))} can't be read")
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -429,9 +436,9 @@ def restore_variables(
   chosen = chosen_step(manager) if step is None else step
   if chosen is None:
     raise CheckpointError(f"no checkpoint in {manager.directory}")
-  args = ocp.args.Composite(state=ocp.args.StandardRestore())
+  folder = Path(manager.directory) / str(chosen) / "state"
   try:
-    state = jax.device_get(manager.restore(chosen, args=args)["state"])
+    state = orbax_trees.read(folder, _TREES | {_AVERAGED})
   except Exception as error:
     with open_reader(manager.directory) as again:
       if step is None and chosen_step(again) not in (None, chosen):
@@ -441,14 +448,14 @@ def restore_variables(
       f"checkpoint {chosen} in {manager.directory} can't be read"
       f" ({_first_line(error)}); remove it and train the stage again"
     ) from error
-  if not isinstance(state, dict) or not set(state) >= _TREES:
+  if not set(state) >= _TREES:
     raise CheckpointError(
       f"checkpoint {chosen} in {manager.directory} lacks arrays that every"
       " checkpoint has; remove it and train the stage again"
     )
   if not state["ema_params"]:
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
-  averaged = state.get("ema_batch_stats")
+  averaged = state.get(_AVERAGED)
   if state["batch_stats"] and not averaged:
     raise CheckpointError(
       f"checkpoint {chosen} in {manager.directory} is of an earlier version: it"
@@ -500,12 +507,9 @@ def read_metadata(
   with open_reader(directory) as manager:
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
-      args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-      # Orbax has errors of any kind for damaged files.
-      with contextlib.suppress(Exception):
-        metadata = manager.restore(step, args=args)["metadata"]
-        if isinstance(metadata, dict):
-          return Path(manager.directory) / str(step), metadata
+      folder = Path(manager.directory) / str(step)
+      with contextlib.suppress(json_files.JsonError):
+        return folder, json_files.read_object(folder / _METADATA_FILE)
   with open_reader(directory) as again:
     if sorted(again.all_steps(), reverse=True) == steps:
       return None

@@ -37,7 +37,10 @@ def read_metrics(
   if not os.path.lexists(path):
     return []
   # The line after the last break was cut off, or is empty.
-  lines = json_files.read_bytes(path).split(b"\n")[:-1]
+  content = json_files.read_bytes(path, sys.maxsize)
+  with json_files.told(path):
+    json_files.require_bounded(content, json_files.GROWN)
+  lines = content.split(b"\n")[:-1]
   return [_record(line, f"{path}:{i}") for i, line in enumerate(lines, 1)]
 
 

@@ -14,6 +14,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import tensorstore
 from array_record.python import array_record_module
 
 from tests import fuzz, fuzz_targets
@@ -24,11 +25,12 @@ from twostream_jax.data.datasets import texts
 from twostream_jax.data.video import images, reading
 from twostream_jax.data.video.frames import VideoError
 from twostream_jax.export import runner
-from twostream_jax.files import arrays, pickles, workdir
+from twostream_jax.files import arrays, json_files, limits, pickles, workdir
 from twostream_jax.flow.spec import FlowSpec, FlowSpecError
+from twostream_jax.fuse import tables
 from twostream_jax.fuse.files import read_file
 from twostream_jax.predict import answers, kept, timeline
-from twostream_jax.pretrained import WeightsError, read_source
+from twostream_jax.pretrained import WeightsError, read_source, sources
 from twostream_jax.report import shell
 from twostream_jax.scores import Scores, ScoresError
 from twostream_jax.stages import trained, warm_start
@@ -128,6 +130,39 @@ def test_arrays_that_a_pickle_repeats_are_bounded(tmp_path):
   (tmp_path / "a.pkl").write_bytes(b"\x80\x02(" + text + one * 40 + b"l.")
   with pytest.raises(WeightsError, match="a.pkl.*would unpack"):
     read_source(tmp_path / "a.pkl")
+
+
+def test_keys_longer_than_their_file_are_refused(tmp_path):
+  one = np.ones(1, np.float32)
+  names = list(map(str, range(1000)))
+  tree = {"k" * 20_000: dict.fromkeys(names, one)}
+  (tmp_path / "wide.pkl").write_bytes(pickle.dumps(tree))
+  deep = {"a": one}
+  for _ in range(60):
+    deep = {"k" * 20_000: deep, "l": deep}
+  with pytest.raises(WeightsError, match="characters; this"):
+    sources.flatten(deep, lambda node: None, 1)
+  with h5py.File(tmp_path / "wide.h5", "w") as file:
+    group = file.create_group("k" * 20_000)
+    for name in names:
+      group[name] = one
+  with h5py.File(tmp_path / "named.h5", "w") as file:
+    group = file.create_group("conv2d/vars")
+    group.attrs["name"] = "k" * 20_000
+    for name in names:
+      group[name] = one
+  header = b'{"__metadata__":{"a":"%s"}}' % (b"k" * 2**25)
+  data = len(header).to_bytes(8, "little") + header
+  (tmp_path / "a.safetensors").write_bytes(data)
+  for path in tmp_path.iterdir():
+    with pytest.raises(WeightsError, match=f"{path.name}.*(chara|names)"):
+      read_source(path)
+
+
+def test_items_that_a_pickle_repeats_are_bounded():
+  numbers = [1] * 100_000
+  with pytest.raises(WeightsError, match="items of its containers"):
+    sources.flatten([numbers] * 1000, lambda node: None, 1)
 
 
 def test_unlimited_compression_is_refused(tmp_path):
@@ -255,8 +290,69 @@ def test_complex_scores_are_refused():
 def test_deep_and_wide_json_is_refused(tmp_path):
   path = tmp_path / "a.json"
   path.write_text("[" + "[]," * 3_000_000 + "0]")
-  with pytest.raises(ScoresError, match="a.json: its .* lists and objects"):
+  with pytest.raises(ScoresError, match="a.json: its .* lists, names and"):
     read_file(path)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    b'["' + b'","'.join([b"ab"] * 4_000_000) + b'"]',
+    b"{" + b",".join(b'"%x":1' % i for i in range(2_000_000)) + b"}",
+    b"[" + b",".join([b"300"] * 9_000_000) + b"]",
+    b'["' + b"a" * 2**26 + '\U0001f600"]'.encode(),
+  ],
+  ids=["texts", "names", "numbers", "wide"],
+)
+def test_json_that_grows_is_refused(text, tmp_path):
+  (tmp_path / "a.json").write_bytes(text)
+  with pytest.raises(ValueError, match="a.json.*( hold | bytes are more)"):
+    json_files.read(tmp_path / "a.json")
+  with pytest.raises(ScoresError, match="a.json.*names and values"):
+    read_file(tmp_path / "a.json")
+  with pytest.raises(ValueError, match="hold"):
+    runner._parse(text)
+
+
+def test_large_json_is_read(tmp_path):
+  names = [f"a class of some name {i}" for i in range(700)]
+  rejected = [
+    {
+      "video_id": f"abcdefghijk_{i:06d}_{i + 10:06d}",
+      "split": "train",
+      "label": names[i % 700],
+      "reason": "the file is not there",
+    }
+    for i in range(60_000)
+  ]
+  (tmp_path / "a.json").write_text(json.dumps({"rejected": rejected}))
+  assert len(json_files.read(tmp_path / "a.json")["rejected"]) == 60_000
+  # By the size of a part: 250,000 videos of 700 classes, 650,000 of a list.
+  json_files.require_bounded(b"0.0001234567, " * 10**6, 0)
+  line = b'"abcdefghijk": {"annotations": {"label": "a class", "segment": [0, 1'
+  line += (
+    b'0]}, "duration": 10.0, "subset": "train", "url": "https://www.youtub'
+  )
+  line += b'e.com/watch?v=abcdefghijk"},'
+  json_files.require_bounded(line * 10**6, json_files.GROWN)
+
+
+@pytest.mark.parametrize(
+  "name, text, said",
+  [
+    ("a.csv", "id,label" + ",ab" * 10**6, "more than 100000 cells"),
+    ("a.csv", "\n" * 10**6, "more than 100000 cells or lines"),
+    ("a.csv", "id,label,a,b\n" + "a,0,1,0\n" * 10**6, "videos or more in"),
+    ("a.txt", "a\n" * 10**6, "videos or more in"),
+    ("a.txt", "a" * 10**6, "line 1: a list of videos has"),
+  ],
+)
+def test_tables_that_grow_are_refused(name, text, said, tmp_path, monkeypatch):
+  monkeypatch.setattr(limits, "_FREE", 2**26)
+  (tmp_path / name).write_text(text)
+  read = tables.read_listing if name == "a.txt" else read_file
+  with pytest.raises(ScoresError, match=f"{name}.*{said}"):
+    read(tmp_path / name)
 
 
 _TEXTS = {
@@ -371,6 +467,58 @@ def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
     pytest.raises(checkpoints.CheckpointError, match="lacks arrays"),
   ):
     checkpoints.restore_variables(reader)
+
+
+def _chunk(state, **fields):
+  """Changes what a checkpoint says of one of its arrays."""
+  key = "params.conv.kernel/.zarray"
+  facts = json.loads(state[key])
+  state[key] = json.dumps(facts | fields).encode()
+
+
+_HUGE = [7, 7, 60_000, 30_000]
+
+
+@pytest.mark.parametrize(
+  "damage, said",
+  [
+    (lambda s: _chunk(s, shape=_HUGE, chunks=_HUGE), "would unpack to more"),
+    (lambda s: _chunk(s, chunks=[60_000] * 2), "in parts larger than itself"),
+    (lambda s: _chunk(s, shape=[999, 999], chunks=[1, 1]), "in 998001 parts"),
+    (lambda s: _chunk(s, dtype="|S9"), "no array that a run saves"),
+    (lambda s: s.write("params.conv.kernel/0.0", None).result(), "missing"),
+    (lambda s: s.write("params.conv.kernel/0.0", b"(").result(), "Truncated"),
+  ],
+)
+def test_arrays_that_a_checkpoint_does_not_hold_are_refused(
+  damage, said, tmp_path, capfd
+):
+  names = ("conv", *map(str, range(30)))
+  params = {name: {"kernel": np.ones((20, 30), np.float32)} for name in names}
+  trees = {"params": params, "batch_stats": {}, "ema_params": {}}
+  with checkpoints.open_manager(tmp_path, keep=1) as manager:
+    checkpoints.save(manager, 8, trees, {}, {})
+    checkpoints.finish(manager)
+  state = {"driver": "ocdbt", "base": f"file://{tmp_path}/8/state/"}
+  damage(tensorstore.KvStore.open(state).result())
+  capfd.readouterr()
+  with (
+    checkpoints.open_reader(tmp_path) as reader,
+    pytest.raises(checkpoints.CheckpointError, match=f"8 in .*{said}"),
+  ):
+    checkpoints.restore_variables(reader)
+  assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metadata/metadata"])
+def test_facts_of_checkpoints_are_bounded(name, tmp_path):
+  fuzz_targets._make_checkpoint(tmp_path)
+  folder = tmp_path / "run" / "spatial" / "checkpoints"
+  with (folder / "8" / name).open("wb") as file:
+    file.write(b'{"a": [')
+    file.truncate(2**27)
+  with pytest.raises(fuzz_targets._TOLD, match="can't be read|is not trained"):
+    fuzz_targets._read_checkpoint(folder.parent / "x")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\x1b[2J", "a/b"])

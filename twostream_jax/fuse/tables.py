@@ -6,14 +6,15 @@ The layouts are those that `twostream_jax.fuse.files` documents.
 import array
 import csv
 import dataclasses
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from twostream_jax.files import json_files
+from twostream_jax.files import json_files, limits
 from twostream_jax.files.words import csv_text
 from twostream_jax.fuse.plain import create_scores
 from twostream_jax.scores import Scores, ScoresError
@@ -27,6 +28,16 @@ JSON_LAYOUT = (
   " of which class_names may be missing"
 )
 LIST_LAYOUT = "a line for each video: 'ID', 'ID LABEL' or 'ID FRAMES LABEL'"
+
+# Classes; the largest sets of videos have some thousands.
+_MOST_CLASSES = 100_000
+# Bytes of memory for a video, of its id mostly, and for a score. Of a million
+# videos and two classes any file is read, and of 250,000 and 700 classes those
+# whose scores have six characters or more.
+_VIDEO = 200
+_SCORE = 26
+# Characters of a line of a list.
+_LONGEST_LINE = 10_000
 
 _LISTED = re.compile(r"(?P<id>.*?\S)(?:\s+\d+)??(?:\s+(?P<label>\d+))?")
 
@@ -55,8 +66,10 @@ def read_csv(path: Path) -> Scores:
   try:
     # The mark of Excel is not part of the first name.
     with path.open(encoding="utf-8-sig", newline="") as file:
-      reader = csv.reader(file, strict=True)
-      header, ids, labels, values = _read_rows(reader)
+      lines = _Lines(file)
+      reader = csv.reader(lines, strict=True)
+      size = os.fstat(file.fileno()).st_size
+      header, ids, labels, values = _read_rows(reader, lines, size)
   except UnicodeDecodeError as error:
     raise ScoresError(f"not text in UTF-8: {error.reason}") from error
   except csv.Error as error:
@@ -64,18 +77,55 @@ def read_csv(path: Path) -> Scores:
   _check_ids(ids)
   return create_scores(
     ids,
-    np.array(labels),
-    np.array(values).reshape(len(ids), len(header)),
+    # Not copies: of many videos these are most of the memory.
+    np.asarray(labels),
+    np.asarray(values).reshape(len(ids), len(header)),
     class_names=header,
   )
 
 
-def _read_rows(reader) -> tuple[list[str], list[str], array.array, array.array]:
+class _Lines:
+  """Lines of a file, of which one row has no more cells than classes.
+
+  A row may have several lines, and each cell is an object.
+  """
+
+  def __init__(self, file: Iterable[str]):
+    self._file = iter(file)
+    self._cells = 0
+
+  def begin_row(self) -> None:
+    """Says that the lines so far are of rows that were read."""
+    self._cells = 0
+
+  def __iter__(self) -> Iterator[str]:
+    return self
+
+  def __next__(self) -> str:
+    line = next(self._file)
+    self._cells += 1 + line.count(",")
+    if self._cells > _MOST_CLASSES:
+      raise ScoresError(f"a row has more than {_MOST_CLASSES} cells or lines")
+    return line
+
+
+def _require_bounded(videos: int, scores: int, size: int) -> None:
+  """Refuses a file of `size` bytes that is too large for its content."""
+  if _VIDEO * videos + _SCORE * scores > limits.most_memory(size):
+    raise ScoresError(
+      f"{videos} videos or more in {size} bytes, which are no ids and scores"
+    )
+
+
+def _read_rows(
+  reader, lines: _Lines, size: int
+) -> tuple[list[str], list[str], array.array, array.array]:
   """Names of classes, ids, labels and scores; numbers take 8 bytes each."""
   rows = filter(None, reader)
   header = [csv_text(name.strip()) for name in next(rows, ())]
   if header[:2] != ["id", "label"] or len(header) < 3:
     raise ScoresError(f"a .csv file of scores has {CSV_LAYOUT}")
+  lines.begin_row()
   ids, labels, values = [], array.array("d"), array.array("d")
   for row in rows:
     line = reader.line_num
@@ -86,6 +136,9 @@ def _read_rows(reader) -> tuple[list[str], list[str], array.array, array.array]:
     ids.append(csv_text(row[0].strip()))
     labels.append(_number(row[1], line, "a class index from 0"))
     values.extend(_number(x, line, "a score") for x in row[2:])
+    lines.begin_row()
+    if not len(ids) % 1000:
+      _require_bounded(len(ids), len(values), size)
   return header[2:], ids, labels, values
 
 
@@ -203,29 +256,33 @@ def read_listing(path: Path) -> Listing:
   Raises:
     ScoresError: it can't be read, a line is empty, or only some have a label.
   """
+  ids, labels = [], array.array("d")
   try:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    with path.open(encoding="utf-8-sig") as file:
+      size = os.fstat(file.fileno()).st_size
+      for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
+        match = _LISTED.fullmatch(line.strip())
+        where = f"{path}, line {len(ids) + 1}"
+        if match is None or len(line) == _LONGEST_LINE:
+          raise ScoresError(f"{where}: a list of videos has {LIST_LAYOUT}")
+        label = match["label"]
+        if ids and (label is None) == bool(labels):
+          where = where if labels else f"{path}, line 1"
+          raise ScoresError(f"{where}: no label, but other lines have")
+        ids.append(match["id"])
+        if label is not None:
+          labels.append(float(label))
+        if not len(ids) % 1000:
+          _require_bounded(len(ids), 0, size)
   except OSError as error:
     raise ScoresError(f"{path}: {error.strerror or error}") from error
   except UnicodeDecodeError as error:
     raise ScoresError(f"{path}: not text in UTF-8: {error.reason}") from error
-  if not lines:
-    raise ScoresError(f"{path}: a list of videos has {LIST_LAYOUT}")
-  found = []
-  for number, line in enumerate(lines, start=1):
-    match = _LISTED.fullmatch(line.strip())
-    if match is None:
-      raise ScoresError(
-        f"{path}, line {number}: a list of videos has {LIST_LAYOUT}"
-      )
-    found.append(match)
-  labels = [match["label"] for match in found]
-  if None in labels and any(labels):
+  except ScoresError as error:
+    said = str(error)
     raise ScoresError(
-      f"{path}, line {labels.index(None) + 1}: no label, but other lines have"
-    )
-  return Listing(
-    path,
-    tuple(match["id"] for match in found),
-    None if None in labels else np.array(labels, float),
-  )
+      said if str(path) in said else f"{path}: {said}"
+    ) from error
+  if not ids:
+    raise ScoresError(f"{path}: a list of videos has {LIST_LAYOUT}")
+  return Listing(path, tuple(ids), np.array(labels) if labels else None)

@@ -13,6 +13,7 @@ import json
 import operator
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,9 +91,10 @@ def find(path: Path, facts: Mapping[str, Any]) -> list[Answer]:
   if not os.path.lexists(partial):
     return []
   # A last line without its end was cut off.
-  content = json_files.read_bytes(partial)
+  content = json_files.read_bytes(partial, sys.maxsize)
   advice = "move it or remove it, or name another --json"
   try:
+    json_files.require_bounded(content, json_files.GROWN)
     lines = content.split(b"\n")[:-1]
     if not content:
       return []

@@ -11,9 +11,13 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-# Groups inside of each other, and those of one level.
+# Groups inside of each other.
 _DEEPEST = 64
-_MOST_GROUPS = 100_000
+# Groups and arrays, and characters of their paths. A group may be there many
+# times, and its name is a part of each path below it. 100,000 arrays may have
+# paths of 160 characters; 1,000 of Keras have 40,000.
+_MOST_ITEMS = 100_000
+_MOST_TEXT = 2**24
 
 
 def read(
@@ -44,7 +48,7 @@ def read(
       datasets[key] = item
 
   with h5py.File(content, "r") as file:
-    _check_depth(file)
+    _check_tree(file)
     # Whoever wrote the file would choose what of this machine is read.
     link = file.visititems_links(
       lambda key, link: None if isinstance(link, h5py.HardLink) else key
@@ -63,22 +67,36 @@ def read(
     return {key: np.asarray(item) for key, item in datasets.items()}, names
 
 
-def _check_depth(file: h5py.File) -> None:
-  """Refuses groups in groups in groups: HDF5 walks them by recursion."""
-  level = [file]
+def _check_tree(file: h5py.File) -> None:
+  """Refuses trees that are walked for ever: HDF5 does it by recursion."""
+  # Lengths of paths, and groups.
+  level = [(0, file)]
+  items = characters = 0
   for _ in range(_DEEPEST):
-    level = [
-      item
-      for group in level
-      for name in group
-      # A link would be followed.
-      if isinstance(group.get(name, getlink=True), h5py.HardLink)
-      and isinstance(item := group.get(name), h5py.Group)
-    ]
+    below = []
+    for start, group in level:
+      items += len(group)
+      if items > _MOST_ITEMS:
+        raise ValueError(
+          f"more than {_MOST_ITEMS} groups and arrays; this is not a file of"
+          " weights"
+        )
+      for name in group:
+        length = start + len(name) + 1
+        characters += length
+        if characters > _MOST_TEXT:
+          raise ValueError(
+            f"the names of its arrays have more than {_MOST_TEXT} characters;"
+            " this is not a file of weights"
+          )
+        # A link would be followed.
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+          item = group.get(name)
+          if isinstance(item, h5py.Group):
+            below.append((length, item))
+    level = below
     if not level:
       return
-    if len(level) > _MOST_GROUPS:
-      break
   raise ValueError(
     f"groups in {_DEEPEST} others; this is not a file of weights"
   )

@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from twostream_jax.files import json_files
+from twostream_jax.files import json_files, limits
 from twostream_jax.pretrained import apart, archives, hdf5
 from twostream_jax.pretrained.sources import (
   Content,
   WeightsError,
-  most_unpacked,
+  require_short,
 )
 
 _WEIGHTS = "model.weights.h5"
@@ -86,7 +86,7 @@ def _read(
   """
   try:
     apart.call(hdf5.__file__, raw, size)
-    return hdf5.read(content, most_unpacked(size))
+    return hdf5.read(content, limits.most_unpacked(size))
   except (ValueError, OSError, RuntimeError, KeyError) as error:
     raise WeightsError(f"{name}: {error}") from error
 
@@ -95,13 +95,20 @@ def _renamed(
   arrays: Mapping[str, np.ndarray], names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
   """Puts the names of layers, where somebody chose them, in the keys."""
-  renamed = {}
+  chosen = {
+    group: name
+    for group, name in names.items()
+    if _kind(name) != (kind := _kind(group.rpartition("/")[2])) and name != kind
+  }
+  renamed, characters = {}, 0
   for key, array in arrays.items():
-    parts = key.split("/")
-    for i, group in enumerate(parts):
-      name = names.get("/".join(key.split("/")[: i + 1]), group)
-      if not re.fullmatch(rf"{re.escape(_kind(group))}(_\d+)?", name):
-        parts[i] = name
+    path, parts = "", []
+    for group in key.split("/"):
+      path += f"/{group}" if parts else group
+      parts.append(chosen.get(path, group))
+    # One name is a part of each key below its group.
+    characters += sum(map(len, parts))
+    require_short(characters)
     renamed["/".join(parts)] = array
   return renamed if len(renamed) == len(arrays) else dict(arrays)
 
@@ -113,7 +120,9 @@ def _names(
 
   Some versions count a kind's layers by twos, so that only the order is sure.
   """
-  layers = config["config"].get("layers", ())
+  layers = config["config"].get("layers")
+  if not layers:
+    return
   by_kind = collections.defaultdict(list)
   for layer in layers:
     by_kind[_snake_case(layer["class_name"])].append(layer)

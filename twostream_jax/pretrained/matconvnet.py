@@ -18,6 +18,8 @@ AVERAGE_IMAGE = "averageImage"
 # Bytes of arrays that a file may hold, beyond a multiple of its size.
 _FREE = 2**26
 _MOST_COMPRESSED = 4
+# Characters of the names of all layers.
+_MOST_TEXT = 2**24
 
 
 class MatError(ValueError):
@@ -73,6 +75,8 @@ def serve(content: BinaryIO, size: int, answer: BinaryIO) -> None:
   arrays = {k: x for k, x in arrays.items() if x.dtype.kind in "biuf"}
   if sum(x.nbytes for x in arrays.values()) > _FREE + _MOST_COMPRESSED * size:
     raise MatError("it would unpack to far more than its size")
+  if sum(map(len, arrays)) > _MOST_TEXT:
+    raise MatError(f"its layers' names have more than {_MOST_TEXT} characters")
   whole = io.BytesIO()
   np.savez(whole, *arrays.values(), names=json.dumps(list(arrays)))
   answer.write(whole.getbuffer())

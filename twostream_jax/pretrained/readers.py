@@ -29,7 +29,9 @@ from twostream_jax.pretrained.sources import (
   flatten,
 )
 
-# The key of the mean image of a MatConvNet file.
+# Bytes of the header of a .safetensors file: 100,000 arrays whose keys have 60
+# characters have one of 14 million.
+_LONGEST_HEADER = 16 * 2**20
 _Reader = Callable[[Path], Content]
 
 
@@ -157,6 +159,13 @@ def _read_index(path: Path) -> Content:
 
 
 def _read_safetensors(path: Path) -> Content:
+  with path.open("rb") as file:
+    header = int.from_bytes(file.read(8), "little")
+  if header > _LONGEST_HEADER:
+    raise WeightsError(
+      f"{path}: {header} bytes of names and shapes; this is not a file of"
+      " weights"
+    )
   with safetensors.safe_open(path, framework="numpy") as file:
     arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return Content(arrays, dict(file.metadata() or {}))

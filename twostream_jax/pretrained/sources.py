@@ -1,23 +1,27 @@
 """Content of weight files: named arrays, from trees of containers."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from twostream_jax.files import limits
 from twostream_jax.files.pickles import Call, Persistent
 
 # Containers, arrays and calls that are looked at. A file of a few hundred bytes
 # whose containers contain each other ten times would be walked for ever.
 _MOST_NODES = 100_000
+# Items of containers, of numbers and texts too: a list may be there a thousand
+# times. An optimiser of 1,000 arrays has 10,000.
+_MOST_ITEMS = 2_000_000
+# Characters of all keys. A text of a file is a part of each key below it.
+# 16,000 arrays may have keys of 1,000 characters; 1,000 arrays of torch have
+# 50,000 in all.
+_MOST_TEXT = 2**24
 # Containers inside of each other; one that contains itself ends here.
 _DEEPEST = 64
-# Weights hardly compress: those of float32 that were rounded to bfloat16 to
-# half of their size. What unpacks to more than this is made to.
-_MOST_COMPRESSED = 4
-_SMALL = 64 * 2**20
 
 
 class WeightsError(ValueError):
@@ -62,7 +66,7 @@ class Source(Content):
 
 
 # What may be or hold an array; text and numbers can't.
-_NODES = (Mapping, list, tuple, Call, Persistent, np.ndarray)
+_NODES = (dict, list, tuple, Call, Persistent, np.ndarray)
 
 
 def flatten(
@@ -81,11 +85,11 @@ def flatten(
     their state dicts do. Text and numbers are dropped.
 
   Raises:
-    WeightsError: there are more containers or bytes of arrays than a file of
-      weights has.
+    WeightsError: there are more containers, characters of keys or bytes of
+      arrays than a file of weights has.
   """
   arrays, refused = {}, {}
-  unpacked = 0
+  unpacked = characters = items = 0
   # Keys, what joins the names below them, depths, and nodes. A stack, since
   # files may nest deeper than Python calls.
   stack, count = [("", "/", 0, root)], 0
@@ -111,18 +115,37 @@ def flatten(
       continue
     start = f"{key}{separator}" if key else ""
     below = "." if _is_module(node) else "/"
-    found = [
-      (f"{start}{name}", below, depth + 1, child)
-      for name, child in children
-      if isinstance(child, _NODES) and depth < _DEEPEST
-    ]
+    items += len(children)
+    if items > _MOST_ITEMS:
+      raise WeightsError(
+        f"more than {_MOST_ITEMS} items of its containers; this is not a file"
+        " of weights"
+      )
+    named = (
+      children.items() if isinstance(children, dict) else enumerate(children)
+    )
+    found = []
+    for name, child in named if depth < _DEEPEST else ():
+      if isinstance(child, _NODES):
+        name = str(name)
+        characters += len(start) + len(name)
+        require_short(characters)
+        found.append((f"{start}{name}", below, depth + 1, child))
     stack += reversed(found)
   return Content(arrays, refused=refused)
 
 
-def most_unpacked(packed: int) -> int:
-  """Bytes that a file of `packed` bytes may unpack to."""
-  return _SMALL + _MOST_COMPRESSED * packed
+def require_short(characters: int) -> None:
+  """Refuses keys of so many characters together.
+
+  Raises:
+    WeightsError: Those of a file of weights are fewer.
+  """
+  if characters > _MOST_TEXT:
+    raise WeightsError(
+      f"the names of its arrays have more than {_MOST_TEXT} characters; this"
+      " is not a file of weights"
+    )
 
 
 def require_bounded(unpacked: int, packed: int, name: str) -> None:
@@ -136,7 +159,7 @@ def require_bounded(unpacked: int, packed: int, name: str) -> None:
   Raises:
     WeightsError: it is compressed more than weights can be.
   """
-  if unpacked > most_unpacked(packed):
+  if unpacked > limits.most_unpacked(packed):
     raise WeightsError(
       f"{name}: {packed} bytes that would unpack to {unpacked}; this is"
       " not a file of weights"
@@ -145,31 +168,29 @@ def require_bounded(unpacked: int, packed: int, name: str) -> None:
 
 def _is_module(node: Any) -> bool:
   """Reports whether a node is a module of torch, saved as a whole."""
-  if not isinstance(node, Call) or not isinstance(node.state, Mapping):
+  if not isinstance(node, Call) or not isinstance(node.state, dict):
     return False
   # Those of TorchScript have their parameters as plain attributes.
   return "_modules" in node.state or str(node).startswith("__torch__.")
 
 
-def _children(node: Any) -> Iterable[tuple[Any, Any]] | None:
-  """Returns the names and nodes below a node; None for a leaf."""
-  if isinstance(node, Mapping):
-    return node.items()
-  if isinstance(node, list | tuple):
-    return enumerate(node)
+def _children(node: Any) -> dict[Any, Any] | Sequence[Any] | None:
+  """Returns the nodes below a node, by name or in order; None for a leaf."""
+  if isinstance(node, dict | list | tuple):
+    return node
   if _is_module(node):
     if "_modules" not in node.state:
-      return node.state.items()
+      return node.state
     parts = (
       node.state.get(part) for part in ("_parameters", "_buffers", "_modules")
     )
-    return [
-      item
+    return {
+      name: child
       for part in parts
-      if isinstance(part, Mapping)
-      for item in part.items()
-    ]
+      if isinstance(part, dict)
+      for name, child in part.items()
+    }
   if isinstance(node, Call) and node.items:
     # Of a class of its own that is a dict.
-    return node.items.items()
+    return node.items
   return None

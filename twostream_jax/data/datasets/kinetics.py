@@ -124,7 +124,7 @@ def _has_columns(path: Path) -> bool:
 
 def _json(path: Path) -> dict[str, dict[str, Any]] | None:
   try:
-    content = json_files.parse(read_text(path).encode())
+    content = json_files.parse(read_text(path).encode(), grown=json_files.GROWN)
   except json_files.JsonError as error:
     raise AnnotationError(f"{path} is not a JSON file: {error}") from error
   is_list = isinstance(content, dict) and any(

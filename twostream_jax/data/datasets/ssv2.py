@@ -86,7 +86,7 @@ def _ssv2_json(annotations: str | os.PathLike, name: str) -> dict | list:
   long = folder / f"something-something-v2-{name}.json"
   path = short if short.is_file() else long
   try:
-    content = json_files.parse(read_text(path).encode())
+    content = json_files.parse(read_text(path).encode(), grown=json_files.GROWN)
   except json_files.JsonError as error:
     raise AnnotationError(f"{path} is not a JSON file: {error}") from error
   if not isinstance(content, dict if name == "labels" else list):
