@@ -465,7 +465,7 @@ def test_damaged_file_is_named(tiny, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:1000])
   out = tmp_path / "page.html"
   line = run_error(capsys, tmp_path, f"--out={out}")
-  assert "train split" in line and "build the dataset again" in line
+  assert "train.array_record" in line and "build the dataset again" in line
   assert not out.exists()
 
 

@@ -415,7 +415,10 @@ class RecordFile:
     # The last block may be cut off.
     self.length = there - _BLOCK_HEADER * -(-there // _BLOCK)
     if there != size:
-      raise ValueError(f"{path} has {there} bytes and its index says {size}")
+      raise ValueError(
+        f"{path} has {there} bytes and its index says {size}: copy the file"
+        " again, or build the dataset again"
+      )
     if hasattr(os, "posix_fadvise"):  # Not on macOS.
       # Images are far apart: what comes after one is not read ahead.
       os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
