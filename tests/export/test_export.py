@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import functools
 import importlib.util
 import json
@@ -20,7 +21,7 @@ import pytest
 import safetensors.numpy
 from absl import flags
 
-from twostream_jax import export, fuse, models
+from twostream_jax import export, files, fuse, models
 from twostream_jax.export import __main__ as command
 from twostream_jax.export import card, programs, runner, write
 from twostream_jax.flow import spec as flow_spec
@@ -621,6 +622,34 @@ def test_an_export_goes_to_where_a_link_leads_and_removes_no_other(
   assert (tmp_path / "real" / "manifest.json").is_file()
   assert len(list(tmp_path.glob(".real.*/thesis"))) == 2
   assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_full_disk_names_the_export(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(write, "_write", full)
+  out = tmp_path / "model"
+  with pytest.raises(
+    write.ExportError, match=f"^can't write to {out} .No space.*--out=DIR$"
+  ):
+    write.export_run(None, out)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "name", ["programs/notes.jax", "programs/a-cpu.jax.txt", ".mine.jax"]
+)
+def test_an_earlier_export_with_a_file_of_somebody_is_kept(name, tmp_path):
+  (tmp_path / "programs").mkdir()
+  manifest = {"format": runner.FORMAT}
+  (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+  (tmp_path / "programs" / "spatial-cpu.jax").touch()
+  files.require_own(tmp_path, write.OWN)
+  (tmp_path / name).touch()
+  with pytest.raises(files.ForeignFileError, match=re.escape(name)):
+    write.export_run(None, tmp_path)
+  assert (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("key", ["weights", "fusion", "programs"])

@@ -1,5 +1,6 @@
 """Files that are written, shared and removed, where others put things."""
 
+import errno
 import os
 
 import pytest
@@ -132,6 +133,37 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     raise LookupError
   assert [p.name for p in tmp_path.iterdir()] == ["a"]
   assert (tmp_path / "a" / "index").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_folder_that_can_not_be_written_is_named(tmp_path, number):
+  with (
+    pytest.raises(OSError, match=f"'{tmp_path}/b/a'$") as caught,
+    files.replaced_folder(tmp_path / "b" / "a", OWN) as new,
+  ):
+    named = () if number == errno.ENOSPC else (os.fspath(new / "index"),)
+    raise OSError(number, os.strerror(number), *named)
+  assert caught.value.errno == number
+  assert [p.name for p in tmp_path.rglob("*")] == ["b"]
+  (tmp_path / "file").touch()
+  with (
+    pytest.raises(OSError, match=f"'{tmp_path}/file/b/a'$"),
+    files.replaced_folder(tmp_path / "file" / "b" / "a", OWN),
+  ):
+    raise AssertionError("the work began")
+
+
+def test_a_folder_is_not_blamed_for_files_elsewhere(tmp_path):
+  with (
+    pytest.raises(FileNotFoundError, match="'elsewhere'"),
+    files.replaced_folder(tmp_path / "a", OWN),
+  ):
+    os.stat("elsewhere")
+  with (
+    pytest.raises(OSError, match="^.Errno 32. broken$"),
+    files.replaced_folder(tmp_path / "a", OWN),
+  ):
+    raise OSError(errno.EPIPE, "broken")
 
 
 @pytest.mark.parametrize("where", ["a", f".a.{'0' * 32}"])

@@ -112,7 +112,12 @@ def test_plain_images_are_read(suffix, tmp_path):
 
 
 def test_pickles_are_bounded(monkeypatch):
-  monkeypatch.setattr(pickles, "_FREE", 2**20)
+  # These take time, but no memory.
+  monkeypatch.setattr(pickles, "_MOST_FREE", 1000)
+  with pytest.raises(pickle.UnpicklingError, match="more instructions"):
+    pickles.load(io.BytesIO(b"\x80\x02" + b"N0" * 20_000 + b"N."))
+  monkeypatch.undo()
+  monkeypatch.setattr(limits, "_FREE", 2**20)
   with pytest.raises(pickle.UnpicklingError, match="more instructions"):
     pickles.load(io.BytesIO(b"\x80\x02" + b"}" * 20_000 + b"."))
   name = b"c" + b"a" * 5000 + b"\nb\n"
@@ -175,6 +180,24 @@ def test_unlimited_compression_is_refused(tmp_path):
       arrays.read_npz(path)
     with pytest.raises(WeightsError, match="unusual way"):
       read_source(path)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.keras", "a.pth"])
+def test_long_lists_of_archives_are_refused(name, tmp_path):
+  entry = io.BytesIO()
+  with zipfile.ZipFile(entry, "w") as archive:
+    archive.writestr("a.npy", b"")
+  data = entry.getvalue()
+  start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+  count = 90_000
+  listed = data[start:end] * count
+  tail = struct.pack("<IIH", len(listed), start, 0)
+  path = tmp_path / name
+  path.write_bytes(data[:start] + listed + data[end : end + 12] + tail)
+  with pytest.raises(WeightsError, match=f"{name}.*a list of files of"):
+    read_source(path)
+  with pytest.raises(arrays.ArraysError, match="a list of files of"):
+    arrays.read_npz(path)
 
 
 def test_texts_without_characters_take_no_memory(tmp_path):

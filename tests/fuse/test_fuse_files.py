@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from twostream_jax import fuse, metrics, scores
-from twostream_jax.files import arrays
+from twostream_jax.files import limits
 from twostream_jax.fuse import files, fitting, subsets, tables
 from twostream_jax.scores import Scores, ScoresError
 
@@ -323,7 +323,7 @@ def test_lines_of_lists(tmp_path, line, video_id, label):
 
 
 def test_an_archive_takes_no_more_memory_than_it_should(tmp_path, monkeypatch):
-  monkeypatch.setattr(arrays, "_FREE", 1000)
+  monkeypatch.setattr(limits, "_FREE", 1000)
   path = tmp_path / "a.npz"
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("ids.npy", as_npy(np.zeros(200_000)))

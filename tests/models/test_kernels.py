@@ -62,6 +62,24 @@ def test_pooling_equals_plain_pooling_also_where_values_tie(
   )
 
 
+@pytest.mark.parametrize("window, padding", [(2, 0), (3, 1)])
+def test_the_gradient_of_pooling_is_the_plain_one_beside_nans(window, padding):
+  x = np.round(normal(4, 9, 9, 3))
+  x[np.abs(normal(*x.shape, seed=1)) > 1] = np.nan
+  x[np.abs(normal(*x.shape, seed=2)) > 1.5] = -np.inf
+  padding = ((padding, padding),) * 2
+  gradients = [
+    jax.vjp(pool, jnp.asarray(x))
+    for pool in (
+      lambda x: kernels.max_pool(x, window, 2, padding),
+      lambda x: nn.max_pool(x, (window,) * 2, (2, 2), padding),
+    )
+  ]
+  weights = np.arange(1.0, 1 + gradients[0][0].size, dtype=np.float32)
+  found, expected = (back(weights.reshape(y.shape))[0] for y, back in gradients)
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_the_gradient_of_pooling_finds_the_maxima_of_rounded_values():
   # One program computes, rounds and pools: XLA may leave the rounding out.
   weights = jnp.asarray(normal(2, 8, 8, 4, seed=1))

@@ -38,12 +38,10 @@ METADATA_FILE = "metadata.json"
 # Of a dataset: it is a part of the names of its files.
 NAME = "[a-z][a-z0-9_]*"
 FILE_FORMAT = "array_record"
-# All that is in the folder of a dataset, as regular expressions.
-DATASET_FILES = (
-  rf"{NAME}-[^/]+\.(index|{FILE_FORMAT}-\d{{5,}}(-of-\d{{5,}})?)",
-  r"(dataset_info|features|metadata)\.json",
-  r"[^/]+\.labels\.txt",
-  r"incomplete\.[0-9a-fA-F]{32}\.[^/]+",  # TFDS, killed.
+# What TFDS writes beside records; "incomplete" is of one that was killed.
+_FACTS = (
+  r"(incomplete\.[0-9a-fA-F]{32}\.)?"
+  r"((dataset_info|features|metadata)\.json|label\.labels\.txt)"
 )
 # How TFDS makes the name of a file of records.
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
@@ -127,6 +125,12 @@ class VideoDataset:
   rejected: tuple[dict[str, Any], ...]
   multi_label: bool
   sources: Mapping[str, records.VideoSource]
+
+
+def dataset_files(name: str) -> tuple[str, ...]:
+  """All that is in the folder of a dataset, as regular expressions."""
+  records = rf"{FILE_FORMAT}-\d{{5,}}(-of-\d{{5,}})?"
+  return rf"{re.escape(name)}-[^/]+\.(index|{records})", _FACTS
 
 
 def record_features(

@@ -1,6 +1,7 @@
 """Writes an export: programs, weights, rules, runner and card."""
 
 import json
+import os
 import platform as python_platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ FUSION_FILE = "fusion.json"
 OWN = (
   r"(manifest|fusion)\.json",
   r"weights\.safetensors",
-  r"programs/[^/]+\.jax",
+  rf"programs/[^/]+-({'|'.join(PLATFORMS)})\.jax",
   r"model_card\.md",
   r"runner\.py",
   r"__pycache__/runner\.[^/]+\.pyc",
@@ -73,18 +74,26 @@ def export_run(
     of `platforms`.
 
   Raises:
-    ExportError: something else is in the folder, a platform is not known, or
-      the exported model does not score as the run does.
+    ExportError: something else is in the folder, it can't be written, a
+      platform is not known, or the exported model does not score as the run
+      does.
     ForeignFileError: beside an earlier export, there are other files in it.
   """
   if not platforms or set(platforms) - set(PLATFORMS):
     raise ExportError(f"platforms {list(platforms)} must be of {PLATFORMS}")
   out = Path(out).absolute()
   _check_target(out)
-  with files.replaced_folder(out, OWN) as temporary:
-    _write(run, temporary, licence, platforms)
-    found = _check(temporary, platforms)
-  return found
+  try:
+    with files.replaced_folder(out, OWN) as temporary:
+      _write(run, temporary, licence, platforms)
+      return _check(temporary, platforms)
+  except OSError as error:
+    if error.filename != os.path.realpath(out):
+      raise
+    raise ExportError(
+      f"can't write to {out} ({error.strerror}); make room or get access there,"
+      " or name another folder with --out=DIR"
+    ) from error
 
 
 def _check_target(out: Path) -> None:

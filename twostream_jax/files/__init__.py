@@ -21,8 +21,15 @@ from twostream_jax.files.words import printable
 
 # Bytes, on most file systems.
 _LONGEST_NAME = 255
-# Names of `_beside`, which a kill can leave behind.
-_TEMPORARY = r"\..+\.[0-9a-f]{32}"
+# What `_beside` leaves of a name.
+_CUT = _LONGEST_NAME - 55
+# Names of `_beside`, which a kill can leave behind, and in them those of the
+# files that they were to become.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+
+
+# Of a write, whose errors name no file.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class ForeignFileError(FileExistsError):
@@ -166,36 +173,63 @@ def replaced_folder(path: Path, own: Sequence[str]) -> Iterator[Path]:
   Raises:
     ForeignFileError: The folder that is there, or a leftover, holds other
       files. It is found before the block.
-    OSError: A folder can't be made, renamed or removed.
+    OSError: The folder can't be written; it names `path`, and its cause is the
+      error as it was raised.
   """
   path = Path(os.path.realpath(path))
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with _naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     require_own(path, own)
   leftovers = re.compile(rf"\.{re.escape(_shortened(path))}\.[0-9a-f]{{32}}")
   for entry in path.parent.iterdir():
     if leftovers.fullmatch(entry.name):
       require_own(entry, own)
-  temporary = _beside(path)
-  # Fails where anything has the name, also a link.
-  temporary.mkdir()
+  temporary, old = _beside(path), _beside(path)
+  with _naming(path):
+    # Fails where anything has the name, also a link.
+    temporary.mkdir()
   try:
-    yield temporary
-    old = _beside(path)
-    if path.exists():
-      path.rename(old)
-    try:
-      temporary.rename(path)
-    except OSError:
-      if old.exists():
-        old.rename(path)
-      raise
+    with _naming(path, temporary):
+      yield temporary
+    with _naming(path):
+      if path.exists():
+        path.rename(old)
+      try:
+        temporary.rename(path)
+      except OSError:
+        if old.exists():
+          old.rename(path)
+        raise
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise
   for entry in list(path.parent.iterdir()):
     if leftovers.fullmatch(entry.name):
       remove_folder(entry, own)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, inside: Path | None = None) -> Iterator[None]:
+  """Names a folder in errors of writing it, not what it is made from.
+
+  Args:
+    path: The folder.
+    inside: Folder that becomes it. Errors about files elsewhere stay as they
+      are; those of full disks name no file. By default all name the folder.
+  """
+  try:
+    yield
+  except OSError as error:
+    named = error.filename
+    if inside is not None and not (
+      error.errno in _UNWRITABLE
+      if named is None
+      else Path(os.fsdecode(named)).is_relative_to(inside)
+    ):
+      raise
+    number, reason = error.errno or errno.EIO, error.strerror or str(error)
+    raise OSError(number, reason, os.fspath(path)) from error
 
 
 def _beside(path: Path) -> Path:
@@ -209,7 +243,7 @@ def _beside(path: Path) -> Path:
 
 def _shortened(path: Path) -> str:
   """A name that leaves room for what `_beside` and `replaced` add."""
-  return os.fsdecode(os.fsencode(path.name)[: _LONGEST_NAME - 55])
+  return os.fsdecode(os.fsencode(path.name)[:_CUT])
 
 
 def remove_folder(folder: Path, own: Sequence[str]) -> None:
@@ -244,9 +278,12 @@ def require_own(folder: Path, own: Sequence[str]) -> None:
     links = [name for name in children if Path(parent, name).is_symlink()]
     for name in sorted([*names, *links]):
       path = Path(parent, name)
-      relative = path.relative_to(folder).as_posix()
-      ours = known.fullmatch(relative) or re.fullmatch(_TEMPORARY, name)
-      if not ours or not stat.S_ISREG(path.lstat().st_mode):
+      temporary = _TEMPORARY.fullmatch(name)
+      final = path.with_name(temporary[1]) if temporary else path
+      ours = known.fullmatch(final.relative_to(folder).as_posix())
+      # Of a longer name its first part tells nothing.
+      is_cut = temporary and len(os.fsencode(temporary[1])) >= _CUT
+      if not (ours or is_cut) or not stat.S_ISREG(path.lstat().st_mode):
         raise _foreign(folder, path)
 
 

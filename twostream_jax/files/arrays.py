@@ -12,12 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from twostream_jax.files import limits, zips
 from twostream_jax.files.words import printable
 
-# Arrays compress, but those of a real file not to a hundredth. Below this
-# size, in bytes, they may.
-_FREE = 2**27
-_MOST_COMPRESSED = 10
 # zipfile unpacks these without a limit, whatever size they claim.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _KINDS = "biufUS"
@@ -38,7 +35,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
       numbers or texts, or it would take far more memory than the file.
   """
   try:
-    with zipfile.ZipFile(path) as archive:
+    with zips.opened(path) as archive:
       members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
       if any(m.compress_type not in _COMPRESSIONS for m in members):
         raise ArraysError("an archive that NumPy did not compress")
@@ -123,7 +120,8 @@ def _read_header(
 
 
 def _check_size(arrays: int, file: int) -> None:
-  if arrays > _FREE and arrays > _MOST_COMPRESSED * file:
+  # Arrays compress, but those of a real file not to a hundredth.
+  if arrays > limits.most_memory(file):
     raise ArraysError(
       f"its {file} bytes would become {arrays / 2**30:.1f} GiB of arrays: no"
       " file of scores compresses like that"

@@ -10,20 +10,28 @@ import dataclasses
 import io
 import pickle
 import pickletools
+import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from twostream_jax.files import limits
+
 _KINDS = "biuf"
 # Arguments and items of containers, of all calls together. A pickle can name
 # one list in each of a million calls.
 _MOST_COPIED = 10_000_000
-# Bytes of memory that an instruction takes on average, where it makes the
-# largest objects; and those that a pickle may take, beyond a multiple of it.
-_INSTRUCTION = 100
-_FREE = 2**27
-_MOST_GROWN = 16
+# Instructions that any pickle may have, and bytes for each further one: a
+# million take a second. A dump of mmaction2 has 67 for a video: those of 60,000
+# videos are read, and of any number with 50 classes or more. torch has 30 for
+# an array.
+_MOST_FREE = 1_000_000
+_BYTES_PER_INSTRUCTION = 12
+# Bytes of memory that an instruction takes: where it makes a container, a call
+# or an entry of the memo; and else, beside its argument.
+_LARGE = 100
+_SMALL = 16
 # Characters of a module and a name: they are compared at every call.
 _LONGEST_NAME = 1000
 
@@ -101,16 +109,29 @@ def load(file: BinaryIO, persistent: Callable[[Any], Any] = Persistent) -> Any:
   begin = file.tell()
   size = file.seek(0, io.SEEK_END) - begin
   file.seek(begin)
-  left = (_FREE + _MOST_GROWN * size) // _INSTRUCTION
+  left = _MOST_FREE + size // _BYTES_PER_INSTRUCTION
+  memory = limits.most_memory(size)
   try:
     # All that it needs of a file; its declared type is a whole one.
     bounded: Any = _Bounded(file, size)
-    for opcode, argument, _ in pickletools.genops(bounded):
-      machine.run(opcode, argument)
+    while True:
+      # Not pickletools.genops, which asks for the place of each.
+      opcode = _OPCODES[file.read(1)]
+      argument = opcode.arg and opcode.arg.reader(bounded)
+      name = opcode.name
       left -= 1
-      if left < 0:
+      memory -= _SMALL if name in _ALLOCATES_LITTLE else _LARGE
+      if argument is not None:
+        memory -= sys.getsizeof(argument)
+      if left < 0 or memory < 0:
         raise ValueError("more instructions than a file has use for")
-    return machine.stack.pop()
+      if name == "STOP":
+        return machine.stack.pop()
+      machine.run(opcode, argument)
+  except KeyError as error:
+    raise pickle.UnpicklingError(
+      "damaged pickle: cut off, or no pickle"
+    ) from error
   # Whatever the instructions do to what they find on the stack.
   except Exception as error:
     raise pickle.UnpicklingError(f"damaged pickle: {error}") from error
@@ -125,7 +146,7 @@ class _Bounded:
   def __init__(self, file: BinaryIO, size: int):
     self._file = file
     self._size = size
-    self.tell, self.readline = file.tell, file.readline
+    self.readline = file.readline
 
   def read(self, count: int) -> bytes:
     return self._file.read(min(count, self._size))
@@ -372,9 +393,21 @@ class _Machine:
     self.stack.append(self._persistent(name))
 
 
-_IGNORED = ("PROTO", "FRAME", "STOP")
+# Instructions that make no object but their argument, or a small one.
+_ALLOCATES_LITTLE = frozenset(
+  {
+    *("PROTO", "FRAME", "STOP", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE"),
+    *("NEWFALSE", "EMPTY_TUPLE", "LIST", "TUPLE", "TUPLE1", "TUPLE2"),
+    *("TUPLE3", "APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS"),
+    *("BUILD", "BINGET", "LONG_BINGET", "GET", "BININT", "BININT1"),
+    *("BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINSTRING", "SHORT_BINSTRING"),
+  }
+)
+_IGNORED = ("PROTO", "FRAME")
 # Objects of another process, and of a table that each program has its own of.
 _REFUSED = ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
+_OPCODES = {op.code.encode("latin1"): op for op in pickletools.opcodes}
 _STEPS: dict[str, Callable[[_Machine], None]] = {
   "MARK": _Machine.mark,
   "POP": _Machine.pop,

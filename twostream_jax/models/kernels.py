@@ -120,7 +120,8 @@ def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
     padding: pixels (before, after) of height and width; -inf.
 
   Returns:
-    [b h' w' c]. The gradient of a window goes to the first of its maxima.
+    [b h' w' c]. The gradient of a window goes to the first of its maxima; of
+    one with a NaN it goes where that of `flax.linen.max_pool` does.
   """
   return _max_pool(x, window, stride, padding)
 
@@ -211,6 +212,8 @@ def _unpool(x, gradient, *, window, stride, padding):
 def _first_maximum(x, shape, window, stride):
   """Where in its window each maximum of x is first, row by row: int32 `shape`.
 
+  After a NaN any pixel is taken, as XLA's SelectAndScatter does.
+
   The maxima are sought again, not looked up among the outputs of the pooling:
   XLA may compute x a second time, with another rounding, and then no pixel is
   equal to its window's maximum.
@@ -222,8 +225,9 @@ def _first_maximum(x, shape, window, stride):
   for place in range(window * window):
     i, j = divmod(place, window)
     pixel = x[:, i : i + rows : stride, j : j + columns : stride]
-    first = jnp.where(pixel > highest, place, first)
-    highest = jnp.maximum(pixel, highest)
+    is_lower = highest >= pixel
+    first = jnp.where(is_lower, first, place)
+    highest = jnp.where(is_lower, highest, pixel)
   return first
 
 

@@ -8,14 +8,13 @@ attributes of these groups or, in older files, in the archive's config.json.
 import collections
 import io
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from twostream_jax.files import json_files, limits
+from twostream_jax.files import json_files, limits, zips
 from twostream_jax.pretrained import apart, archives, hdf5
 from twostream_jax.pretrained.sources import (
   Content,
@@ -40,7 +39,7 @@ def read_archive(path: Path) -> Content:
   Raises:
     WeightsError: its weights are not an HDF5 file, or unpack to too much.
   """
-  with zipfile.ZipFile(path) as archive:
+  with zips.opened(path) as archive:
     archives.require_small(archive, path)
     info = archive.getinfo(_WEIGHTS)
     if archives.is_stored(info):

@@ -5,7 +5,6 @@ file holds.
 """
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import safetensors
 
 from twostream_jax.files import arrays as arrays_lib
-from twostream_jax.files import pickles, words
+from twostream_jax.files import pickles, words, zips
 from twostream_jax.pretrained import (
   archives,
   keras_files,
@@ -134,7 +133,7 @@ _NO_WEIGHTS = {
 
 def _zip_format(path: Path) -> tuple[str, _Reader]:
   try:
-    with zipfile.ZipFile(path) as archive:
+    with zips.opened(path) as archive:
       names = archive.namelist()
   # A damaged list of names may raise any.
   except Exception as error:
@@ -190,7 +189,7 @@ def _read_npy(path: Path) -> Content:
 
 
 def _read_npz(path: Path) -> Content:
-  with zipfile.ZipFile(path) as archive:
+  with zips.opened(path) as archive:
     archives.require_small(archive, path)
   arrays = arrays_lib.read_npz(path)
   return Content({k: x for k, x in arrays.items() if x.dtype.kind in "biuf"})

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from twostream_jax.files import pickles
+from twostream_jax.files import pickles, zips
 from twostream_jax.files.pickles import Call, Global, Persistent
 from twostream_jax.pretrained import archives
 from twostream_jax.pretrained.sources import (
@@ -71,10 +71,11 @@ def read_archive(path: Path) -> Content:
   Raises:
     WeightsError: it was packed again, or is damaged.
   """
-  with zipfile.ZipFile(path) as archive:
+  with zips.opened(path) as archive:
     archives.require_small(archive, path)
     name = next(filter(_is_pickle, archive.namelist()))
     root = name.removesuffix("data.pkl")
+    _require_stored(archive.getinfo(name))
     tree = pickles.load(io.BytesIO(archive.read(name)))
     order = "little"
     if f"{root}byteorder" in archive.namelist():
@@ -203,12 +204,16 @@ def _is_pickle(name: str) -> bool:
 
 def _stored(mapped: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
   """Returns the bytes of a storage of an archive."""
+  _require_stored(info)
+  return np.frombuffer(archives.stored(mapped, info), np.uint8)
+
+
+def _require_stored(info: zipfile.ZipInfo) -> None:
   if not archives.is_stored(info):
     raise WeightsError(
       "it was packed again with compression or a password, which torch does"
       " not do; unpack it and pack it without (zip -0)"
     )
-  return np.frombuffer(archives.stored(mapped, info), np.uint8)
 
 
 def _type_of(kind: Any) -> np.dtype:

@@ -225,6 +225,12 @@ def test_half_a_replacement_is_undone(videos, built):
   [
     ("1.0.0", "thesis.tex", True),
     ("1.0.0", "chapters/1/intro.tex", True),
+    ("1.0.0", "cats.labels.txt", True),
+    ("1.0.0", "my-notes.index", True),
+    ("1.0.0", f"incomplete.{'0a' * 16}.thesis", True),
+    ("1.0.0", f".thesis.{'0a' * 16}", True),
+    (".replaced-1.0.0", "my-notes.index", False),
+    ("1.0.0.incomplete", "dataset/cats.labels.txt", False),
     (".replaced-1.0.0", ".git/config", False),
     ("1.0.0.incomplete", "thesis.tex", False),
     ("1.0.0.incomplete", "dataset/notes", False),

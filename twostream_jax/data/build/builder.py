@@ -40,13 +40,13 @@ from twostream_jax.data.build.plan import (
   source_of,
 )
 from twostream_jax.data.build.staging import (
-  STAGING_FILES,
   Staging,
   only_build,
   open_staging,
   remove_if_installed,
+  staging_files,
 )
-from twostream_jax.data.dataset import DATASET_FILES, NAME
+from twostream_jax.data.dataset import NAME, dataset_files
 from twostream_jax.data.datasets.clips import (
   TIME_LIMIT,
   Clip,
@@ -167,7 +167,7 @@ def build_dataset(
         *(staging, task, clips, sources, workers, bar, announce, elsewhere)
       )
     outcomes = _checked_outcomes(clips, staging)
-    _install(staging, final)
+    _install(staging, final, name)
   return _summarise(final, clips, outcomes, time.monotonic() - start)
 
 
@@ -175,22 +175,22 @@ def _begin(
   final: Path, plan: Plan, sources: Sequence[Source], overwrite: bool
 ) -> Staging:
   """Clears up after a kill; returns the folder to build in."""
-  replaced = _replaced(final)
+  replaced, own = _replaced(final), dataset_files(plan.name)
   if os.path.lexists(replaced):
-    files.require_own(replaced, DATASET_FILES)
+    files.require_own(replaced, own)
     if final.exists():
-      files.remove_folder(replaced, DATASET_FILES)
+      files.remove_folder(replaced, own)
     else:
       replaced.rename(final)
   folder = final.with_name(f"{final.name}.incomplete")
-  remove_if_installed(folder)
+  remove_if_installed(folder, plan.name)
   if final.exists() and not overwrite:
     raise FileExistsError(
       f"{final} exists. Use another name or folder, or ask for it to be"
       " replaced (overwrite=True, --overwrite)."
     )
   if final.exists():
-    files.require_own(final, DATASET_FILES)
+    files.require_own(final, own)
   return open_staging(folder, plan, sources)
 
 
@@ -207,16 +207,16 @@ def _reject_missing(
       staging.mark_finished(index)
 
 
-def _install(staging: Staging, final: Path) -> None:
+def _install(staging: Staging, final: Path, name: str) -> None:
   """Moves the finished dataset to its place."""
   complete = staging.finish()
   replaced = _replaced(final)
   if final.exists():
     final.rename(replaced)
   complete.rename(final)
-  files.remove_folder(staging.folder, STAGING_FILES)
+  files.remove_folder(staging.folder, staging_files(name))
   if replaced.exists():
-    files.remove_folder(replaced, DATASET_FILES)
+    files.remove_folder(replaced, dataset_files(name))
 
 
 def _replaced(final: Path) -> Path:

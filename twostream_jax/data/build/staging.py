@@ -43,20 +43,26 @@ from twostream_jax.data.build.store import (
   write_atomically,
   write_json,
 )
-from twostream_jax.data.dataset import DATASET_FILES, index_path
+from twostream_jax.data.dataset import dataset_files, index_path
 from twostream_jax.files import json_files
-
-# All that is in the folder of an unfinished build, as regular expressions.
-STAGING_FILES = (
-  r"(plan|sources)\.json|finished",
-  r"clips/\d{8}\.(example|json|fault)",
-  r"shards/\d{5}\.(data|index|json)",
-  *(f"dataset/(?:{one})" for one in DATASET_FILES),
-)
 
 
 class UnfinishedBuildError(ValueError):
   """The unfinished build in the folder can't be continued."""
+
+
+def staging_files(name: str) -> tuple[str, ...]:
+  """All that an unfinished build's folder holds, as regular expressions.
+
+  Args:
+    name: Name of the dataset.
+  """
+  return (
+    r"(plan|sources)\.json|finished",
+    r"clips/\d{8}\.(example|json|fault)",
+    r"shards/\d{5}\.(data|index|json)",
+    *(f"dataset/(?:{one})" for one in dataset_files(name)),
+  )
 
 
 class Staging:
@@ -191,7 +197,7 @@ class Staging:
       for shard, _, _, target in self._targets():
         if target.exists():
           target.rename(shard_path(self.folder, shard, "data"))
-      files.remove_folder(folder, DATASET_FILES)
+      files.remove_folder(folder, dataset_files(self._plan.name))
 
   def _count_left(self) -> None:
     self._left = collections.Counter(
@@ -249,7 +255,7 @@ def open_staging(
   """
   path = folder / "sources.json"
   if os.path.lexists(folder):
-    files.require_own(folder, STAGING_FILES)
+    files.require_own(folder, staging_files(plan.name))
     begun = (folder / "plan.json").exists()
     changed = _changed_settings(folder, plan) if begun else []
     if changed and _holds_work(folder):
@@ -259,7 +265,8 @@ def open_staging(
         + "\nGive the old ones again to resume it, or remove that folder."
       )
     if changed or not begun:
-      files.remove_folder(folder, STAGING_FILES)  # Nothing is lost.
+      # Nothing is lost.
+      files.remove_folder(folder, staging_files(plan.name))
   for name in ("clips", "shards"):
     (folder / name).mkdir(parents=True, exist_ok=True)
   if not (folder / "plan.json").exists():
@@ -267,7 +274,8 @@ def open_staging(
     write_json(folder / "plan.json", plan.fingerprint())
   for pattern in (".*", "*/.*", "clips/*.fault"):
     for leftover in folder.glob(pattern):
-      leftover.unlink()
+      if not leftover.is_dir():
+        leftover.unlink()
   staging = Staging(folder, plan)
   before = json_files.read(path)
   with json_files.told(path):
@@ -281,10 +289,10 @@ def open_staging(
   return staging
 
 
-def remove_if_installed(folder: Path) -> None:
+def remove_if_installed(folder: Path, name: str) -> None:
   """Removes what is left of a build whose dataset was moved to its place."""
   if (folder / "finished").exists() and not (folder / "dataset").exists():
-    files.remove_folder(folder, STAGING_FILES)
+    files.remove_folder(folder, staging_files(name))
 
 
 def _changed_settings(folder: Path, plan: Plan) -> list[str]:
