@@ -92,9 +92,9 @@ def _require_sane(array: tensorstore.TensorStore, name: str) -> int:
   compressor = array.spec().to_json()["metadata"]["compressor"]
   known = compressor is None or compressor["id"] in _COMPRESSORS
   if not is_number or not known:
-    raise ValueError(f"{name!r:.200} is no array that a run saves")
+    raise ValueError(f"{name!r:.200} is not an array that a run saves")
   size = math.prod(array.shape) * dtype.itemsize
-  chunk = array.chunk_layout.read_chunk.shape
+  chunk = [n for n in array.chunk_layout.read_chunk.shape or () if n]
   count = math.prod(-(-n // m) for n, m in zip(array.shape, chunk, strict=True))
   # Of none, a chunk is of one.
   if math.prod(chunk) * dtype.itemsize > max(size, dtype.itemsize):

@@ -139,12 +139,12 @@ def _stamp(path: str) -> list[int] | None:
   Of a folder of frames it is the sum of sizes, the last time, and a checksum
   over all images: the folder's own time stays where one is overwritten.
   """
-  path = outputs.local_path(path)
+  local = outputs.local_path(path)
   try:
-    found = os.stat(path)
+    found = os.stat(local)
     if not stat.S_ISDIR(found.st_mode):
       return [found.st_size, found.st_mtime_ns]
-    with os.scandir(path) as entries:
+    with os.scandir(local) as entries:
       images = sorted((entry.name, entry.stat()) for entry in entries)
   except (OSError, ValueError):
     return None

@@ -70,7 +70,7 @@ def read(
 def _check_tree(file: h5py.File) -> None:
   """Refuses trees that are walked for ever: HDF5 does it by recursion."""
   # Lengths of paths, and groups.
-  level = [(0, file)]
+  level: list[tuple[int, h5py.Group]] = [(0, file)]
   items = characters = 0
   for _ in range(_DEEPEST):
     below = []
