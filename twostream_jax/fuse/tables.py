@@ -113,7 +113,7 @@ def _require_bounded(videos: int, scores: int, size: int) -> None:
   """Refuses a file of `size` bytes that is too large for its content."""
   if _VIDEO * videos + _SCORE * scores > limits.most_memory(size):
     raise ScoresError(
-      f"{videos} videos or more in {size} bytes, which are no ids and scores"
+      f"{videos} videos or more in {size} bytes, which are not ids and scores"
     )
 
 

@@ -6,7 +6,7 @@ it imports nothing but NumPy and h5py.
 
 import math
 import re
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -73,7 +73,7 @@ def _check_tree(file: h5py.File) -> None:
   level: list[tuple[int, h5py.Group]] = [(0, file)]
   items = characters = 0
   for _ in range(_DEEPEST):
-    below = []
+    below: list[tuple[int, h5py.Group]] = []
     for start, group in level:
       items += len(group)
       if items > _MOST_ITEMS:
@@ -91,7 +91,7 @@ def _check_tree(file: h5py.File) -> None:
           )
         # A link would be followed.
         if isinstance(group.get(name, getlink=True), h5py.HardLink):
-          item = group.get(name)
+          item: Any = group.get(name)
           if isinstance(item, h5py.Group):
             below.append((length, item))
     level = below

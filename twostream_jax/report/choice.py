@@ -51,9 +51,9 @@ def choose_examples(
 
   The four kinds of `outcome` take turns; one that runs out leaves its places
   to the others. Within a kind the clips are spread over who was wrong, then
-  over classes, then taken in the order of the split: nobody picks the pretty
-  ones. A clip of several classes stands for the first of them here; one without
-  any is left out, for nothing said of it can be right.
+  over classes, then taken in the order of the split: pretty ones are not
+  picked. A clip of several classes is listed by the first of them; one without
+  any is left out, as nothing said of it can be right.
 
   Args:
     scores: by name, of the same videos.

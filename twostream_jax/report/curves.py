@@ -33,7 +33,7 @@ def training(
   Args:
     curves: records of `metrics.jsonl` by stage; "step" and "split" ("train" or
       "validation") in each, "learning_rate" and what is drawn where known.
-    styles: classes of the style sheet by stage; a stage that is no stream (and
+    styles: Style sheet classes by stage; a stage that is not a stream (and
       so has no style) is drawn in plain ink.
     titles: of what is drawn, by key: the loss, and metrics in 0..1.
   """

@@ -22,7 +22,7 @@ class SplitFacts:
     pixel_aspect: width over height of a pixel in each file, float [b].
     num_damaged: damaged or lost frames of each clip, int [b].
     height: of the stored frames, pixels, int [b].
-    width: likewise.
+    width: Of the frames in pixels.
   """
 
   by_class: np.ndarray

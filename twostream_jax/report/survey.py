@@ -48,7 +48,7 @@ class Moment:
     frame: index of the frame.
     rgb: RGB uint8 [h w 3].
     flow: pixels of the stored size per step, x then y, float64 [h w 2].
-    backward: likewise, from the later frame to this one; None where the
+    backward: The same, from the later frame to this one; None where the
       dataset has forward fields only.
   """
 
@@ -118,7 +118,7 @@ def choose_clips(
 ) -> list[tuple[str, int]]:
   """Draws clips that are spread over the classes, then over the splits.
 
-  A clip of several classes stands for the first of them here.
+  A clip of several classes is listed by the first of them here.
 
   Args:
     labels: the classes of each clip, by split; see `SplitSurvey`.
