@@ -6,7 +6,7 @@ it imports nothing but NumPy and h5py.
 
 import math
 import re
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -81,7 +81,7 @@ def _check_tree(file: h5py.File) -> None:
           f"more than {_MOST_ITEMS} groups and arrays; this is not a file of"
           " weights"
         )
-      for name in group:
+      for name in map(str, group):
         length = start + len(name) + 1
         characters += length
         if characters > _MOST_TEXT:
@@ -91,7 +91,7 @@ def _check_tree(file: h5py.File) -> None:
           )
         # A link would be followed.
         if isinstance(group.get(name, getlink=True), h5py.HardLink):
-          item: Any = group.get(name)
+          item = group.get(name)
           if isinstance(item, h5py.Group):
             below.append((length, item))
     level = below
