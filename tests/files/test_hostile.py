@@ -508,7 +508,7 @@ _HUGE = [7, 7, 60_000, 30_000]
     (lambda s: _chunk(s, shape=_HUGE, chunks=_HUGE), "would unpack to more"),
     (lambda s: _chunk(s, chunks=[60_000] * 2), "in parts larger than itself"),
     (lambda s: _chunk(s, shape=[999, 999], chunks=[1, 1]), "in 998001 parts"),
-    (lambda s: _chunk(s, dtype="|S9"), "no array that a run saves"),
+    (lambda s: _chunk(s, dtype="|S9"), "not an array that a run saves"),
     (lambda s: s.write("params.conv.kernel/0.0", None).result(), "missing"),
     (lambda s: s.write("params.conv.kernel/0.0", b"(").result(), "Truncated"),
   ],
