@@ -677,6 +677,8 @@ def test_a_manifest_names_no_file_elsewhere(exported, tmp_path, key, how):
   [
     ("weights.safetensors", b"", "can't be read"),
     ("weights.safetensors", None, "not there, or no file"),
+    ("weights.safetensors", b"\0\0\0\2" + b"\0" * 4, "33554432 bytes of names"),
+    ("fusion.json", b"[" + b"1," * 9_000_000 + b"1]", "too many names"),
     ("fusion.json", b"{\xff}", "can't be read: 'utf-8'"),
     ("fusion.json", b'{"a": {"streams": ["x"]}}', "stages that there are not"),
     ("programs/spatial-cpu.jax", b"\0" * 99, "can't be read"),

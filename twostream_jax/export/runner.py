@@ -48,6 +48,8 @@ _FREE = 2**30
 # Bytes that JSON may take once it is parsed, beside a multiple of its size:
 # rules fitted to 700 classes and four stages have eight million numbers.
 _MOST_GROWN = 2**28
+# Bytes of the names and shapes of weights; 1,000 arrays have 150,000.
+_LONGEST_HEADER = 2**24
 
 Inputs = np.ndarray | Mapping[str, np.ndarray] | None
 
@@ -219,6 +221,10 @@ def load(directory: str | os.PathLike, platform: str | None = None) -> Model:
     for rule in rules.values():
       _check_rule(rule, manifest)
   with _told(weights_path):
+    with weights_path.open("rb") as file:
+      header = int.from_bytes(file.read(8), "little")
+    if header > _LONGEST_HEADER:
+      raise ValueError(f"it has {header} bytes of names")
     weights = safetensors.numpy.load_file(weights_path)
   contents = {}
   for name, path in paths.items():
