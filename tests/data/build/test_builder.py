@@ -284,7 +284,7 @@ def test_script_without_a_main_guard_is_told_so(videos, tmp_path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import pathlib
-from tests.data import test_builder as t
+from tests.data.build import test_builder as t
 clips = t._four(pathlib.Path({str(videos)!r}))
 t._build({str(tmp_path / "out")!r}, clips)
 """)

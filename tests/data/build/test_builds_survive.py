@@ -81,7 +81,7 @@ def _build_in_a_process(out, videos, spec, log, pause):
   code = f"""
 import pathlib, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tests.data import test_builds_survive as t
+from tests.data.build import test_builds_survive as t
 if __name__ == "__main__":
   t._build({str(out)!r}, pathlib.Path({str(videos)!r}), process=t._logged,
            num_workers=2, flow_spec=t.FlowSpec(**{vars(spec)!r}))

@@ -235,7 +235,7 @@ def test_values_that_nobody_takes_are_not_made(tmp_path):
 
 
 _INTERRUPTED = """
-from tests.data import test_workers
+from tests.data.build import test_workers
 if __name__ == "__main__":
   test_workers.interrupt_a_start(%s)
 """
@@ -281,7 +281,7 @@ def test_what_computed_before_it_hangs_has_stalled():
 
 
 _STARTED = """
-from tests.data import test_workers
+from tests.data.build import test_workers
 if __name__ == "__main__":
   test_workers.start_all_kinds()
 """
