@@ -36,7 +36,8 @@ def test_every_part_runs_and_what_it_leaves_can_be_read(command, tmp_path):
   out = tmp_path / "out"
   found = run("--small", f"--out={out}")
   assert found.returncode == 0, found.stdout + found.stderr
-  rows = [json.loads(x) for x in (out / "results.jsonl").open()]
+  lines = (out / "results.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
   parts = {name for row in command.ROWS for name in row}
   assert {row["name"] for row in rows if row["table"] == "parts"} == parts
   assert {row["part"] for row in rows if row["table"] != "parts"} == parts
