@@ -324,3 +324,14 @@ def test_error_on_rubberwhale(preset, bound):
   known = (np.abs(truth) < 1e9).all(axis=-1)
   error = np.asarray(tvl1(*images, **preset)) - truth
   assert np.hypot(error[..., 0], error[..., 1])[known].mean() <= bound
+
+
+@pytest.mark.parametrize("change", [60.0, -60.0])
+def test_what_is_clipped_is_not_taken_for_motion(change):
+  rng = np.random.default_rng(5)
+  first = cv2.GaussianBlur(rng.uniform(0, 255, (96, 96)), (0, 0), 3)
+  first = np.clip(127 + 6 * (first - first.mean()), 0, 255).astype(np.float32)
+  second = np.clip(first + change, 0, 255)
+  assert np.mean((second == 0) | (second == 255)) > 0.03
+  flow = np.asarray(tvl1(first[None], second[None]))
+  assert np.linalg.norm(flow, axis=-1).mean() < 0.05

@@ -32,6 +32,9 @@ def texture_pyramids(
   changes, in proportion: where it does not, the mean says much about motion
   that the texture does not.
 
+  Where a pixel is black or white in either image, what remains is taken from
+  both, so that smoothness decides: clipping has removed the texture of one.
+
   What remains of the second image is scaled to the contrast of the first one,
   which takes out a change of exposure (a gain).
 
@@ -59,7 +62,11 @@ def texture_pyramids(
     (first, second), textures = images[0], pairs[0]
     ratio = _contrast_ratio(first, second, *textures)
     gain = 1 + texture * part * (ratio - 1)
-    return [(first, gain * second) for first, second in pairs]
+    weights = [1 - part * (1 - _unclipped(*pair) ** 2) for pair in images]
+    return [
+      (weight * first, weight * gain * second)
+      for weight, (first, second) in zip(weights, pairs, strict=True)
+    ]
 
   # Most pairs are spared all of it.
   return jax.lax.cond((part > 0).any(), decompose, lambda same: same, images)
@@ -71,10 +78,7 @@ def _contrast_ratio(first, second, first_texture, second_texture):
   Of the pixels whose windows are neither black nor white anywhere: what was
   clipped has lost its texture and says nothing about the others.
   """
-  low, high = _CLIPPED
-  clipped = jnp.minimum(first, second) <= low
-  clipped |= jnp.maximum(first, second) >= high
-  seen = _local_mean(clipped.astype(jnp.float32)) == 0
+  seen = _unclipped(first, second) == 1
 
   def energy(texture):
     energies = jnp.where(seen, texture * texture, 0)
@@ -83,6 +87,14 @@ def _contrast_ratio(first, second, first_texture, second_texture):
 
   ratio = jnp.sqrt(energy(first_texture) / energy(second_texture))
   return jnp.clip(ratio, 1 / _LARGEST_GAIN, _LARGEST_GAIN)
+
+
+def _unclipped(first: Array, second: Array) -> Array:
+  """Share of the window of each pixel that is neither black nor white, 0..1."""
+  low, high = _CLIPPED
+  clipped = jnp.minimum(first, second) <= low
+  clipped |= jnp.maximum(first, second) >= high
+  return 1 - _local_mean(clipped.astype(jnp.float32))
 
 
 def brightness_change(first: Array, second: Array) -> Array:
